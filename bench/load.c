@@ -1,0 +1,517 @@
+/* The load generator: many connections to an echo server, from one thread over epoll. bench/run.py runs it, pinned to
+ * a core of its own; anyone can run it by hand (--help).
+ *
+ * The load is a closed loop: a connection sends one message, waits until all of it has come back, and sends the next.
+ * What comes back is compared with what was sent, byte for byte; each message starts elsewhere in a random pattern, so
+ * that an echo of another message, or of another connection's, is noticed.
+ *
+ * The result is one line of JSON on stdout. With --server-pid it holds the CPU time that process used during the
+ * measured window, read here rather than by the runner, so that time and messages cover exactly the same window.
+ */
+#define _GNU_SOURCE
+#include "endpoint.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <time.h>
+
+enum {
+    OPENING_AT_ONCE = 64,   /* connections being opened at one time; well below any server's backlog */
+    EVENTS = 256,
+    SHIFTS = 4096,          /* how many places of the pattern a message may start at */
+    SUB = 64,               /* histogram buckets in each power of two: 1.6 % wide */
+    BUCKETS = 60 * SUB,
+    STALL_S = 20,           /* no progress at all for so long is a failure */
+};
+
+typedef enum mode { MODE_ECHO, MODE_CONNECT, MODE_IDLE, MODE_ACTIVE } mode;
+typedef enum phase { CLOSED, CONNECTING, ECHOING, ENDING, PARKED } phase;
+
+typedef struct connection {
+    int fd;
+    phase phase;
+    unsigned events;        /* what epoll watches now */
+    unsigned shift;         /* where in the pattern the current message starts */
+    size_t sent, got;
+    int64_t began;          /* ns */
+} connection;
+
+typedef struct cpu_time {
+    int64_t total_ns;       /* precise */
+    int64_t user_ns, system_ns;   /* sampled by the kernel's tick, and cut to 10 ms: used only as proportions */
+} cpu_time;
+
+static struct {
+    mode mode;
+    endpoint target;
+    long connections, idle, size;
+    double seconds, warmup;
+    long server_pid;
+} options = {.connections = 50, .idle = 0, .size = 1024, .seconds = 2, .warmup = 0.5};
+
+static struct {
+    int epoll;
+    connection *all;
+    long count;             /* of all */
+    long opened;            /* of all, how many have been started so far in the opening phase */
+    long parked;
+    bool opening;           /* before the load starts: a connection echoes one message and is parked */
+    unsigned char *pattern, *room;
+    unsigned source;        /* counter behind the source addresses */
+    int64_t now;
+    uint64_t messages, errors;
+    uint64_t histogram[BUCKETS];
+    char complaint[160];    /* the first error, in words */
+} run;
+
+static void die(const char *format, const char *detail) {
+    fprintf(stderr, "bench-load: ");
+    fprintf(stderr, format, detail);
+    fputc('\n', stderr);
+    exit(1);
+}
+
+static int64_t clock_ns(clockid_t id) {
+    struct timespec t;
+    if (clock_gettime(id, &t) < 0)
+        return 0;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* ---- the histogram --------------------------------------------------------------------------------------------- */
+
+static unsigned bucket_of(int64_t ns) {
+    uint64_t v = ns > 0 ? (uint64_t)ns : 0;
+    if (v < SUB)
+        return (unsigned)v;
+    unsigned exponent = 63u - (unsigned)__builtin_clzll(v);   /* >= 6 */
+    unsigned bucket = (exponent - 5) * SUB + (unsigned)((v >> (exponent - 6)) & (SUB - 1));
+    return bucket < BUCKETS ? bucket : BUCKETS - 1;
+}
+
+static double bucket_middle_us(unsigned bucket) {
+    if (bucket < SUB)
+        return bucket / 1e3;
+    unsigned shift = bucket / SUB - 1;
+    uint64_t low = (uint64_t)(SUB + bucket % SUB) << shift;
+    return ((double)low + (double)((uint64_t)1 << shift) / 2) / 1e3;
+}
+
+static double percentile_us(double share) {
+    uint64_t wanted = (uint64_t)(share * (double)run.messages), seen = 0;
+    for (unsigned i = 0; i < BUCKETS; i++) {
+        seen += run.histogram[i];
+        if (seen > wanted)
+            return bucket_middle_us(i);
+    }
+    return 0;
+}
+
+/* ---- connections ----------------------------------------------------------------------------------------------- */
+
+static void connection_watch(connection *c, unsigned events) {
+    if (c->events == events)
+        return;
+    struct epoll_event e = {.events = events, .data.ptr = c};
+    if (epoll_ctl(run.epoll, c->events ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &e) < 0)
+        die("epoll_ctl: %s", strerror(errno));
+    c->events = events;
+}
+
+static void connection_close(connection *c, bool abort) {
+    if (c->phase == CLOSED)
+        return;
+    if (abort) {   /* a reset leaves no TIME_WAIT behind; only outside the measured window */
+        struct linger none = {.l_onoff = 1};
+        (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    }
+    close(c->fd);
+    c->phase = CLOSED;
+    c->events = 0;
+}
+
+static void connection_fail(connection *c, const char *what, int error) {
+    run.errors++;
+    if (!run.complaint[0])
+        snprintf(run.complaint, sizeof run.complaint, "%s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+    connection_close(c, true);
+}
+
+/* Each (source, destination, port) has about 28,000 ephemeral ports, and a closed connection holds one for a minute.
+ * All of 127.0.0.0/8 is this machine, so connections take their sources from 4,064 addresses in turn. */
+static void source_bind(int fd) {
+    unsigned n = run.source++;
+    int on = 1;
+    struct sockaddr_in from = {.sin_family = AF_INET};
+    from.sin_addr.s_addr = htonl(0x7f000000u | (1 + n % 16) << 8 | (1 + n / 16 % 254));
+    (void)setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&from, sizeof from) < 0)
+        die("bind to a 127.x.x.x address: %s", strerror(errno));
+}
+
+static void message_send(connection *c) {
+    size_t size = (size_t)options.size;
+    while (c->sent < size) {
+        ssize_t n = send(c->fd, run.pattern + c->shift + c->sent, size - c->sent, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n < 0) {
+            connection_fail(c, "send", errno);
+            return;
+        }
+        c->sent += (size_t)n;
+    }
+    connection_watch(c, EPOLLIN | (c->sent < size ? EPOLLOUT : 0));
+}
+
+static void message_begin(connection *c) {
+    c->phase = ECHOING;
+    c->shift = (c->shift + 1021) % SHIFTS;
+    c->sent = c->got = 0;
+    message_send(c);
+}
+
+static void connection_open(connection *c) {
+    bool tcp = endpoint_is_tcp(&options.target);
+    c->fd = socket(options.target.address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0)
+        die("socket: %s (raise the limit on open files: ulimit -n)", strerror(errno));
+    c->phase = CONNECTING;
+    c->events = 0;
+    c->shift = (unsigned)(c - run.all) * 61 % SHIFTS;
+    c->began = run.now;
+    if (tcp) {
+        endpoint_nodelay(c->fd);
+        source_bind(c->fd);
+    }
+    if (connect(c->fd, &options.target.address.any, options.target.size) == 0)
+        message_begin(c);
+    else if (errno == EINPROGRESS)
+        connection_watch(c, EPOLLOUT);
+    else if (errno == EAGAIN) {   /* a UNIX listener whose backlog is full: nothing will tell, so try again later */
+        close(c->fd);
+        c->phase = CLOSED;
+    } else
+        connection_fail(c, "connect", errno);
+}
+
+static void measured(connection *c) {
+    int64_t now = clock_ns(CLOCK_MONOTONIC);
+    run.histogram[bucket_of(now - c->began)]++;
+    run.messages++;
+    c->began = run.now = now;
+}
+
+/* The whole message has come back: what now depends on the mode. */
+static void message_done(connection *c) {
+    if (run.opening) {
+        c->phase = PARKED;
+        run.parked++;
+    } else if (options.mode == MODE_CONNECT) {
+        c->phase = ENDING;   /* our half ends, and the server is to end its own */
+        if (shutdown(c->fd, SHUT_WR) < 0)
+            connection_fail(c, "shutdown", errno);
+    } else {
+        measured(c);
+        message_begin(c);
+    }
+}
+
+static void message_receive(connection *c) {
+    size_t size = (size_t)options.size;
+    ssize_t n = recv(c->fd, run.room, BENCH_ROOM, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n < 0) {
+        connection_fail(c, "receive", errno);
+    } else if (c->phase == ENDING && n == 0) {
+        measured(c);
+        connection_close(c, false);
+        connection_open(c);
+    } else if (n == 0) {
+        connection_fail(c, "the server closed a connection", 0);
+    } else if (c->phase != ECHOING || c->got + (size_t)n > c->sent) {
+        connection_fail(c, "more came back than was sent", 0);
+    } else if (memcmp(run.room, run.pattern + c->shift + c->got, (size_t)n) != 0) {
+        connection_fail(c, "what came back is not what was sent", 0);
+    } else {
+        c->got += (size_t)n;
+        if (c->got == size)
+            message_done(c);
+    }
+}
+
+static void connection_event(connection *c, unsigned events) {
+    if (c->phase == CONNECTING) {
+        int error = 0;
+        socklen_t n = sizeof error;
+        (void)getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+        if (error)
+            connection_fail(c, "connect", error);
+        else
+            message_begin(c);
+        return;
+    }
+    if (c->phase == ECHOING && (events & EPOLLOUT))
+        message_send(c);
+    if (c->phase != CLOSED && (events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
+        message_receive(c);
+}
+
+/* ---- the run --------------------------------------------------------------------------------------------------- */
+
+static void turn(int timeout_ms) {
+    struct epoll_event events[EVENTS];
+    int n = epoll_wait(run.epoll, events, EVENTS, timeout_ms);
+    if (n < 0 && errno != EINTR)
+        die("epoll_wait: %s", strerror(errno));
+    run.now = clock_ns(CLOCK_MONOTONIC);
+    for (int i = 0; i < n; i++)
+        connection_event(events[i].data.ptr, events[i].events);
+}
+
+/* Opens all connections, a few at a time, and lets each echo one message: so the server is known to have accepted it,
+ * and an idle connection is one that has been used. */
+static void open_all(void) {
+    long cursor = 0, parked = 0;
+    int64_t progress = run.now;
+    run.opening = true;
+    while (run.parked < run.count) {
+        for (; cursor < run.count && cursor - run.parked < OPENING_AT_ONCE; cursor++) {
+            connection_open(&run.all[cursor]);
+            if (run.all[cursor].phase == CLOSED)
+                break;
+        }
+        turn(10);
+        if (run.errors)
+            die("while opening connections: %s", run.complaint);
+        if (run.parked != parked)
+            progress = run.now;
+        parked = run.parked;
+        if (run.now - progress > (int64_t)STALL_S * 1000000000)
+            die("while opening connections: %s", "the server does not answer");
+    }
+    run.opening = false;
+}
+
+static cpu_time cpu_of_server(void) {
+    cpu_time t = {0};
+    char path[64], text[1024];
+    clockid_t id;
+    if (!options.server_pid)
+        return t;
+    if (clock_getcpuclockid((pid_t)options.server_pid, &id) != 0)
+        die("%s", "the server process is gone");
+    t.total_ns = clock_ns(id);
+    snprintf(path, sizeof path, "/proc/%ld/stat", options.server_pid);
+    FILE *f = fopen(path, "r");
+    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f)
+        fclose(f);
+    text[n] = 0;
+    char *after_name = strrchr(text, ')');   /* the name itself may hold anything */
+    unsigned long user, system;
+    if (!after_name || sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
+        die("cannot read %s", path);
+    int64_t tick = 1000000000 / sysconf(_SC_CLK_TCK);
+    t.user_ns = (int64_t)user * tick;
+    t.system_ns = (int64_t)system * tick;
+    return t;
+}
+
+static void report(int64_t wall_ns, cpu_time from, cpu_time to, int64_t own_ns) {
+    double seconds = (double)wall_ns / 1e9, count = run.messages ? (double)run.messages : 1;
+    double total = (double)(to.total_ns - from.total_ns);
+    double user = (double)(to.user_ns - from.user_ns), system = (double)(to.system_ns - from.system_ns);
+    double share = user + system > 0 ? user / (user + system) : 0;
+    printf("{\"messages\": %" PRIu64 ", \"seconds\": %.6f, \"rate\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f, "
+           "\"cpu_us\": %.4f, \"user_us\": %.4f, \"system_us\": %.4f, \"server_busy\": %.4f, \"load_busy\": %.4f, "
+           "\"errors\": %" PRIu64 ", \"complaint\": \"%s\"}\n",
+           run.messages, seconds, (double)run.messages / seconds, percentile_us(0.5), percentile_us(0.99),
+           total / count / 1e3, total * share / count / 1e3, total * (1 - share) / count / 1e3, total / (double)wall_ns,
+           (double)own_ns / (double)wall_ns, run.errors, run.complaint);
+    fflush(stdout);
+}
+
+static void turns_until(int64_t end) {
+    while (run.now < end && !run.errors) {
+        turn((int)((end - run.now) / 1000000) + 1);
+        if (options.mode != MODE_CONNECT)
+            continue;
+        for (long i = 0; i < run.count; i++)   /* those a full UNIX backlog refused */
+            if (run.all[i].phase == CLOSED)
+                connection_open(&run.all[i]);
+    }
+}
+
+/* The load itself: a warm-up, then the measured window. */
+static void measure(void) {
+    for (long i = 0; i < options.connections; i++) {
+        run.all[i].began = run.now;
+        if (options.mode == MODE_CONNECT)
+            connection_open(&run.all[i]);
+        else
+            message_begin(&run.all[i]);
+    }
+    turns_until(run.now + (int64_t)(options.warmup * 1e9));
+    memset(run.histogram, 0, sizeof run.histogram);
+    run.messages = 0;
+    cpu_time before = cpu_of_server();
+    int64_t own = clock_ns(CLOCK_PROCESS_CPUTIME_ID), start = run.now = clock_ns(CLOCK_MONOTONIC);
+    turns_until(start + (int64_t)(options.seconds * 1e9));
+    cpu_time after = cpu_of_server();
+    int64_t end = clock_ns(CLOCK_MONOTONIC);
+    report(end - start, before, after, clock_ns(CLOCK_PROCESS_CPUTIME_ID) - own);
+}
+
+/* Keeps the connections until stdin says a line or ends; one that the server closes meanwhile is an error. */
+static void hold(void) {
+    struct epoll_event e = {.events = EPOLLIN, .data.ptr = NULL}, got;
+    if (epoll_ctl(run.epoll, EPOLL_CTL_ADD, STDIN_FILENO, &e) < 0)
+        die("stdin must be a pipe or a terminal: %s", strerror(errno));
+    printf("{\"holding\": %ld}\n", run.count);
+    fflush(stdout);
+    for (;;) {
+        int n = epoll_wait(run.epoll, &got, 1, -1);
+        if (n < 0 && errno != EINTR)
+            die("epoll_wait: %s", strerror(errno));
+        if (n == 1 && !got.data.ptr)
+            return;
+        if (n == 1)
+            connection_event(got.data.ptr, got.events);
+        if (run.errors)
+            die("while holding: %s", run.complaint);
+    }
+}
+
+/* ---- arguments ------------------------------------------------------------------------------------------------- */
+
+static void usage(FILE *to) {
+    fputs("usage: bench-load MODE ENDPOINT [options]\n"
+          "Drives an echo server and prints one line of JSON.\n\n"
+          "MODE\n"
+          "  echo      every connection sends a message, waits for its echo, sends the next\n"
+          "  connect   a new connection for each message, closed after its echo; --connections are in flight\n"
+          "  idle      opens --idle connections and holds them until stdin says a line or ends\n"
+          "  active    echo on ONE connection, while --idle others are held\n"
+          "ENDPOINT    tcp:HOST:PORT (loopback only) or unix:PATH\n\n"
+          "  --connections N   (50)\n"
+          "  --idle N          (0)\n"
+          "  --size BYTES      of a message (1024)\n"
+          "  --seconds S       of the measured window (2)\n"
+          "  --warmup S        before it (0.5)\n"
+          "  --server-pid PID  reports the CPU time of this process in the window\n", to);
+}
+
+static long number(const char *name, const char *text, long low, long high) {
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (errno || end == text || *end || value < low || value > high) {
+        fprintf(stderr, "bench-load: --%s is a whole number from %ld to %ld, not \"%s\"\n", name, low, high, text);
+        exit(2);
+    }
+    return value;
+}
+
+static double duration(const char *name, const char *text, double low) {
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (errno || end == text || *end || !(value >= low && value <= 3600)) {
+        fprintf(stderr, "bench-load: --%s is a number of seconds from %g to 3600, not \"%s\"\n", name, low, text);
+        exit(2);
+    }
+    return value;
+}
+
+static mode mode_named(const char *text) {
+    static const char *const names[] = {"echo", "connect", "idle", "active"};
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(text, names[i]) == 0)
+            return (mode)i;
+    fprintf(stderr, "bench-load: a mode is echo, connect, idle or active, not \"%s\"\n", text);
+    exit(2);
+}
+
+static void parse(int argc, char **argv) {
+    static const struct option known[] = {
+        {"connections", required_argument, NULL, 'c'}, {"idle", required_argument, NULL, 'i'},
+        {"size", required_argument, NULL, 'b'},        {"seconds", required_argument, NULL, 's'},
+        {"warmup", required_argument, NULL, 'w'},      {"server-pid", required_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},              {NULL, 0, NULL, 0},
+    };
+    for (int o; (o = getopt_long(argc, argv, "h", known, NULL)) != -1;) {
+        switch (o) {
+        case 'c': options.connections = number("connections", optarg, 1, 100000); break;
+        case 'i': options.idle = number("idle", optarg, 0, 1000000); break;
+        case 'b': options.size = number("size", optarg, 1, 64 << 20); break;
+        case 's': options.seconds = duration("seconds", optarg, 0.01); break;
+        case 'w': options.warmup = duration("warmup", optarg, 0); break;
+        case 'p': options.server_pid = number("server-pid", optarg, 1, INT_MAX); break;
+        case 'h': usage(stdout); exit(0);
+        default: usage(stderr); exit(2);
+        }
+    }
+    if (argc - optind != 2) {
+        usage(stderr);
+        exit(2);
+    }
+    options.mode = mode_named(argv[optind]);
+    if (endpoint_parse(argv[optind + 1], &options.target) < 0)
+        exit(2);
+    if (options.mode == MODE_ACTIVE)
+        options.connections = 1;
+    else if (options.mode == MODE_IDLE)
+        options.connections = 0;
+    if (options.mode == MODE_IDLE && options.idle == 0) {
+        fputs("bench-load: idle needs --idle N\n", stderr);
+        exit(2);
+    }
+    if (options.mode == MODE_ECHO || options.mode == MODE_CONNECT)
+        options.idle = 0;
+}
+
+static void prepare(void) {
+    struct rlimit files;
+    run.count = options.connections + options.idle;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &files);
+    }
+    run.epoll = epoll_create1(EPOLL_CLOEXEC);
+    run.all = calloc((size_t)run.count, sizeof *run.all);
+    run.pattern = malloc((size_t)options.size + SHIFTS);
+    run.room = malloc(BENCH_ROOM);
+    if (run.epoll < 0 || !run.all || !run.pattern || !run.room)
+        die("%s", "out of memory or of files");
+    uint64_t seed = 0x9e3779b97f4a7c15u;
+    for (size_t i = 0; i < (size_t)options.size + SHIFTS; i++) {   /* xorshift: the same bytes every time */
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        run.pattern[i] = (unsigned char)(seed >> 32);
+    }
+    run.now = clock_ns(CLOCK_MONOTONIC);
+    run.source = (unsigned)(run.now >> 10);   /* another run starts at other sources */
+}
+
+int main(int argc, char **argv) {
+    parse(argc, argv);
+    prepare();
+    if (options.mode != MODE_CONNECT)
+        open_all();
+    if (options.mode == MODE_IDLE)
+        hold();
+    else
+        measure();
+    for (long i = 0; i < run.count; i++)
+        connection_close(&run.all[i], true);
+    return run.errors ? 1 : 0;
+}

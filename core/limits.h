@@ -1,0 +1,41 @@
+/*
+ * limits.h: every limit of the core in one place, each with its reason. Included by all parts.
+ */
+#ifndef BK_LIMITS_H
+#define BK_LIMITS_H
+
+enum {
+    /* Events taken from one wait: enough that a busy turn costs one call, few enough for the stack
+       of nobody and the caches of everybody. */
+    BK_EVENTS_PER_WAIT = 256,
+    /* What a stream without a buffer of its own reads into; one per loop. A large pipe or socket
+       buffer is emptied in one call. */
+    BK_SCRATCH_BYTES = 256 * 1024,
+    /* Reads from one stream before the next has its turn, when each filled its room. */
+    BK_READS_PER_EVENT = 4,
+    /* Connections accepted from one listener in one turn, so that a storm of new ones does not
+       starve those that are there. */
+    BK_ACCEPTS_PER_EVENT = 64,
+    /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
+    BK_ACCEPT_REST_MS = 100,
+    /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
+    BK_BACKLOG = 1024,
+    /* Default water marks of what a stream has queued: asyncio's. */
+    BK_WATER_LOW = 16 * 1024,
+    BK_WATER_HIGH = 64 * 1024,
+    /* Small copied writes are gathered in blocks of this size; that many are kept for reuse. */
+    BK_BLOCK_BYTES = 4096,
+    BK_BLOCKS_KEPT = 16,
+    /* Freed queue entries a loop keeps for reuse. */
+    BK_CHUNKS_KEPT = 256,
+    /* Worker threads of one loop: they wait for resolvers and disks, not for processors. */
+    BK_WORKERS = 4,
+    /* Descriptor numbers beyond this are refused: the table is indexed by them. */
+    BK_FD_MAX = 1 << 24,
+    /* Bytes a memory transport holds in transit, unless its maker says otherwise. */
+    BK_MEMORY_BYTES = 64 * 1024,
+    /* Signals have numbers below this on every system we know. */
+    BK_SIGNALS = 65,
+};
+
+#endif

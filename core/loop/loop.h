@@ -1,0 +1,142 @@
+/*
+ * loop.h: the loop's own structure, for the parts in core/loop and core/stream, and for the Python
+ * extension, which is linked with the core. What the functions do is told in becket.h.
+ */
+#ifndef BK_LOOP_H
+#define BK_LOOP_H
+
+#include "core/limits.h"
+#include "core/os/os.h"
+
+#include <stdatomic.h>
+
+/* What one descriptor wants, and what the notifier was last told. Indexed by descriptor. */
+typedef struct bk_watch {
+    bk_watch_fn fn[2]; /* [0] reads, [1] writes */
+    void *arg[2];
+    uint32_t generation; /* moves on when the fd is forgotten; part of the tag */
+    uint8_t armed;       /* what the notifier knows */
+    uint8_t changed;     /* listed in loop->changes */
+    uint8_t now;         /* delivered without the notifier: it cannot be watched */
+} bk_watch;
+
+typedef struct bk_call {
+    bk_fn fn;
+    void *arg;
+} bk_call;
+
+typedef struct bk_post {
+    struct bk_post *next;
+    bk_call call;
+} bk_post;
+
+typedef struct bk_timer_entry {
+    int64_t when;
+    uint64_t order;
+    bk_timer *timer; /* NULL: stopped */
+} bk_timer_entry;
+
+typedef struct bk_chunk bk_chunk;
+typedef struct bk_block bk_block;
+typedef struct bk_pool bk_pool;
+
+struct bk_loop {
+    bk_os *os;
+    bk_notifier notifier;
+    bk_loop_options options;
+    int64_t now;
+
+    /* The ready queue: a ring whose capacity is a power of two. */
+    bk_call *ring;
+    uint32_t ring_head, ring_count, ring_mask;
+
+    bool turning;  /* within bk_loop_turn */
+    bool stopping; /* bk_loop_run ends after this turn */
+    bool broken;   /* the turn itself ends after this callback; what is left stays queued */
+    bool forgets;  /* being freed: nothing new is taken */
+
+    /* Descriptors (watch.c). */
+    bk_watch *watches;
+    uint32_t watch_count;
+    int *changes;
+    uint32_t change_count, change_room;
+    uint32_t now_count; /* watches that are always ready */
+
+    /* Timers (timer.c): a 4-ary heap. */
+    bk_timer_entry *timers;
+    uint32_t timer_count, timer_room, timer_stopped;
+    uint64_t timer_order;
+
+    /* From other threads (post.c). */
+    bk_lock *lock;
+    bk_post *posts, **posts_end;
+    atomic_bool posted;  /* posts is not empty */
+    atomic_bool waiting; /* in a wait that can block, so that a wake must write */
+    int wake_fds[2];
+    atomic_uint_fast64_t signals; /* delivered and not yet told: a bit each (signal.c) */
+    bk_call *signal_calls;        /* [BK_SIGNALS], once one is set */
+
+    /* Streams (stream.c). */
+    bk_stream *streams; /* all of them */
+    bk_stream *dirty;   /* to be sent when the callback returns */
+    bk_stream *closing, **closing_end; /* whose closed() is due */
+    bk_timer sweep;                    /* coarse time-outs */
+    uint32_t timed_streams;
+    void *scratch;
+    bk_chunk *free_chunks;
+    uint32_t free_chunk_count;
+    bk_block *free_blocks;
+    uint32_t free_block_count;
+
+    /* Who else belongs to this loop. */
+    bk_pool *pool;            /* worker.c */
+    bk_listener *listeners;   /* core/serve */
+    const bk_scheme **schemes;
+    uint32_t scheme_count;
+
+    bk_ready ready[BK_EVENTS_PER_WAIT];
+};
+
+/* The turn ends after the callback it is in, and so does the run: an exception is on its way. */
+static inline void bk_loop_break(bk_loop *loop) {
+    loop->broken = true;
+    loop->stopping = true;
+}
+
+/* What other threads brought: moves posts and signals to where the turn finds them (post.c). */
+int bk_posts_open(bk_loop *loop);
+void bk_posts_close(bk_loop *loop);
+void bk_posts_take(bk_loop *loop);
+void bk_post_link(bk_loop *loop, bk_post *post, bk_fn fn, void *arg);
+
+int bk_watches_apply(bk_loop *loop);
+void bk_watches_dispatch(bk_loop *loop, int count);
+void bk_watches_dispatch_now(bk_loop *loop);
+int bk_watches_forked(bk_loop *loop);
+void bk_watches_close(bk_loop *loop);
+
+int64_t bk_timers_next(bk_loop *loop);
+void bk_timers_fire(bk_loop *loop);
+void bk_timers_close(bk_loop *loop);
+
+void bk_signals_fire(bk_loop *loop);
+void bk_signals_close(bk_loop *loop);
+
+void bk_workers_close(bk_loop *loop);
+
+/* Of the layers above, which the loop only calls when it ends, or when a callback has returned. */
+void bk_streams_flush_dirty(bk_loop *loop);
+void bk_streams_finish(bk_loop *loop);
+void bk_streams_close(bk_loop *loop);
+void bk_listeners_close(bk_loop *loop);
+
+/* After each callback: what it wrote is sent. */
+static inline void bk_loop_settle(bk_loop *loop) {
+    if (loop->dirty != NULL)
+        bk_streams_flush_dirty(loop);
+}
+
+void bk_loop_log(bk_loop *loop, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#endif

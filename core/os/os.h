@@ -1,0 +1,55 @@
+/*
+ * os.h: what the core uses of the operating system beside the table in becket.h: allocation in the
+ * terms of C, and locks, which cannot fail and so are not in the table. For core/ only.
+ */
+#ifndef BK_OS_H
+#define BK_OS_H
+
+#include <becket.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <string.h>
+
+#define BK_SECOND INT64_C(1000000000)
+#define BK_MILLISECOND INT64_C(1000000)
+
+/* A copy of an operating system's table reaches only as far as its author's header did. */
+#define BK_HAS(table, function)                                                                    \
+    ((table)->size > offsetof(__typeof__(*(table)), function) && (table)->function != NULL)
+
+static inline void *bk_alloc(bk_os *os, size_t n) {
+    return os->resize(os, NULL, n);
+}
+
+static inline void *bk_alloc_zero(bk_os *os, size_t n) {
+    void *p = os->resize(os, NULL, n);
+    if (p != NULL)
+        memset(p, 0, n);
+    return p;
+}
+
+static inline void bk_dealloc(bk_os *os, void *p) {
+    if (p != NULL)
+        os->resize(os, p, 0);
+}
+
+char *bk_string_copy(bk_os *os, const char *text);
+
+/* close that forgets the result: of an fd that is going away nothing more can be learnt. */
+static inline void bk_close_fd(bk_os *os, int fd) {
+    if (fd >= 0)
+        (void)os->close(os, fd);
+}
+
+/* Locks and conditions, between a loop, its workers and those who post to it. */
+typedef struct bk_lock bk_lock;
+bk_lock *bk_lock_new(bk_os *os);
+void bk_lock_free(bk_os *os, bk_lock *lock);
+void bk_lock_take(bk_lock *lock);
+void bk_lock_drop(bk_lock *lock);
+/* Each lock has one condition; waiting drops the lock and takes it again. */
+void bk_lock_wait(bk_lock *lock);
+void bk_lock_signal(bk_lock *lock);
+void bk_lock_broadcast(bk_lock *lock);
+
+#endif

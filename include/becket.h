@@ -1,0 +1,598 @@
+/*
+ * becket.h: the public face of becket, one networking core for every kind of server and client.
+ *
+ * For C programs, and for whoever brings a part: a notifier, a transport, a scheme of endpoints.
+ * It is meant to be read from the top: results, the operating system, notifiers, the loop,
+ * transports, streams and protocols, endpoints and serving. Ready-made protocols (line, SMTP) and
+ * the Maildir store are in becket-protocols.h.
+ *
+ *     static void received(bk_stream *s, const void *data, size_t n) {
+ *         bk_stream_write(s, data, n, BK_COPY, NULL);
+ *     }
+ *     static const bk_protocol echo = {.size = sizeof echo, .name = "echo", .received = received};
+ *     int main(void) { return bk_serve(&echo, "tcp://127.0.0.1:7000", "unix:echo.sock", NULL); }
+ *
+ * Conventions
+ *   - Functions are bk_noun_verb. Those that can fail return 0 or a positive number for success and
+ *     a negative code for failure: -errno, or one of BK_E… below. bk_strerror() explains any.
+ *   - What a function returns through a pointer is named ret_…, and is written only on success.
+ *   - Arguments are checked: a NULL that must not be one, or a value out of range, is -EINVAL.
+ *   - A loop, and all that belongs to it, is used from one thread: the one that runs it. The
+ *     exceptions are bk_loop_post() and bk_loop_wake(); the latter also from signal handlers.
+ *   - Times are int64_t nanoseconds on the monotonic clock, unless a name says otherwise.
+ *   - Tables of functions begin with their own size, so that a part built against an older header
+ *     goes on working: a function beyond a table's size counts as NULL.
+ */
+#ifndef BECKET_H
+#define BECKET_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#if defined(_WIN32)
+struct iovec {
+    void *iov_base;
+    size_t iov_len;
+};
+#else
+#include <sys/uio.h>
+#endif
+
+#if defined(_WIN32)
+#define BK_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define BK_API __attribute__((visibility("default")))
+#else
+#define BK_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BK_VERSION "0.1.0"
+
+typedef struct bk_os bk_os;
+typedef struct bk_loop bk_loop;
+typedef struct bk_notifier bk_notifier;
+typedef struct bk_transport bk_transport;
+typedef struct bk_stream bk_stream;
+typedef struct bk_protocol bk_protocol;
+typedef struct bk_listener bk_listener;
+typedef struct bk_endpoint bk_endpoint;
+typedef struct bk_scheme bk_scheme;
+typedef struct bk_timer bk_timer;
+typedef struct bk_work bk_work;
+
+typedef void (*bk_fn)(void *arg);
+
+/* The version of the library that runs, as "major.minor.patch". Thread-safe. */
+BK_API const char *bk_version(void);
+
+/* ---- Results --------------------------------------------------------------------------------- */
+
+/* Codes that have no errno; all others are negative errno values. */
+enum {
+    BK_ETRUNCATED = -4001, /* the stream ended where its protocol says it may not */
+    BK_EENDPOINT = -4002,  /* an endpoint that cannot be parsed */
+    BK_ESCHEME = -4003,    /* an endpoint whose scheme nobody has registered */
+    BK_EOPTION = -4004,    /* an option that the scheme does not have, or a bad value for one */
+    BK_ENAME = -4005,      /* a host name that cannot be resolved */
+    BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
+    BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
+};
+
+/* A sentence for a code, never NULL; the text is static. Thread-safe. */
+BK_API const char *bk_strerror(int code);
+
+/* An error told to a person: where it is in what they wrote, and what would be right. */
+typedef struct bk_error {
+    int code;
+    size_t position; /* bytes into the text that was parsed; 0 when there is none */
+    char text[240];  /* a sentence without a full stop */
+} bk_error;
+
+/* ---- The operating system -------------------------------------------------------------------- */
+
+struct sockaddr;
+struct addrinfo;
+struct pollfd;
+struct epoll_event;
+
+/* What a descriptor is, as far as a transport must know. */
+enum { BK_FD_SOCKET = 1, BK_FD_PIPE, BK_FD_TTY, BK_FD_FILE, BK_FD_OTHER };
+
+/* The kind and size of something in the file system. */
+typedef struct bk_file_info {
+    int is_socket, is_directory;
+    int64_t bytes;
+} bk_file_info;
+
+typedef struct bk_thread {
+    uintptr_t id;
+} bk_thread;
+
+/*
+ * Everything the core asks of the outside world goes through this table: the loop holds one, and
+ * bk_os_default() is the system's own. A test replaces entries to make calls fail. A table of your
+ * own embeds bk_os as its first member and finds itself by the pointer each function gets.
+ *
+ * All return negative errno values, never -1. Descriptors that are made here are close-on-exec and
+ * non-blocking, pipes and sockets alike; files are blocking. A function that may be called by
+ * several threads at once (all of them) must allow it.
+ */
+struct bk_os {
+    size_t size;
+    const char *name;
+
+    /* Memory: like realloc; n == 0 frees and returns NULL; NULL when there is none. */
+    void *(*resize)(bk_os *os, void *old, size_t n);
+
+    /* Time and chance. */
+    int64_t (*clock)(bk_os *os);                     /* monotonic */
+    int64_t (*wall)(bk_os *os);                      /* since 1970-01-01 UTC */
+    int (*random)(bk_os *os, void *room, size_t n);  /* for names, not for keys */
+
+    /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. */
+    ssize_t (*read)(bk_os *os, int fd, void *room, size_t n);
+    ssize_t (*write)(bk_os *os, int fd, const struct iovec *v, int n);
+    ssize_t (*recv)(bk_os *os, int fd, void *room, size_t n);
+    ssize_t (*send)(bk_os *os, int fd, const struct iovec *v, int n);
+    int (*close)(bk_os *os, int fd);
+    int (*fd_kind)(bk_os *os, int fd);               /* one of BK_FD_… */
+    int (*set_nonblocking)(bk_os *os, int fd, int on); /* returns what it was: 0 or 1 */
+    int (*pipe)(bk_os *os, int ret_fds[2]);
+    int (*wake_open)(bk_os *os, int ret_fds[2]);     /* what is written to [1] makes [0] readable */
+
+    /* Sockets. */
+    int (*socket)(bk_os *os, int family, int type, int protocol);
+    int (*socketpair)(bk_os *os, int ret_fds[2]);    /* UNIX, stream */
+    int (*bind)(bk_os *os, int fd, const struct sockaddr *address, unsigned size);
+    int (*listen)(bk_os *os, int fd, int backlog);
+    int (*accept)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
+    int (*connect)(bk_os *os, int fd, const struct sockaddr *address, unsigned size);
+    int (*shutdown)(bk_os *os, int fd, int how);
+    int (*getsockname)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
+    int (*getpeername)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
+    int (*getsockopt)(bk_os *os, int fd, int level, int name, void *ret_value, unsigned *size);
+    int (*setsockopt)(bk_os *os, int fd, int level, int name, const void *value, unsigned size);
+    int (*resolve)(bk_os *os, const char *host, const char *service,
+                   const struct addrinfo *hints, struct addrinfo **ret_list); /* blocks */
+    void (*resolve_free)(bk_os *os, struct addrinfo *list);
+
+    /* Readiness; those a system lacks are NULL. Time-outs: < 0 waits for ever. */
+    int (*poll)(bk_os *os, struct pollfd *fds, unsigned n, int64_t timeout_ns);
+    int (*select)(bk_os *os, int n, void *reads, void *writes, void *excepts, int64_t timeout_ns);
+    int (*epoll_create)(bk_os *os);
+    int (*epoll_ctl)(bk_os *os, int epoll, int op, int fd, struct epoll_event *event);
+    int (*epoll_wait)(bk_os *os, int epoll, struct epoll_event *ret_events, int room,
+                      int64_t timeout_ns);
+
+    /* Files: blocking, for the workers. */
+    int (*open)(bk_os *os, const char *path, int flags, unsigned mode);
+    int (*fsync)(bk_os *os, int fd);
+    int (*rename)(bk_os *os, const char *from, const char *to);
+    int (*link)(bk_os *os, const char *from, const char *to);
+    int (*unlink)(bk_os *os, const char *path);
+    int (*mkdir)(bk_os *os, const char *path, unsigned mode);
+    int (*chmod)(bk_os *os, const char *path, unsigned mode);
+    int (*file_info)(bk_os *os, const char *path, bk_file_info *ret_info); /* of a link, itself */
+
+    /* Threads and signals. */
+    int (*thread_start)(bk_os *os, bk_fn fn, void *arg, bk_thread *ret_thread);
+    int (*thread_join)(bk_os *os, bk_thread thread);
+    int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
+    int (*getpid)(bk_os *os);
+};
+
+/* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
+BK_API bk_os *bk_os_default(void);
+
+/* ---- Notifiers: what is ready? --------------------------------------------------------------- */
+
+/* Directions of interest, and what may come back beside them. */
+enum {
+    BK_READ = 1,
+    BK_WRITE = 2,
+    BK_HANGUP = 4, /* error or hang-up: whoever waits in either direction is to try and find out */
+    BK_NOW = 8,    /* (of transports) need not wait: ready already */
+};
+
+/* What a notifier can do. */
+enum {
+    BK_ANY_FD = 1,      /* watches pipes and terminals too, not sockets alone */
+    BK_FILES = 2,       /* accepts regular files, which are always ready; others refuse: -EPERM */
+    BK_ACTIVE_COST = 4, /* a wait costs what the ready descriptors cost, not the watched ones */
+    BK_POLLABLE = 8,    /* has a descriptor of its own that another notifier can watch */
+};
+
+typedef struct bk_ready {
+    uint64_t tag;
+    unsigned events;
+} bk_ready;
+
+/*
+ * A notifier tells which descriptors are ready: level-triggered, and for one thread. The loop does
+ * the rest: it folds the changes of a turn into one arm or disarm per descriptor, calls neither
+ * for descriptors nothing happened to, and recognises events that have become stale by their tag.
+ * tests/conformance/ has a suite to run over an implementation.
+ */
+typedef struct bk_notifier_ops {
+    size_t size;
+    const char *name;
+    unsigned traits;
+    int (*open)(bk_notifier *n);  /* sets n->state; nothing is left behind when it fails */
+    void (*close)(bk_notifier *n);
+    int (*forked)(bk_notifier *n); /* in the child after fork: must no longer share with the parent;
+                                      all that was armed stays armed */
+    /* Watch fd for events (BK_READ, BK_WRITE, or both); replaces what was armed for it, tag too.
+       -EPERM: a kind of descriptor it cannot watch; -EMFILE: a number it has no room for. */
+    int (*arm)(bk_notifier *n, int fd, unsigned events, uint64_t tag);
+    /* Forget fd, before it is closed. Not armed is not an error. */
+    int (*disarm)(bk_notifier *n, int fd);
+    /* Wait until something is ready or timeout_ns has passed (0: do not wait; < 0: for ever) and
+       return how many of ret_ready[room] were filled: 0 after a time-out. -EINTR: a signal came.
+       Rounded up to the notifier's precision: never early. */
+    int (*wait)(bk_notifier *n, int64_t timeout_ns, bk_ready *ret_ready, int room);
+    int (*fd)(bk_notifier *n); /* with BK_POLLABLE: readable when something is ready */
+} bk_notifier_ops;
+
+struct bk_notifier {
+    const bk_notifier_ops *ops;
+    bk_os *os;
+    void *state;
+};
+
+/* The notifiers built in, best first, ended by NULL. Static. Thread-safe. */
+BK_API const bk_notifier_ops *const *bk_notifiers(void);
+
+/* ---- The loop -------------------------------------------------------------------------------- */
+
+/* What the loop has to tell its operator: accept running out of descriptors, for one. */
+typedef void (*bk_log_fn)(void *arg, int code, const char *text);
+
+/* Called around what the loop does, for a host that has a lock or signals of its own. */
+typedef struct bk_loop_hooks {
+    void (*before_wait)(void *arg);  /* the wait that follows may block */
+    void (*after_wait)(void *arg);   /* the wait is over */
+    void (*interrupted)(void *arg);  /* a signal ended the wait */
+} bk_loop_hooks;
+
+typedef struct bk_loop_options {
+    size_t size;
+    const char *notifier;                /* by name; NULL: BECKET_NOTIFIER, or the best there is */
+    const bk_notifier_ops *notifier_ops; /* your own; goes before the name */
+    bk_os *os;                           /* NULL: bk_os_default() */
+    bk_log_fn log;                       /* NULL: one line to standard error */
+    const bk_loop_hooks *hooks;
+    void *arg;                           /* for log and hooks */
+} bk_loop_options;
+
+/* A new loop; options may be NULL. BK_ENOTIFIER when the notifier's name is not known. */
+BK_API int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop);
+
+/* Ends all that still belongs to the loop (streams are closed with -ECANCELED), then frees it.
+   -EBUSY from within one of its own callbacks. */
+BK_API int bk_loop_free(bk_loop *loop);
+
+/* Turn until bk_loop_stop(). Returns 0, or the code of a wait that failed. */
+BK_API int bk_loop_run(bk_loop *loop);
+
+/* End bk_loop_run() when this turn is over; before a run: the run makes one turn. */
+BK_API void bk_loop_stop(bk_loop *loop);
+
+/* One turn, for a program that has its own loop: wait at most timeout_ns (< 0: for ever) for
+   something to do, and do it. Returns 0; -EBUSY when called from within a turn. */
+BK_API int bk_loop_turn(bk_loop *loop, int64_t timeout_ns);
+
+/* A descriptor that is readable when a turn has something to do, for another loop to watch
+   together with bk_loop_deadline(). -ENOTSUP where the notifier has none (poll, select). */
+BK_API int bk_loop_fd(const bk_loop *loop);
+
+/* Nanoseconds until the next turn has work without any descriptor: 0: now; -1: never. */
+BK_API int64_t bk_loop_deadline(const bk_loop *loop);
+
+/* The time of this turn; it is read once a turn. */
+BK_API int64_t bk_loop_now(const bk_loop *loop);
+
+BK_API const char *bk_loop_notifier(const bk_loop *loop);
+BK_API bk_os *bk_loop_os(const bk_loop *loop);
+
+/* After fork, in the child, before anything else is done with the loop. */
+BK_API int bk_loop_forked(bk_loop *loop);
+
+/* Call fn(arg) in the next turn; calls keep their order. -ENOMEM. */
+BK_API int bk_loop_soon(bk_loop *loop, bk_fn fn, void *arg);
+
+/* The same from any thread. The loop must outlive the call. -ENOMEM. */
+BK_API int bk_loop_post(bk_loop *loop, bk_fn fn, void *arg);
+
+/* End the wait the loop is in, or the next one. From any thread and from signal handlers. */
+BK_API void bk_loop_wake(bk_loop *loop);
+
+/* Timers live where their owner wants; the fields are the loop's. Zero it before the first start.
+   They fire in the order of their times, and of their starts where those are equal. */
+struct bk_timer {
+    int64_t when;
+    uint64_t order;
+    bk_fn fn;
+    void *arg;
+    uint32_t place; /* 1 + its place in the heap; 0: not running */
+};
+
+/* Call fn(arg) once when bk_loop_now() has reached `when`. -EBUSY when it runs already. */
+BK_API int bk_timer_start(bk_loop *loop, bk_timer *timer, int64_t when, bk_fn fn, void *arg);
+
+/* Amortised O(1), and the timer's memory is the owner's again. Not running is not an error. */
+BK_API void bk_timer_stop(bk_loop *loop, bk_timer *timer);
+
+typedef void (*bk_watch_fn)(void *arg, unsigned events);
+
+/* Call fn(arg, events) each time fd is ready in that direction (BK_READ or BK_WRITE, one of them),
+   as long as it is; fn NULL ends that. Takes effect at the latest when the loop next waits: a
+   descriptor that cannot be watched is found then, and fn gets BK_HANGUP. */
+BK_API int bk_watch_set(bk_loop *loop, int fd, unsigned direction, bk_watch_fn fn, void *arg);
+
+/* Bring the notifier up to date on fd at once, to learn whether it can be watched at all. */
+BK_API int bk_watch_apply(bk_loop *loop, int fd);
+
+/* Forget fd in both directions, at once: always before it is closed. */
+BK_API void bk_watch_forget(bk_loop *loop, int fd);
+
+/* Call fn(arg) on the loop for each delivery of signum. One loop per signal and process: -EBUSY
+   when another has it. fn NULL gives the signal back its earlier disposition. */
+BK_API int bk_signal_set(bk_loop *loop, int signum, bk_fn fn, void *arg);
+
+/* Work that blocks, done by a small pool of threads. The struct is the owner's and must live until
+   done has been called on the loop. */
+struct bk_work {
+    void (*run)(bk_work *work);  /* in a worker thread */
+    void (*done)(bk_work *work); /* on the loop */
+    bk_work *next;
+    bk_loop *loop;
+};
+
+/* -EAGAIN or -ENOMEM when not even one thread could be had; done is not called then. */
+BK_API int bk_work_start(bk_loop *loop, bk_work *work);
+
+/* ---- Transports: how do bytes move? ---------------------------------------------------------- */
+
+/* Questions for bk_transport_ops.query and bk_stream_query(). A transport that holds another
+   passes on what it does not answer itself. */
+enum {
+    BK_QUERY_FD = 1,  /* int: the descriptor that is read */
+    BK_QUERY_PEER,    /* sockaddr of the other side */
+    BK_QUERY_LOCAL,   /* sockaddr of this side */
+    BK_QUERY_NAME,    /* char[]: the transport's name, "tcp" */
+};
+
+/*
+ * A transport moves bytes and nothing else. None of its functions waits; so it serves the loop and
+ * blocking drivers alike. tests/conformance/ has a suite to run over an implementation.
+ * Those marked optional may be NULL.
+ */
+typedef struct bk_transport_ops {
+    size_t size;
+    const char *name;
+    /* > 0: bytes read; 0: the peer's direction is over; -EAGAIN: none now; other: broken. */
+    ssize_t (*read)(bk_transport *t, void *room, size_t n);
+    /* Bytes accepted, >= 0; -EAGAIN: none now; other: broken. n is never more than BK_IOV_MAX. */
+    ssize_t (*write)(bk_transport *t, const struct iovec *v, int n);
+    /* Optional. Move on what it holds back: 0: it holds nothing; -EAGAIN: not all; other: broken. */
+    int (*flush)(bk_transport *t);
+    /* Optional; NULL: what the stream waits for is what its descriptors wait for. Else: given what
+       the stream would do next (BK_READ, BK_WRITE), what is to be waited for. TLS may need to write
+       in order to read, and a file is never "not ready": BK_NOW. */
+    unsigned (*wants)(bk_transport *t, unsigned directions);
+    /* Our direction is over: FIN, close_notify. -EAGAIN: wait for BK_WRITE and call again.
+       -ENOTSUP: this transport cannot half-close. */
+    int (*end)(bk_transport *t);
+    /* Let go of everything, t itself too. Never waits, never fails. */
+    void (*close)(bk_transport *t);
+    /* The descriptor to watch for a direction; -1: the transport calls bk_transport_wake(). */
+    int (*fd)(bk_transport *t, unsigned direction);
+    /* Optional. Answer BK_QUERY_…: *size is the room in bytes, then the bytes written; -ENOTSUP for
+       a question it has no answer to, -ENOSPC when the room is too small. */
+    int (*query)(bk_transport *t, int what, void *ret_value, size_t *size);
+} bk_transport_ops;
+
+enum { BK_IOV_MAX = 64 };
+
+/* The head of every transport. The stream that owns it fills in `stream`; a transport that holds
+   another fills in its inner one's `stream` with the same. */
+struct bk_transport {
+    const bk_transport_ops *ops;
+    bk_stream *stream;
+};
+
+/* For transports whose fd is -1: something changed; the stream will read and write again. Not from
+   within the stream's own call of the transport's functions: harmless, but needless. */
+BK_API void bk_transport_wake(bk_transport *t);
+
+/* A transport over a connected stream socket (TCP or UNIX, found from the socket), which it then
+   owns and makes non-blocking. On failure fd is still the caller's. */
+BK_API int bk_socket_transport(bk_loop *loop, int fd, bk_transport **ret_transport);
+
+/* Over one or two descriptors of any kind: pipes, terminals, files, sockets. One that is -1 is not
+   there: reading ends at once, writing is -EPIPE. The same number twice is one descriptor. When
+   `own` is 0 they are left open at close, and their blocking mode is put back: stdio. */
+BK_API int bk_fd_transport(bk_loop *loop, int read_fd, int write_fd, int own,
+                           bk_transport **ret_transport);
+
+/* Two transports joined in memory, each holding at most `capacity` bytes (0: 65536) in transit. */
+BK_API int bk_memory_transport(bk_loop *loop, size_t capacity, bk_transport *ret_pair[2]);
+
+/* ---- Streams and protocols ------------------------------------------------------------------- */
+
+typedef struct bk_room {
+    void *base;
+    size_t size;
+} bk_room;
+
+/*
+ * A protocol is a table of what to do when something happens to a stream. Any of them may be NULL.
+ * Every callback may do anything to its stream, closing included; none is called from within
+ * another on the same stream, but for blocked(), which bk_stream_write() may call.
+ */
+struct bk_protocol {
+    size_t size;
+    const char *name;
+    void *context; /* the author's own: bk_stream_protocol(s)->context */
+    /* The stream is there. A negative result closes it with that code. */
+    int (*opened)(bk_stream *s);
+    /* Where to put what is read next; NULL: the loop's scratch memory, valid during received().
+       Negative closes the stream with that code; a size of 0 is -ENOBUFS. */
+    int (*room)(bk_stream *s, bk_room *ret_room);
+    void (*received)(bk_stream *s, const void *data, size_t n); /* n > 0 */
+    /* The peer will send no more. Return 1 to go on writing; 0, or NULL, closes after what is
+       queued has been sent. */
+    int (*ended)(bk_stream *s);
+    void (*blocked)(bk_stream *s);  /* more is queued than the high-water mark: stop writing */
+    void (*writable)(bk_stream *s); /* no more is queued than the low-water mark: go on */
+    /* Exactly once, last; also when opened() was never called, because connecting failed. 0: ended
+       in good order; -ECANCELED: bk_stream_abort(); else what broke it. s is freed after it. */
+    void (*closed)(bk_stream *s, int why);
+};
+
+/* A new stream over a transport, which is the stream's from then on; opened() is called before this
+   returns. On failure the transport is still the caller's, and opened() was not called. */
+BK_API int bk_stream_new(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
+                         void *user, bk_stream **ret_stream);
+
+typedef void (*bk_release)(void *arg);
+
+/* Ways to say how long the bytes given to bk_stream_write() stay good, other than a function to be
+   called (once, sooner or later, whatever happens, failure of the write included). */
+#define BK_COPY ((bk_release)0)   /* until the call returns: they are copied if need be */
+#define BK_STATIC (bk_release_static) /* for ever */
+BK_API void bk_release_static(void *arg);
+
+/* Queue n bytes to be sent, in one gathering call with all else that is written, as soon as the
+   callback that the loop is in returns. 0; -EPIPE after end or close; -ENOMEM: nothing was queued.
+   When more than the high-water mark is queued, it is sent at once, and blocked() is called if the
+   transport will not take it. */
+BK_API int bk_stream_write(bk_stream *s, const void *data, size_t n, bk_release release, void *arg);
+
+/* Send now what is queued, as far as the transport takes it, not when the callback returns. */
+BK_API void bk_stream_flush(bk_stream *s);
+
+/* Our direction is over once what is queued has been sent; reading goes on. -ENOTSUP where the
+   transport cannot. Repeating it is not an error. */
+BK_API int bk_stream_end(bk_stream *s);
+
+/* Stop reading, send what is queued, close; closed() follows, never from within this call. */
+BK_API void bk_stream_close(bk_stream *s);
+
+/* Drop what is queued, and close with -ECANCELED; closed() follows, never from within this call. */
+BK_API void bk_stream_abort(bk_stream *s);
+
+/* Flow control of what is read. Both may be repeated. */
+BK_API void bk_stream_pause(bk_stream *s);
+BK_API void bk_stream_resume(bk_stream *s);
+
+/* Water marks for what is queued, in bytes; low <= high, else -EINVAL. Default 16 and 64 KiB. */
+BK_API int bk_stream_set_water(bk_stream *s, size_t low, size_t high);
+
+/* Bytes that are queued and not yet taken by the transport. */
+BK_API size_t bk_stream_queued(const bk_stream *s);
+
+/* Close with -ETIMEDOUT when nothing was read or sent for that many seconds (0: never); coarse: up
+   to a second late. It costs no timer. */
+BK_API void bk_stream_set_timeout(bk_stream *s, unsigned seconds);
+
+/* Answer a BK_QUERY_…; see bk_transport_ops.query. */
+BK_API int bk_stream_query(bk_stream *s, int what, void *ret_value, size_t *size);
+
+BK_API bk_loop *bk_stream_loop(const bk_stream *s);
+BK_API void *bk_stream_user(const bk_stream *s);
+BK_API void bk_stream_set_user(bk_stream *s, void *user);
+BK_API const bk_protocol *bk_stream_protocol(const bk_stream *s);
+BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
+
+/* The transport; and putting another in its place in mid-stream, most often one that holds the old
+   one: that is how TLS starts. What was queued before goes through the new one, unless it was
+   flushed. Nothing is closed by this. */
+BK_API bk_transport *bk_stream_transport(const bk_stream *s);
+BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
+
+/* ---- Endpoints and serving ------------------------------------------------------------------- */
+
+/*
+ * Endpoints are strings, the same for servers and clients:
+ *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
+ *     unix:path?mode=600            a stale socket file is replaced, a live one never
+ *     stdio:                        standard input and output, one stream
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
+ * Percent-encoding (RFC 3986) is undone in host, path and options.
+ */
+enum { BK_ENDPOINT_OPTIONS = 16 };
+
+struct bk_endpoint {
+    char *memory; /* the texts below are in here */
+    const char *scheme, *host, *path;
+    int port; /* -1: none */
+    int option_count;
+    struct {
+        const char *key, *value;
+        size_t position;
+    } options[BK_ENDPOINT_OPTIONS];
+    size_t rest; /* the position of what follows the scheme */
+};
+
+/* Parse text by the grammar above, knowing no scheme. BK_EENDPOINT, with the position, in
+   ret_error (may be NULL), the one thing written on failure. */
+BK_API int bk_endpoint_parse(bk_os *os, const char *text, bk_endpoint *ret_endpoint,
+                             bk_error *ret_error);
+BK_API void bk_endpoint_clear(bk_os *os, bk_endpoint *endpoint);
+BK_API const char *bk_endpoint_option(const bk_endpoint *endpoint, const char *key); /* or NULL */
+
+/* A scheme: what the word before the colon means. Register it with bk_scheme_add(). */
+struct bk_scheme {
+    size_t size;
+    const char *name;
+    const char *const *options; /* the keys it knows, ended by NULL; NULL: none */
+    /* Either may be NULL: not for servers, not for clients. Errors go to error (never NULL). */
+    int (*listen)(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                  bk_error *error, bk_listener **ret_listener);
+    int (*connect)(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                   void *user, bk_error *error, bk_stream **ret_stream);
+};
+
+/* -EEXIST when the loop knows a scheme of that name. The table must outlive the loop. */
+BK_API int bk_scheme_add(bk_loop *loop, const bk_scheme *scheme);
+
+/* A scheme's listen() makes its listener with this; close is called once, when it is closed. */
+BK_API int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), void *arg,
+                           bk_listener **ret_listener);
+
+/* Give each connection that comes in at an endpoint a stream and the protocol. ret_error may be
+   NULL; ret_listener may be NULL: it lives until the loop is freed. A name is resolved in the
+   call, which may block: listen before you run. */
+BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol,
+                     bk_error *ret_error, bk_listener **ret_listener);
+
+/* The same over a listening socket that is there already, and then the listener's. */
+BK_API int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol,
+                        bk_listener **ret_listener);
+
+/* Accept no more, and free the listener; its connections go on. */
+BK_API void bk_listener_close(bk_listener *listener);
+
+/* The endpoint it listens at, with the port it got: "tcp://127.0.0.1:40123". */
+BK_API const char *bk_listener_name(const bk_listener *listener);
+
+/* Connect. The stream is there at once and may be closed, not yet written to: opened() is called
+   when it is connected, or closed() when that failed. ret_error and ret_stream may be NULL. */
+BK_API int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, void *user,
+                      bk_error *ret_error, bk_stream **ret_stream);
+
+/* Serve a protocol at endpoints (a list of strings ended by NULL) until SIGINT or SIGTERM, on a
+   loop of its own, ignoring SIGPIPE; prints to standard error where it listens, and what went
+   wrong. For main(): returns an exit status, 0 or 1. */
+BK_API int bk_serve(const bk_protocol *protocol, const char *endpoint, ...);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
