@@ -107,6 +107,7 @@ enum { BK_FD_SOCKET = 1, BK_FD_PIPE, BK_FD_TTY, BK_FD_FILE, BK_FD_OTHER };
 typedef struct bk_file_info {
     int is_socket, is_directory;
     int64_t bytes;
+    int64_t device, inode; /* together they tell whether it is still the same one */
 } bk_file_info;
 
 typedef struct bk_thread {

@@ -17,7 +17,6 @@ typedef struct bk_watch {
     uint32_t generation; /* moves on when the fd is forgotten; part of the tag */
     uint8_t armed;       /* what the notifier knows */
     uint8_t changed;     /* listed in loop->changes */
-    uint8_t now;         /* delivered without the notifier: it cannot be watched */
 } bk_watch;
 
 typedef struct bk_call {
@@ -53,14 +52,12 @@ struct bk_loop {
     bool turning;  /* within bk_loop_turn */
     bool stopping; /* bk_loop_run ends after this turn */
     bool broken;   /* the turn itself ends after this callback; what is left stays queued */
-    bool forgets;  /* being freed: nothing new is taken */
 
     /* Descriptors (watch.c). */
     bk_watch *watches;
     uint32_t watch_count;
-    int *changes;
-    uint32_t change_count, change_room;
-    uint32_t now_count; /* watches that are always ready */
+    int *changes; /* as large as watches: noting a change cannot fail */
+    uint32_t change_count;
 
     /* Timers (timer.c): a 4-ary heap. */
     bk_timer_entry *timers;
@@ -70,8 +67,8 @@ struct bk_loop {
     /* From other threads (post.c). */
     bk_lock *lock;
     bk_post *posts, **posts_end;
-    atomic_bool posted;  /* posts is not empty */
-    atomic_bool waiting; /* in a wait that can block, so that a wake must write */
+    atomic_bool posted;  /* something came from elsewhere, or somebody wants a turn */
+    atomic_bool waiting; /* not in the midst of a turn: a wake must write to end the wait */
     int wake_fds[2];
     atomic_uint_fast64_t signals; /* delivered and not yet told: a bit each (signal.c) */
     bk_call *signal_calls;        /* [BK_SIGNALS], once one is set */
@@ -79,7 +76,9 @@ struct bk_loop {
     /* Streams (stream.c). */
     bk_stream *streams; /* all of them */
     bk_stream *dirty;   /* to be sent when the callback returns */
+    bk_stream *awake;   /* to be looked at in the next turn, ready or not */
     bk_stream *closing, **closing_end; /* whose closed() is due */
+    bool receiving;                    /* what lies in scratch is being handed to received() */
     bk_timer sweep;                    /* coarse time-outs */
     uint32_t timed_streams;
     void *scratch;
@@ -103,17 +102,15 @@ static inline void bk_loop_break(bk_loop *loop) {
     loop->stopping = true;
 }
 
-/* What other threads brought: moves posts and signals to where the turn finds them (post.c). */
-int bk_posts_open(bk_loop *loop);
-void bk_posts_close(bk_loop *loop);
-void bk_posts_take(bk_loop *loop);
-void bk_post_link(bk_loop *loop, bk_post *post, bk_fn fn, void *arg);
-
-int bk_watches_apply(bk_loop *loop);
+/* The parts of a turn, in the order in which loop.c calls them; each is in the file of its name. */
+void bk_watches_apply(bk_loop *loop);
 void bk_watches_dispatch(bk_loop *loop, int count);
-void bk_watches_dispatch_now(bk_loop *loop);
-int bk_watches_forked(bk_loop *loop);
 void bk_watches_close(bk_loop *loop);
+
+int bk_posts_open(bk_loop *loop);
+void bk_posts_take(bk_loop *loop);
+int bk_posts_forked(bk_loop *loop);
+void bk_posts_close(bk_loop *loop);
 
 int64_t bk_timers_next(bk_loop *loop);
 void bk_timers_fire(bk_loop *loop);
@@ -122,11 +119,12 @@ void bk_timers_close(bk_loop *loop);
 void bk_signals_fire(bk_loop *loop);
 void bk_signals_close(bk_loop *loop);
 
+void bk_workers_take(bk_loop *loop);
 void bk_workers_close(bk_loop *loop);
 
 /* Of the layers above, which the loop only calls when it ends, or when a callback has returned. */
 void bk_streams_flush_dirty(bk_loop *loop);
-void bk_streams_finish(bk_loop *loop);
+void bk_streams_turn(bk_loop *loop);
 void bk_streams_close(bk_loop *loop);
 void bk_listeners_close(bk_loop *loop);
 

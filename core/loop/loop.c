@@ -1,0 +1,273 @@
+/*
+ * loop.c: the loop's life and its turn. A turn waits for descriptors, tells who is ready, fires
+ * timers, takes what other threads brought, and calls the ready queue once through. Called by
+ * whoever runs a loop: bk_serve(), the Python extension, a program of its own.
+ */
+#include "core/loop/loop.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+void bk_loop_log(bk_loop *loop, int code, const char *format, ...) {
+    char text[240];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (loop->options.log != NULL)
+        loop->options.log(loop->options.arg, code, text);
+    else
+        fprintf(stderr, "becket: %s\n", text);
+}
+
+/* ---- Life ---- */
+
+static int choose_notifier(const bk_loop_options *options, const bk_notifier_ops **ret_ops) {
+    if (options->notifier_ops != NULL) {
+        *ret_ops = options->notifier_ops;
+        return 0;
+    }
+    const char *name = options->notifier != NULL ? options->notifier : getenv("BECKET_NOTIFIER");
+    const bk_notifier_ops *const *all = bk_notifiers();
+    if (name == NULL || *name == '\0') {
+        *ret_ops = all[0];
+        return 0;
+    }
+    for (; *all != NULL; all++)
+        if (strcmp((*all)->name, name) == 0) {
+            *ret_ops = *all;
+            return 0;
+        }
+    return BK_ENOTIFIER;
+}
+
+static int open_parts(bk_loop *loop) {
+    int code = loop->notifier.ops->open(&loop->notifier);
+    if (code < 0)
+        return code;
+    code = bk_posts_open(loop);
+    if (code < 0) {
+        bk_watches_close(loop);
+        loop->notifier.ops->close(&loop->notifier);
+    }
+    return code;
+}
+
+int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop) {
+    bk_loop_options o = {.size = sizeof o};
+    const bk_notifier_ops *ops;
+    if (ret_loop == NULL || (options != NULL && options->size == 0))
+        return -EINVAL;
+    if (options != NULL)
+        memcpy(&o, options, options->size < sizeof o ? options->size : sizeof o);
+    int code = choose_notifier(&o, &ops);
+    if (code < 0)
+        return code;
+    bk_os *os = o.os != NULL ? o.os : bk_os_default();
+    bk_loop *loop = bk_alloc_zero(os, sizeof *loop);
+    if (loop == NULL)
+        return -ENOMEM;
+    loop->os = os;
+    loop->options = o;
+    loop->notifier = (bk_notifier){.ops = ops, .os = os};
+    loop->closing_end = &loop->closing;
+    loop->now = os->clock(os);
+    atomic_store(&loop->waiting, true);
+    code = open_parts(loop);
+    if (code < 0) {
+        bk_dealloc(os, loop);
+        return code;
+    }
+    *ret_loop = loop;
+    return 0;
+}
+
+/* Workers end first, because what they finish may still use streams; then those who make streams,
+   then the streams. Their callbacks may start things anew, so it is done until nothing is left. */
+static void end_all(bk_loop *loop) {
+    loop->turning = true;
+    while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL) {
+        bk_workers_close(loop);
+        bk_listeners_close(loop);
+        bk_streams_close(loop);
+    }
+    bk_streams_close(loop);
+}
+
+int bk_loop_free(bk_loop *loop) {
+    if (loop == NULL)
+        return 0;
+    if (loop->turning)
+        return -EBUSY;
+    bk_os *os = loop->os;
+    end_all(loop);
+    bk_signals_close(loop);
+    bk_posts_close(loop);
+    bk_timers_close(loop);
+    bk_watches_close(loop);
+    loop->notifier.ops->close(&loop->notifier);
+    bk_dealloc(os, loop->schemes);
+    bk_dealloc(os, loop->scratch);
+    bk_dealloc(os, loop->ring);
+    bk_dealloc(os, loop);
+    return 0;
+}
+
+int bk_loop_forked(bk_loop *loop) {
+    if (loop == NULL)
+        return -EINVAL;
+    int code = loop->notifier.ops->forked(&loop->notifier);
+    return code < 0 ? code : bk_posts_forked(loop);
+}
+
+/* ---- The ready queue ---- */
+
+static int grow_ring(bk_loop *loop) {
+    uint32_t old = loop->ring == NULL ? 0 : loop->ring_mask + 1, room = old ? old * 2 : 64;
+    bk_call *ring = bk_alloc(loop->os, room * sizeof *ring);
+    if (ring == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < loop->ring_count; i++)
+        ring[i] = loop->ring[(loop->ring_head + i) & loop->ring_mask];
+    bk_dealloc(loop->os, loop->ring);
+    loop->ring = ring;
+    loop->ring_head = 0;
+    loop->ring_mask = room - 1;
+    return 0;
+}
+
+int bk_loop_soon(bk_loop *loop, bk_fn fn, void *arg) {
+    if (loop == NULL || fn == NULL)
+        return -EINVAL;
+    if (loop->ring == NULL || loop->ring_count > loop->ring_mask) {
+        int code = grow_ring(loop);
+        if (code < 0)
+            return code;
+    }
+    loop->ring[(loop->ring_head + loop->ring_count++) & loop->ring_mask] = (bk_call){fn, arg};
+    return 0;
+}
+
+/* What is queued while this runs waits for the next turn, or a callback that queues itself would
+   keep everybody else waiting. */
+static void call_ready(bk_loop *loop) {
+    for (uint32_t left = loop->ring_count; left > 0 && !loop->broken; left--) {
+        bk_call call = loop->ring[loop->ring_head];
+        loop->ring_head = (loop->ring_head + 1) & loop->ring_mask;
+        loop->ring_count--;
+        call.fn(call.arg);
+        bk_loop_settle(loop);
+    }
+}
+
+/* ---- The turn ---- */
+
+static bool has_work(const bk_loop *loop) {
+    return loop->ring_count > 0 || loop->closing != NULL || loop->awake != NULL ||
+           atomic_load_explicit(&loop->posted, memory_order_seq_cst);
+}
+
+/* How long a wait may last, which the caller allows to last timeout_ns. */
+static int64_t wait_time(bk_loop *loop, int64_t timeout_ns) {
+    if (timeout_ns == 0 || loop->stopping || has_work(loop))
+        return 0;
+    int64_t when = bk_timers_next(loop);
+    if (when < 0)
+        return timeout_ns;
+    loop->now = loop->os->clock(loop->os);
+    int64_t left = when > loop->now ? when - loop->now : 0;
+    return timeout_ns < 0 || left < timeout_ns ? left : timeout_ns;
+}
+
+static int wait(bk_loop *loop, int64_t timeout_ns) {
+    const bk_loop_hooks *hooks = loop->options.hooks;
+    int64_t time = wait_time(loop, timeout_ns);
+    if (time != 0 && hooks != NULL && hooks->before_wait != NULL)
+        hooks->before_wait(loop->options.arg);
+    int count = loop->notifier.ops->wait(&loop->notifier, time, loop->ready, BK_EVENTS_PER_WAIT);
+    if (time != 0 && hooks != NULL && hooks->after_wait != NULL)
+        hooks->after_wait(loop->options.arg);
+    atomic_store(&loop->waiting, false);
+    loop->now = loop->os->clock(loop->os);
+    if (count == -EINTR && hooks != NULL && hooks->interrupted != NULL)
+        hooks->interrupted(loop->options.arg);
+    return count == -EINTR ? 0 : count;
+}
+
+int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
+    if (loop == NULL)
+        return -EINVAL;
+    if (loop->turning)
+        return -EBUSY;
+    loop->turning = true;
+    loop->broken = false;
+    bk_loop_settle(loop); /* what was written between turns */
+    bk_watches_apply(loop);
+    int count = loop->broken ? 0 : wait(loop, timeout_ns);
+    if (count > 0)
+        bk_watches_dispatch(loop, count);
+    if (!loop->broken)
+        bk_timers_fire(loop);
+    if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
+        bk_posts_take(loop);
+    if (!loop->broken)
+        bk_streams_turn(loop);
+    if (!loop->broken)
+        call_ready(loop);
+    atomic_store(&loop->waiting, true);
+    /* A foreign loop waits on our descriptor next: the notifier must know what we want by then. */
+    bk_watches_apply(loop);
+    loop->turning = false;
+    return count < 0 ? count : 0;
+}
+
+int bk_loop_run(bk_loop *loop) {
+    int code;
+    if (loop == NULL)
+        return -EINVAL;
+    do
+        code = bk_loop_turn(loop, -1);
+    while (code == 0 && !loop->stopping);
+    if (code != -EBUSY)
+        loop->stopping = false;
+    return code;
+}
+
+void bk_loop_stop(bk_loop *loop) {
+    if (loop != NULL)
+        loop->stopping = true;
+}
+
+int bk_loop_fd(const bk_loop *loop) {
+    if (loop == NULL)
+        return -EINVAL;
+    const bk_notifier_ops *ops = loop->notifier.ops;
+    if (!(ops->traits & BK_POLLABLE) || !BK_HAS(ops, fd))
+        return -ENOTSUP;
+    return ops->fd((bk_notifier *)&loop->notifier);
+}
+
+int64_t bk_loop_deadline(const bk_loop *loop) {
+    if (loop == NULL)
+        return -EINVAL;
+    if (has_work(loop) || loop->dirty != NULL || loop->stopping)
+        return 0;
+    int64_t when = bk_timers_next((bk_loop *)loop);
+    if (when < 0)
+        return -1;
+    int64_t now = loop->os->clock(loop->os);
+    return when > now ? when - now : 0;
+}
+
+int64_t bk_loop_now(const bk_loop *loop) {
+    return loop == NULL ? -EINVAL : loop->now;
+}
+
+const char *bk_loop_notifier(const bk_loop *loop) {
+    return loop == NULL ? NULL : loop->notifier.ops->name;
+}
+
+bk_os *bk_loop_os(const bk_loop *loop) {
+    return loop == NULL ? NULL : loop->os;
+}

@@ -1,0 +1,536 @@
+/*
+ * posix.c: the operating system's table for POSIX systems, and locks. Nothing else in the core
+ * includes a system's headers to call it. What only Linux has is under __linux__; the rest is
+ * POSIX.1-2008. Called by all of the core through bk_loop.os.
+ */
+#define _GNU_SOURCE
+#include "core/limits.h"
+#include "core/os/os.h"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#endif
+
+#define RESULT(call)                                                                               \
+    do {                                                                                           \
+        int result_ = (int)(call);                                                                 \
+        return result_ < 0 ? -errno : result_;                                                     \
+    } while (0)
+
+#define RESULT_SIZE(call)                                                                          \
+    do {                                                                                           \
+        ssize_t result_ = (call);                                                                  \
+        return result_ < 0 ? -errno : result_;                                                     \
+    } while (0)
+
+/* ---- Memory, time, chance ---- */
+
+static void *posix_resize(bk_os *os, void *old, size_t n) {
+    (void)os;
+    if (n == 0) {
+        free(old);
+        return NULL;
+    }
+    return realloc(old, n);
+}
+
+static int64_t read_clock(clockid_t id) {
+    struct timespec t;
+    clock_gettime(id, &t);
+    return t.tv_sec * BK_SECOND + t.tv_nsec;
+}
+
+static int64_t posix_clock(bk_os *os) {
+    (void)os;
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+static int64_t posix_wall(bk_os *os) {
+    (void)os;
+    return read_clock(CLOCK_REALTIME);
+}
+
+static int posix_random(bk_os *os, void *room, size_t n) {
+    (void)os;
+#if defined(__linux__)
+    ssize_t got = getrandom(room, n, 0);
+    return got < 0 ? -errno : (size_t)got == n ? 0 : -EIO;
+#else
+    arc4random_buf(room, n);
+    return 0;
+#endif
+}
+
+/* ---- Descriptors ---- */
+
+static ssize_t posix_read(bk_os *os, int fd, void *room, size_t n) {
+    (void)os;
+    RESULT_SIZE(read(fd, room, n));
+}
+
+static ssize_t posix_write(bk_os *os, int fd, const struct iovec *v, int n) {
+    (void)os;
+    RESULT_SIZE(n == 1 ? write(fd, v->iov_base, v->iov_len) : writev(fd, v, n));
+}
+
+static ssize_t posix_recv(bk_os *os, int fd, void *room, size_t n) {
+    (void)os;
+    RESULT_SIZE(recv(fd, room, n, 0));
+}
+
+#if !defined(MSG_NOSIGNAL)
+#define MSG_NOSIGNAL 0 /* there, SO_NOSIGPIPE is set when the socket is made */
+#endif
+
+static ssize_t posix_send(bk_os *os, int fd, const struct iovec *v, int n) {
+    (void)os;
+    if (n == 1)
+        RESULT_SIZE(send(fd, v->iov_base, v->iov_len, MSG_NOSIGNAL));
+    struct msghdr message = {.msg_iov = (struct iovec *)v, .msg_iovlen = (size_t)n};
+    RESULT_SIZE(sendmsg(fd, &message, MSG_NOSIGNAL));
+}
+
+static int posix_close(bk_os *os, int fd) {
+    (void)os;
+    RESULT(close(fd));
+}
+
+static int posix_fd_kind(bk_os *os, int fd) {
+    struct stat info;
+    (void)os;
+    if (fstat(fd, &info) < 0)
+        return -errno;
+    if (S_ISSOCK(info.st_mode))
+        return BK_FD_SOCKET;
+    if (S_ISFIFO(info.st_mode))
+        return BK_FD_PIPE;
+    if (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode) || S_ISBLK(info.st_mode))
+        return BK_FD_FILE;
+    return isatty(fd) ? BK_FD_TTY : BK_FD_OTHER;
+}
+
+static int posix_set_nonblocking(bk_os *os, int fd, int on) {
+    (void)os;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    int was = (flags & O_NONBLOCK) != 0;
+    if (was != (on != 0) && fcntl(fd, F_SETFL, flags ^ O_NONBLOCK) < 0)
+        return -errno;
+    return was;
+}
+
+#if !defined(__linux__)
+static int make_quiet(int fd) {
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return -errno;
+#if defined(SO_NOSIGPIPE)
+    int on = 1;
+    (void)setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    return fd;
+}
+
+static int make_pair_quiet(int fds[2]) {
+    int code = make_quiet(fds[0]);
+    if (code >= 0)
+        code = make_quiet(fds[1]);
+    if (code >= 0)
+        return 0;
+    close(fds[0]);
+    close(fds[1]);
+    return code;
+}
+#endif
+
+static int posix_pipe(bk_os *os, int ret_fds[2]) {
+    (void)os;
+#if defined(__linux__)
+    RESULT(pipe2(ret_fds, O_CLOEXEC | O_NONBLOCK));
+#else
+    return pipe(ret_fds) < 0 ? -errno : make_pair_quiet(ret_fds);
+#endif
+}
+
+static int posix_wake_open(bk_os *os, int ret_fds[2]) {
+#if defined(__linux__)
+    (void)os;
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    ret_fds[0] = ret_fds[1] = fd;
+    return 0;
+#else
+    return posix_pipe(os, ret_fds);
+#endif
+}
+
+/* ---- Sockets ---- */
+
+static int posix_socket(bk_os *os, int family, int type, int protocol) {
+    (void)os;
+#if defined(__linux__)
+    RESULT(socket(family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
+#else
+    int fd = socket(family, type, protocol);
+    return fd < 0 ? -errno : make_quiet(fd);
+#endif
+}
+
+static int posix_socketpair(bk_os *os, int ret_fds[2]) {
+    (void)os;
+#if defined(__linux__)
+    RESULT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ret_fds));
+#else
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, ret_fds) < 0 ? -errno : make_pair_quiet(ret_fds);
+#endif
+}
+
+static int posix_bind(bk_os *os, int fd, const struct sockaddr *address, unsigned size) {
+    (void)os;
+    RESULT(bind(fd, address, size));
+}
+
+static int posix_listen(bk_os *os, int fd, int backlog) {
+    (void)os;
+    RESULT(listen(fd, backlog));
+}
+
+static int posix_accept(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size) {
+    (void)os;
+#if defined(__linux__)
+    RESULT(accept4(fd, ret_address, size, SOCK_CLOEXEC | SOCK_NONBLOCK));
+#else
+    int got = accept(fd, ret_address, size);
+    return got < 0 ? -errno : make_quiet(got);
+#endif
+}
+
+static int posix_connect(bk_os *os, int fd, const struct sockaddr *address, unsigned size) {
+    (void)os;
+    RESULT(connect(fd, address, size));
+}
+
+static int posix_shutdown(bk_os *os, int fd, int how) {
+    (void)os;
+    RESULT(shutdown(fd, how));
+}
+
+static int posix_getsockname(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size) {
+    (void)os;
+    RESULT(getsockname(fd, ret_address, size));
+}
+
+static int posix_getpeername(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size) {
+    (void)os;
+    RESULT(getpeername(fd, ret_address, size));
+}
+
+static int posix_getsockopt(bk_os *os, int fd, int level, int name, void *ret_value,
+                            unsigned *size) {
+    (void)os;
+    RESULT(getsockopt(fd, level, name, ret_value, size));
+}
+
+static int posix_setsockopt(bk_os *os, int fd, int level, int name, const void *value,
+                            unsigned size) {
+    (void)os;
+    RESULT(setsockopt(fd, level, name, value, size));
+}
+
+/* EAI_… codes become BK_ENAME, but for those that have an errno of their own. */
+static int posix_resolve(bk_os *os, const char *host, const char *service,
+                         const struct addrinfo *hints, struct addrinfo **ret_list) {
+    (void)os;
+    int code = getaddrinfo(host, service, hints, ret_list);
+    if (code == 0)
+        return 0;
+    return code == EAI_MEMORY ? -ENOMEM : code == EAI_SYSTEM ? -errno : BK_ENAME;
+}
+
+static void posix_resolve_free(bk_os *os, struct addrinfo *list) {
+    (void)os;
+    freeaddrinfo(list);
+}
+
+/* ---- Readiness ---- */
+
+/* Whole milliseconds, rounded up: a wait must not end early. */
+static int to_milliseconds(int64_t ns) {
+    if (ns <= 0)
+        return ns < 0 ? -1 : 0;
+    int64_t ms = (ns - 1) / BK_MILLISECOND + 1;
+    return ms > INT32_MAX ? INT32_MAX : (int)ms;
+}
+
+static int posix_poll(bk_os *os, struct pollfd *fds, unsigned n, int64_t timeout_ns) {
+    (void)os;
+    RESULT(poll(fds, n, to_milliseconds(timeout_ns)));
+}
+
+static int posix_select(bk_os *os, int n, void *reads, void *writes, void *excepts,
+                        int64_t timeout_ns) {
+    (void)os;
+    struct timeval t, *timeout = NULL;
+    if (timeout_ns >= 0) {
+        int64_t us = (timeout_ns + 999) / 1000;
+        t = (struct timeval){.tv_sec = us / 1000000, .tv_usec = us % 1000000};
+        timeout = &t;
+    }
+    RESULT(select(n, reads, writes, excepts, timeout));
+}
+
+#if defined(__linux__)
+static int posix_epoll_create(bk_os *os) {
+    (void)os;
+    RESULT(epoll_create1(EPOLL_CLOEXEC));
+}
+
+static int posix_epoll_ctl(bk_os *os, int epoll, int op, int fd, struct epoll_event *event) {
+    (void)os;
+    RESULT(epoll_ctl(epoll, op, fd, event));
+}
+
+static int posix_epoll_wait(bk_os *os, int epoll, struct epoll_event *ret_events, int room,
+                            int64_t timeout_ns) {
+    (void)os;
+    RESULT(epoll_wait(epoll, ret_events, room, to_milliseconds(timeout_ns)));
+}
+#endif
+
+/* ---- Files ---- */
+
+static int posix_open(bk_os *os, const char *path, int flags, unsigned mode) {
+    (void)os;
+    RESULT(open(path, flags | O_CLOEXEC, (mode_t)mode));
+}
+
+static int posix_fsync(bk_os *os, int fd) {
+    (void)os;
+    RESULT(fsync(fd));
+}
+
+static int posix_rename(bk_os *os, const char *from, const char *to) {
+    (void)os;
+    RESULT(rename(from, to));
+}
+
+static int posix_link(bk_os *os, const char *from, const char *to) {
+    (void)os;
+    RESULT(link(from, to));
+}
+
+static int posix_unlink(bk_os *os, const char *path) {
+    (void)os;
+    RESULT(unlink(path));
+}
+
+static int posix_mkdir(bk_os *os, const char *path, unsigned mode) {
+    (void)os;
+    RESULT(mkdir(path, (mode_t)mode));
+}
+
+static int posix_chmod(bk_os *os, const char *path, unsigned mode) {
+    (void)os;
+    RESULT(chmod(path, (mode_t)mode));
+}
+
+static int posix_file_info(bk_os *os, const char *path, bk_file_info *ret_info) {
+    (void)os;
+    struct stat info;
+    if (lstat(path, &info) < 0)
+        return -errno;
+    *ret_info = (bk_file_info){.is_socket = S_ISSOCK(info.st_mode),
+                               .is_directory = S_ISDIR(info.st_mode),
+                               .bytes = info.st_size,
+                               .device = (int64_t)info.st_dev,
+                               .inode = (int64_t)info.st_ino};
+    return 0;
+}
+
+/* ---- Threads and signals ---- */
+
+typedef struct start {
+    bk_os *os;
+    bk_fn fn;
+    void *arg;
+} start;
+
+static void *thread_main(void *arg) {
+    start s = *(start *)arg;
+    bk_dealloc(s.os, arg);
+    s.fn(s.arg);
+    return NULL;
+}
+
+/* Signals are for the program's own threads: a worker would swallow those meant to end a wait. */
+static int posix_thread_start(bk_os *os, bk_fn fn, void *arg, bk_thread *ret_thread) {
+    start *s = bk_alloc(os, sizeof *s);
+    if (s == NULL)
+        return -ENOMEM;
+    *s = (start){os, fn, arg};
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread;
+    int code = pthread_create(&thread, NULL, thread_main, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code != 0) {
+        bk_dealloc(os, s);
+        return -code;
+    }
+    ret_thread->id = (uintptr_t)thread;
+    return 0;
+}
+
+static int posix_thread_join(bk_os *os, bk_thread thread) {
+    (void)os;
+    return -pthread_join((pthread_t)thread.id, NULL);
+}
+
+/* What a signal did before we caught it, to be put back: the one state of a process, not a loop. */
+static struct sigaction earlier[BK_SIGNALS];
+static volatile sig_atomic_t caught[BK_SIGNALS];
+
+static int posix_signal_catch(bk_os *os, int signum, void (*handler)(int)) {
+    (void)os;
+    if (signum <= 0 || signum >= BK_SIGNALS)
+        return -EINVAL;
+    if (handler == NULL) {
+        if (!caught[signum])
+            return 0;
+        caught[signum] = 0;
+        RESULT(sigaction(signum, &earlier[signum], NULL));
+    }
+    struct sigaction action = {.sa_handler = handler, .sa_flags = 0}, before;
+    sigemptyset(&action.sa_mask);
+    if (sigaction(signum, &action, &before) < 0)
+        return -errno;
+    if (!caught[signum])
+        earlier[signum] = before;
+    caught[signum] = 1;
+    return 0;
+}
+
+static int posix_getpid(bk_os *os) {
+    (void)os;
+    return (int)getpid();
+}
+
+/* ---- Locks ---- */
+
+struct bk_lock {
+    pthread_mutex_t mutex;
+    pthread_cond_t condition;
+};
+
+bk_lock *bk_lock_new(bk_os *os) {
+    bk_lock *lock = bk_alloc(os, sizeof *lock);
+    if (lock == NULL)
+        return NULL;
+    pthread_mutex_init(&lock->mutex, NULL);
+    pthread_cond_init(&lock->condition, NULL);
+    return lock;
+}
+
+void bk_lock_free(bk_os *os, bk_lock *lock) {
+    if (lock == NULL)
+        return;
+    pthread_cond_destroy(&lock->condition);
+    pthread_mutex_destroy(&lock->mutex);
+    bk_dealloc(os, lock);
+}
+
+void bk_lock_take(bk_lock *lock) {
+    pthread_mutex_lock(&lock->mutex);
+}
+
+void bk_lock_drop(bk_lock *lock) {
+    pthread_mutex_unlock(&lock->mutex);
+}
+
+void bk_lock_wait(bk_lock *lock) {
+    pthread_cond_wait(&lock->condition, &lock->mutex);
+}
+
+void bk_lock_signal(bk_lock *lock) {
+    pthread_cond_signal(&lock->condition);
+}
+
+void bk_lock_broadcast(bk_lock *lock) {
+    pthread_cond_broadcast(&lock->condition);
+}
+
+char *bk_string_copy(bk_os *os, const char *text) {
+    size_t n = strlen(text) + 1;
+    char *copy = bk_alloc(os, n);
+    return copy == NULL ? NULL : memcpy(copy, text, n);
+}
+
+static bk_os posix = {
+    .size = sizeof(bk_os),
+    .name = "posix",
+    .resize = posix_resize,
+    .clock = posix_clock,
+    .wall = posix_wall,
+    .random = posix_random,
+    .read = posix_read,
+    .write = posix_write,
+    .recv = posix_recv,
+    .send = posix_send,
+    .close = posix_close,
+    .fd_kind = posix_fd_kind,
+    .set_nonblocking = posix_set_nonblocking,
+    .pipe = posix_pipe,
+    .wake_open = posix_wake_open,
+    .socket = posix_socket,
+    .socketpair = posix_socketpair,
+    .bind = posix_bind,
+    .listen = posix_listen,
+    .accept = posix_accept,
+    .connect = posix_connect,
+    .shutdown = posix_shutdown,
+    .getsockname = posix_getsockname,
+    .getpeername = posix_getpeername,
+    .getsockopt = posix_getsockopt,
+    .setsockopt = posix_setsockopt,
+    .resolve = posix_resolve,
+    .resolve_free = posix_resolve_free,
+    .poll = posix_poll,
+    .select = posix_select,
+#if defined(__linux__)
+    .epoll_create = posix_epoll_create,
+    .epoll_ctl = posix_epoll_ctl,
+    .epoll_wait = posix_epoll_wait,
+#endif
+    .open = posix_open,
+    .fsync = posix_fsync,
+    .rename = posix_rename,
+    .link = posix_link,
+    .unlink = posix_unlink,
+    .mkdir = posix_mkdir,
+    .chmod = posix_chmod,
+    .file_info = posix_file_info,
+    .thread_start = posix_thread_start,
+    .thread_join = posix_thread_join,
+    .signal_catch = posix_signal_catch,
+    .getpid = posix_getpid,
+};
+
+bk_os *bk_os_default(void) {
+    return &posix;
+}

@@ -1,0 +1,50 @@
+/*
+ * limits.h: the limits of the protocols and of the stores, each with its reason.
+ */
+#ifndef BK_PROTOCOL_LIMITS_H
+#define BK_PROTOCOL_LIMITS_H
+
+enum {
+    /* A growing buffer starts with this: most lines that arrive in pieces fit. */
+    BK_BUFFER_START = 256,
+    /* Default for a line of the line protocol: asyncio's. */
+    BK_LINE_MAX = 64 * 1024,
+
+    /* A command with its CRLF (RFC 5321, 4.5.3.1.4). */
+    BK_SMTP_LINE_MAX = 512,
+    /* MAIL and RCPT: extensions add to those 512 (SIZE 26, BODY 17; SMTPUTF8, DSN and AUTH hundreds
+       more), and a client must hear 555 for an unknown one rather than 500. */
+    BK_SMTP_PATH_LINE_MAX = 2048,
+    /* A path with its brackets, and what is in it (RFC 5321, 4.5.3.1.1 to 3). */
+    BK_SMTP_PATH_MAX = 256,
+    BK_SMTP_LOCAL_MAX = 64,
+    BK_SMTP_DOMAIN_MAX = 255,
+    BK_SMTP_LABEL_MAX = 63,
+    /* A line of a reply with its CRLF (4.5.3.1.5). */
+    BK_SMTP_REPLY_MAX = 512,
+    /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
+    BK_SMTP_PEER_MAX = 64,
+    /* What the large mail providers accept. */
+    BK_SMTP_MESSAGE_MAX = 25 * 1024 * 1024,
+    /* The least that RFC 5321, 4.5.3.1.8 allows; clients send the rest as another message. */
+    BK_SMTP_RECIPIENTS_MAX = 100,
+    /* Honest clients make few errors; those who try out addresses make many. */
+    BK_SMTP_ERRORS_MAX = 20,
+    /* Commands that bring no mail: NOOP keeps a connection open for nothing. */
+    BK_SMTP_IDLE_MAX = 100,
+    /* Seconds without a byte: the least that RFC 5321, 4.5.3.2.7 allows. */
+    BK_SMTP_TIMEOUT = 300,
+    /* Room for the trace header: two host names of 255 and the words between them. */
+    BK_SMTP_TRACE_MAX = 1024,
+    /* Digits in SIZE= (RFC 1870). */
+    BK_SMTP_SIZE_DIGITS = 20,
+
+    /* The host in a Maildir file's name, so that the whole stays below the 255 of file systems. */
+    BK_MAILDIR_HOST_MAX = 128,
+    /* The longest path of a Maildir: below the 4096 of the systems we know, names included. */
+    BK_MAILDIR_PATH_MAX = 3072,
+    /* A name that exists already is somebody else's: how often to try another. */
+    BK_MAILDIR_TRIES = 8,
+};
+
+#endif

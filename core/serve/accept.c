@@ -1,0 +1,159 @@
+/*
+ * accept.c: accepting connections from one or several listening sockets, in batches, and giving
+ * each a stream and the protocol. When descriptors or memory run out it rests, for otherwise a
+ * level-triggered notifier would turn the loop in circles; it says so once, and once more when it
+ * is over. Called by the schemes that listen on sockets, and by bk_listen_fd().
+ */
+#include "core/serve/serve.h"
+
+typedef struct door {
+    bk_acceptor *acceptor;
+    int fd;
+} door;
+
+struct bk_acceptor {
+    bk_loop *loop;
+    const bk_protocol *protocol;
+    bk_timer rest;
+    int trouble; /* why it rested last; 0: all is well */
+    bool busy;   /* within accept_ready: a protocol may close the listener there */
+    bool freed;  /* … and has */
+    int count;
+    door doors[];
+};
+
+int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
+                    bk_acceptor **ret_acceptor) {
+    bk_acceptor *a = bk_alloc_zero(loop->os, sizeof *a + (size_t)room * sizeof a->doors[0]);
+    if (a == NULL)
+        return -ENOMEM;
+    a->loop = loop;
+    a->protocol = protocol;
+    *ret_acceptor = a;
+    return 0;
+}
+
+void bk_acceptor_add(bk_acceptor *a, int fd) {
+    a->doors[a->count++] = (door){a, fd};
+}
+
+void bk_acceptor_drop(bk_acceptor *a) {
+    for (int i = 0; i < a->count; i++)
+        bk_watch_forget(a->loop, a->doors[i].fd);
+    a->count = 0;
+}
+
+void bk_acceptor_free(void *arg) {
+    bk_acceptor *a = arg;
+    bk_timer_stop(a->loop, &a->rest);
+    for (int i = 0; i < a->count; i++) {
+        bk_watch_forget(a->loop, a->doors[i].fd);
+        bk_close_fd(a->loop->os, a->doors[i].fd);
+    }
+    a->count = 0;
+    a->freed = true;
+    if (!a->busy)
+        bk_dealloc(a->loop->os, a);
+}
+
+/* ---- Resting ---- */
+
+static void accept_ready(void *arg, unsigned events);
+static void rest_over(void *arg);
+
+/* Without memory for a timer there is no rest: rather busy than deaf. */
+static void rest(bk_acceptor *a, int code) {
+    int64_t when = bk_loop_now(a->loop) + BK_ACCEPT_REST_MS * BK_MILLISECOND;
+    if (bk_timer_start(a->loop, &a->rest, when, rest_over, a) == 0)
+        for (int i = 0; i < a->count; i++)
+            (void)bk_watch_set(a->loop, a->doors[i].fd, BK_READ, NULL, NULL);
+    if (a->trouble == 0)
+        bk_loop_log(a->loop, code, "cannot accept connections: %s; trying again every %d ms",
+                    bk_strerror(code), BK_ACCEPT_REST_MS);
+    a->trouble = code;
+}
+
+static void rest_over(void *arg) {
+    bk_acceptor *a = arg;
+    for (int i = 0; i < a->count; i++) {
+        int code = bk_watch_set(a->loop, a->doors[i].fd, BK_READ, accept_ready, &a->doors[i]);
+        if (code < 0)
+            rest(a, code);
+    }
+}
+
+static void recover(bk_acceptor *a) {
+    if (a->trouble != 0)
+        bk_loop_log(a->loop, 0, "connections are accepted again");
+    a->trouble = 0;
+}
+
+/* ---- Accepting ---- */
+
+/* Failures of the one connection that was to be accepted, not of accepting: accept(2). */
+static bool is_passing(int code) {
+    static const int passing[] = {ECONNABORTED, EPROTO,    EINTR,        EPERM,      ENETDOWN,
+                                  ENOPROTOOPT,  EHOSTDOWN, EHOSTUNREACH, ENETUNREACH};
+    for (size_t i = 0; i < sizeof passing / sizeof passing[0]; i++)
+        if (code == -passing[i])
+            return true;
+    return false;
+}
+
+static void welcome(bk_acceptor *a, int fd) {
+    bk_loop *loop = a->loop;
+    bk_transport *transport;
+    int code = bk_socket_transport(loop, fd, &transport);
+    if (code < 0) {
+        bk_close_fd(loop->os, fd);
+    } else {
+        code = bk_stream_new(loop, transport, a->protocol, NULL, NULL);
+        if (code < 0)
+            transport->ops->close(transport);
+    }
+    if (code < 0)
+        bk_loop_log(loop, code, "a connection was accepted and closed: %s", bk_strerror(code));
+    bk_loop_settle(loop);
+}
+
+/* One connection; false: that was the last for now. */
+static bool accept_one(bk_acceptor *a, int listening) {
+    int fd = a->loop->os->accept(a->loop->os, listening, NULL, NULL);
+    if (fd == -EAGAIN) {
+        recover(a);
+        return false;
+    }
+    if (fd >= 0) {
+        recover(a);
+        welcome(a, fd);
+    } else if (!is_passing(fd)) {
+        rest(a, fd);
+        return false;
+    }
+    return true;
+}
+
+static void accept_ready(void *arg, unsigned events) {
+    const door *d = arg;
+    bk_acceptor *a = d->acceptor;
+    (void)events;
+    a->busy = true;
+    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->loop->broken; i++)
+        if (!accept_one(a, d->fd))
+            break;
+    a->busy = false;
+    if (a->freed)
+        bk_dealloc(a->loop->os, a);
+}
+
+int bk_acceptor_start(bk_acceptor *a) {
+    for (int i = 0; i < a->count; i++) {
+        int fd = a->doors[i].fd;
+        int code = bk_watch_set(a->loop, fd, BK_READ, accept_ready, &a->doors[i]);
+        if (code >= 0)
+            code = bk_watch_apply(a->loop, fd); /* select may have no room for it: say so now */
+        if (code < 0)
+            return code;
+    }
+    return 0;
+}

@@ -1,0 +1,223 @@
+/*
+ * listener.c: the handle of an endpoint that is listened at, whatever its scheme; and the listener
+ * that brings a single stream, over something that is connected already. Called by servers, by the
+ * schemes, and by the loop when it ends.
+ */
+#include "core/serve/serve.h"
+
+#include <stdio.h>
+
+/* ---- The handle ---- */
+
+int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), void *arg,
+                    bk_listener **ret_listener) {
+    if (loop == NULL || name == NULL || close == NULL || ret_listener == NULL)
+        return -EINVAL;
+    size_t n = strlen(name) + 1;
+    bk_listener *l = bk_alloc(loop->os, sizeof *l + n);
+    if (l == NULL)
+        return -ENOMEM;
+    *l = (bk_listener){.loop = loop, .close = close, .arg = arg};
+    memcpy(l->name, name, n);
+    l->next = loop->listeners;
+    l->link = &loop->listeners;
+    if (l->next != NULL)
+        l->next->link = &l->next;
+    loop->listeners = l;
+    *ret_listener = l;
+    return 0;
+}
+
+void bk_listener_close(bk_listener *listener) {
+    if (listener == NULL)
+        return;
+    *listener->link = listener->next;
+    if (listener->next != NULL)
+        listener->next->link = listener->link;
+    listener->close(listener->arg);
+    bk_dealloc(listener->loop->os, listener);
+}
+
+void bk_listeners_close(bk_loop *loop) {
+    while (loop->listeners != NULL)
+        bk_listener_close(loop->listeners);
+}
+
+const char *bk_listener_name(const bk_listener *listener) {
+    return listener == NULL ? NULL : listener->name;
+}
+
+void bk_listener_end(bk_listener *listener) {
+    listener->over = true;
+    if (listener->ended != NULL)
+        listener->ended(listener->ended_arg);
+}
+
+/* ---- Listening ---- */
+
+static int listen_at(bk_loop *loop, const char *text, const bk_protocol *protocol, bk_error *error,
+                     bk_listener **ret_listener) {
+    bk_endpoint endpoint;
+    const bk_scheme *scheme;
+    int code = bk_scheme_open(loop, text, &endpoint, &scheme, error);
+    if (code < 0)
+        return code;
+    if (BK_HAS(scheme, listen))
+        code = scheme->listen(loop, &endpoint, protocol, error, ret_listener);
+    else
+        code = bk_error_set(error, -ENOTSUP, 0, "%s is for clients, not for servers", scheme->name);
+    bk_endpoint_clear(loop->os, &endpoint);
+    return code;
+}
+
+int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, bk_error *ret_error,
+              bk_listener **ret_listener) {
+    bk_error error = {0};
+    bk_listener *listener = NULL;
+    int code = -EINVAL;
+    if (loop != NULL && endpoint != NULL && protocol != NULL)
+        code = listen_at(loop, endpoint, protocol, &error, &listener);
+    if (code < 0 && error.code == 0) /* a scheme that says no more */
+        bk_error_set(&error, code, 0, "cannot listen: %s", bk_strerror(code));
+    if (code < 0 && ret_error != NULL)
+        *ret_error = error;
+    if (code >= 0 && ret_listener != NULL)
+        *ret_listener = listener;
+    return code < 0 ? code : 0;
+}
+
+/* ---- A descriptor that listens already ---- */
+
+/* The endpoint at which a listening socket is reached; fd:N for kinds we have no name for. */
+static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+        struct sockaddr_un un;
+        struct sockaddr_storage all;
+    } a = {.any.sa_family = AF_UNSPEC};
+    unsigned n = sizeof a;
+    char text[INET6_ADDRSTRLEN], path[sizeof a.un.sun_path + 1] = "";
+    int code = loop->os->getsockname(loop->os, fd, &a.any, &n);
+    if (code >= 0 && a.any.sa_family == AF_UNIX && n > offsetof(struct sockaddr_un, sun_path))
+        memcpy(path, a.un.sun_path, n - offsetof(struct sockaddr_un, sun_path));
+    if (code >= 0 && a.any.sa_family == AF_INET &&
+        inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
+        snprintf(room, size, "tcp://%s:%d", text, ntohs(a.in.sin_port));
+    else if (code >= 0 && a.any.sa_family == AF_INET6 &&
+             inet_ntop(AF_INET6, &a.in6.sin6_addr, text, sizeof text) != NULL)
+        snprintf(room, size, "tcp://[%s]:%d", text, ntohs(a.in6.sin6_port));
+    else if (path[0] != '\0')
+        bk_endpoint_encode(path, stpcpy(room, "unix:"));
+    else
+        snprintf(room, size, "fd:%d", fd);
+}
+
+static int listen_fd(bk_loop *loop, int fd, bk_acceptor *a, bk_listener **ret_listener) {
+    char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
+    name_socket(loop, fd, name, sizeof name);
+    int code = bk_acceptor_start(a);
+    return code < 0 ? code : bk_listener_new(loop, name, bk_acceptor_free, a, ret_listener);
+}
+
+int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener **ret_listener) {
+    if (loop == NULL || protocol == NULL)
+        return -EINVAL;
+    if (fd < 0)
+        return -EBADF;
+    int listening = 0;
+    unsigned size = sizeof listening;
+    bk_os *os = loop->os;
+    int code = os->getsockopt(os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    if (code < 0 || !listening)
+        return code < 0 ? code : -EINVAL;
+    bk_acceptor *a;
+    bk_listener *listener;
+    code = bk_acceptor_new(loop, protocol, 1, &a);
+    if (code < 0)
+        return code;
+    bk_acceptor_add(a, fd);
+    int was = os->set_nonblocking(os, fd, 1);
+    code = was < 0 ? was : listen_fd(loop, fd, a, &listener);
+    if (code < 0) {
+        bk_acceptor_drop(a);
+        bk_acceptor_free(a);
+        if (was == 0)
+            (void)os->set_nonblocking(os, fd, 0);
+        return code;
+    }
+    if (ret_listener != NULL)
+        *ret_listener = listener;
+    return 0;
+}
+
+/* ---- One stream over what is there already: standard input and output, an adopted pipe ---- */
+
+/* It learns of the stream's end by putting a close of its own into the transport's table. Lives
+   until both the listener and the transport are closed. */
+typedef struct once {
+    bk_transport_ops ops; /* the transport's own, but for close; first: found by t->ops */
+    const bk_transport_ops *before;
+    bk_loop *loop;
+    const bk_protocol *protocol;
+    bk_transport *transport; /* NULL: closed */
+    bk_listener *listener;   /* NULL: closed */
+    bk_timer start;
+} once;
+
+static void once_release(once *o) {
+    if (o->transport == NULL && o->listener == NULL)
+        bk_dealloc(o->loop->os, o);
+}
+
+static void once_transport_close(bk_transport *t) {
+    once *o = (once *)t->ops;
+    o->transport = NULL;
+    t->ops = o->before;
+    t->ops->close(t);
+    if (o->listener != NULL)
+        bk_listener_end(o->listener);
+    once_release(o);
+}
+
+static void once_listener_close(void *arg) {
+    once *o = arg;
+    o->listener = NULL;
+    if (o->start.place != 0) { /* nobody has the transport yet */
+        bk_timer_stop(o->loop, &o->start);
+        o->transport->ops->close(o->transport);
+        return;
+    }
+    once_release(o);
+}
+
+static void once_start(void *arg) {
+    once *o = arg;
+    int code = bk_stream_new(o->loop, o->transport, o->protocol, NULL, NULL);
+    if (code >= 0)
+        return;
+    bk_loop_log(o->loop, code, "%s: %s", o->listener->name, bk_strerror(code));
+    o->transport->ops->close(o->transport);
+}
+
+int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
+                   const bk_protocol *protocol, bk_listener **ret_listener) {
+    once *o = bk_alloc(loop->os, sizeof *o);
+    if (o == NULL)
+        return -ENOMEM;
+    *o = (once){.ops = *transport->ops, .before = transport->ops, .loop = loop,
+                .protocol = protocol, .transport = transport};
+    int code = bk_timer_start(loop, &o->start, bk_loop_now(loop), once_start, o);
+    if (code >= 0)
+        code = bk_listener_new(loop, name, once_listener_close, o, &o->listener);
+    if (code < 0) {
+        bk_timer_stop(loop, &o->start);
+        bk_dealloc(loop->os, o);
+        return code;
+    }
+    o->ops.close = once_transport_close;
+    transport->ops = &o->ops;
+    *ret_listener = o->listener;
+    return 0;
+}

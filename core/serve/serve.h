@@ -1,0 +1,97 @@
+/*
+ * serve.h: what the files of core/serve share: errors told to a person, the schemes built in, what
+ * accepts for a listener, and what connects for a stream. Also for the Python extension, which is
+ * linked with the core. What the public functions do is told in becket.h.
+ */
+#ifndef BK_SERVE_H
+#define BK_SERVE_H
+
+#include "core/loop/loop.h"
+
+#if defined(_WIN32)
+#include <winsock2.h>
+#include <ws2tcpip.h>
+#include <afunix.h>
+#else
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#endif
+
+/* ---- Endpoints (endpoint.c) ---- */
+
+/* Fill in error, which may be NULL; returns code. Control characters come out as '?'. */
+int bk_error_set(bk_error *error, int code, size_t position, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* The number an option has; ret_number keeps what it was when the option is not there. */
+int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
+                       long *ret_number, bk_error *error);
+
+/* Where in the text the authority ends: where a port would stand. */
+size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
+
+/* Undo bk_endpoint_parse's decoding: text with all but plain characters percent-encoded, into room,
+   of which it needs at most 3 * strlen(text) + 1 bytes. Returns the end. */
+char *bk_endpoint_encode(const char *text, char *room);
+
+/* ---- Schemes (scheme.c) ---- */
+
+extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd;
+
+/* Parse text and find its scheme, whose options it keeps to. On success ret_endpoint is to be
+   cleared by the caller. */
+int bk_scheme_open(bk_loop *loop, const char *text, bk_endpoint *ret_endpoint,
+                   const bk_scheme **ret_scheme, bk_error *error);
+
+/* ---- Listeners (listener.c) ---- */
+
+struct bk_listener {
+    bk_loop *loop;
+    bk_listener *next, **link; /* in loop->listeners */
+    void (*close)(void *arg);
+    void *arg;
+    bk_fn ended; /* told when all that could ever come in here has come and gone: bk_serve() */
+    void *ended_arg;
+    bool over; /* … and that has happened */
+    char name[];
+};
+
+/* For listeners that bring one stream, as stdio does: that stream is no more. */
+void bk_listener_end(bk_listener *listener);
+
+/* One stream, over a transport that is there already; made when the loop next runs. The transport
+   is the caller's again when this fails. */
+int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
+                   const bk_protocol *protocol, bk_listener **ret_listener);
+
+/* ---- Accepting (accept.c) ---- */
+
+typedef struct bk_acceptor bk_acceptor;
+
+/* Accepts on up to `room` listening sockets. */
+int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
+                    bk_acceptor **ret_acceptor);
+/* The socket is the acceptor's from then on. */
+void bk_acceptor_add(bk_acceptor *a, int fd);
+/* Give back the sockets to whoever added them. */
+void bk_acceptor_drop(bk_acceptor *a);
+/* Watch them. */
+int bk_acceptor_start(bk_acceptor *a);
+/* Closes the sockets; a bk_acceptor * as the argument, for bk_listener_new(). */
+void bk_acceptor_free(void *arg);
+
+/* ---- Connecting (connect.c) ---- */
+
+/* Each makes a stream that connects: to a name, to an address, or over what is there already (the
+   transport is the caller's again when this fails). opened() never comes from within the call. */
+int bk_connect_name(bk_loop *loop, const char *host, int port, const bk_protocol *protocol,
+                    void *user, bk_stream **ret_stream);
+int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned size,
+                       const bk_protocol *protocol, void *user, bk_stream **ret_stream);
+int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
+                         void *user, bk_stream **ret_stream);
+
+#endif

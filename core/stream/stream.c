@@ -1,0 +1,637 @@
+/*
+ * stream.c: a stream is one transport, one outgoing queue, one protocol, and the flow control
+ * between them. It never asks what its transport is. Called by owners of streams, by the loop's
+ * watches when a descriptor is ready, and by the turn in loop.c.
+ *
+ * A stream is freed in one place only, bk_streams_turn(), so every other function may call the
+ * protocol and go on to use the stream after it; it only has to look whether it is closed now.
+ */
+#include "core/stream/stream.h"
+
+#define CALL(s, function, ...)                                                                     \
+    (BK_HAS((s)->protocol, function) ? (s)->protocol->function(__VA_ARGS__) : 0)
+#define TELL(s, function)                                                                          \
+    do {                                                                                           \
+        if (BK_HAS((s)->protocol, function))                                                       \
+            (s)->protocol->function(s);                                                            \
+    } while (0)
+
+static void stream_ready(void *arg, unsigned events);
+
+static uint32_t second_of(const bk_loop *loop) {
+    return (uint32_t)(loop->now / BK_SECOND);
+}
+
+static void note_progress(bk_stream *s) {
+    if (s->timeout != 0)
+        s->active = second_of(s->loop);
+}
+
+/* ---- What the stream waits for ---- */
+
+static bool wants_to_read(const bk_stream *s) {
+    return !(s->flags & (BK_STREAM_PAUSED | BK_STREAM_EOF | BK_STREAM_CLOSING | BK_STREAM_CLOSED |
+                         BK_STREAM_CONNECTING));
+}
+
+static void schedule(bk_stream *s) {
+    if (s->flags & BK_STREAM_AWAKE)
+        return;
+    s->flags |= BK_STREAM_AWAKE;
+    s->next_awake = s->loop->awake;
+    s->loop->awake = s;
+}
+
+static void watch(bk_stream *s, unsigned want) {
+    unsigned changed = want ^ s->watched;
+    s->watched = (uint8_t)want;
+    for (unsigned direction = BK_READ; direction <= BK_WRITE; direction <<= 1) {
+        int fd = changed & direction ? s->transport->ops->fd(s->transport, direction) : -1;
+        if (fd < 0)
+            continue;
+        bk_watch_fn fn = want & direction ? stream_ready : NULL;
+        int code = bk_watch_set(s->loop, fd, direction, fn, s);
+        if (code < 0)
+            bk_stream_fail(s, code);
+    }
+}
+
+/* Bring what is watched in line with what the stream is up to. Costs nothing when that is so. */
+static void update(bk_stream *s) {
+    if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING))
+        return;
+    bk_transport *t = s->transport;
+    unsigned want = (wants_to_read(s) ? BK_READ : 0) | (s->flags & BK_STREAM_BUSY ? BK_WRITE : 0);
+    if ((want & BK_READ) && (s->flags & BK_STREAM_SELF) && (s->flags & BK_STREAM_MORE))
+        schedule(s);
+    if (BK_HAS(t->ops, wants))
+        want = t->ops->wants(t, want);
+    if (want & BK_NOW)
+        schedule(s);
+    want &= BK_READ | BK_WRITE;
+    if (want != s->watched)
+        watch(s, want);
+}
+
+static void forget_fds(bk_stream *s) {
+    bk_transport *t = s->transport;
+    int read_fd = t->ops->fd(t, BK_READ), write_fd = t->ops->fd(t, BK_WRITE);
+    if (read_fd >= 0)
+        bk_watch_forget(s->loop, read_fd);
+    if (write_fd >= 0 && write_fd != read_fd)
+        bk_watch_forget(s->loop, write_fd);
+    s->watched = 0;
+}
+
+/* ---- The end ---- */
+
+static void close_with(bk_stream *s, int why) {
+    bk_loop *loop = s->loop;
+    s->flags |= BK_STREAM_CLOSED | BK_STREAM_CLOSING;
+    s->why = why;
+    if (s->watched != 0)
+        watch(s, 0);
+    if (!(s->flags & BK_STREAM_DIRTY)) { /* else flush_dirty finds it closed, and lists it */
+        s->next_due = NULL;
+        *loop->closing_end = s;
+        loop->closing_end = &s->next_due;
+    }
+}
+
+void bk_stream_fail(bk_stream *s, int why) {
+    if (s->flags & BK_STREAM_CLOSED)
+        return;
+    close_with(s, why);
+    s->flags &= (uint16_t)~BK_STREAM_BORROWS;
+    bk_queue_drop(s, s->queued);
+}
+
+static void unlist_awake(bk_stream *s) {
+    bk_stream **link = &s->loop->awake;
+    while (*link != s)
+        link = &(*link)->next_awake;
+    *link = s->next_awake;
+}
+
+static void finish(bk_stream *s) {
+    bk_loop *loop = s->loop;
+    if (s->flags & BK_STREAM_AWAKE)
+        unlist_awake(s);
+    bk_stream_set_timeout(s, 0);
+    if (BK_HAS(s->protocol, closed))
+        s->protocol->closed(s, s->why);
+    *s->link = s->next;
+    if (s->next != NULL)
+        s->next->link = s->link;
+    forget_fds(s);
+    s->transport->ops->close(s->transport);
+    bk_dealloc(loop->os, s);
+}
+
+/* ---- Sending ---- */
+
+static void send_queue(bk_stream *s) {
+    bk_transport *t = s->transport;
+    while (s->head != NULL && !(s->flags & BK_STREAM_BUSY)) {
+        struct iovec v[BK_IOV_MAX];
+        size_t bytes;
+        int n = bk_queue_gather(s, v, BK_IOV_MAX, &bytes);
+        ssize_t sent = t->ops->write(t, v, n);
+        if (sent == -EINTR)
+            continue;
+        if (sent < 0 && sent != -EAGAIN) {
+            bk_stream_fail(s, (int)sent);
+            return;
+        }
+        if (sent < (ssize_t)bytes)
+            s->flags |= BK_STREAM_BUSY;
+        if (sent > 0) {
+            note_progress(s);
+            bk_queue_drop(s, (size_t)sent);
+        }
+    }
+}
+
+/* Let the transport move on what it holds back; then, when all is sent, end or close. */
+static int send_rest(bk_stream *s) {
+    bk_transport *t = s->transport;
+    bool holds = BK_HAS(t->ops, flush);
+    int code = holds ? t->ops->flush(t) : 0;
+    if (code < 0 || s->head != NULL)
+        return code;
+    bool end = s->flags & BK_STREAM_ENDING || (holds && s->flags & BK_STREAM_CLOSING);
+    if (end && !(s->flags & BK_STREAM_ENDED)) {
+        code = t->ops->end(t);
+        if (code < 0 && !(code == -ENOTSUP && s->flags & BK_STREAM_CLOSING))
+            return code;
+        s->flags |= BK_STREAM_ENDED;
+        code = holds ? t->ops->flush(t) : 0;
+    }
+    if (code >= 0 && s->flags & BK_STREAM_CLOSING)
+        close_with(s, 0);
+    return code;
+}
+
+static void send_all(bk_stream *s) {
+    send_queue(s);
+    if (s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED))
+        return;
+    int code = send_rest(s);
+    if (code == -EAGAIN)
+        s->flags |= BK_STREAM_BUSY;
+    else if (code < 0)
+        bk_stream_fail(s, code);
+}
+
+static void tell_writable(bk_stream *s) {
+    if (!(s->flags & BK_STREAM_BLOCKED) || s->queued > s->low || s->flags & BK_STREAM_CLOSED)
+        return;
+    s->flags &= (uint16_t)~BK_STREAM_BLOCKED;
+    TELL(s, writable);
+}
+
+static void tell_blocked(bk_stream *s) {
+    if (s->flags & (BK_STREAM_BLOCKED | BK_STREAM_CLOSED) || s->queued <= s->high)
+        return;
+    s->flags |= BK_STREAM_BLOCKED;
+    TELL(s, blocked);
+}
+
+/* Send what there is, unless the transport is known to be full. */
+static void flush(bk_stream *s) {
+    if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY))
+        return;
+    send_all(s);
+    update(s);
+}
+
+static void mark_dirty(bk_stream *s) {
+    if (s->flags & (BK_STREAM_DIRTY | BK_STREAM_CLOSED))
+        return;
+    s->flags |= BK_STREAM_DIRTY;
+    s->next_due = s->loop->dirty;
+    s->loop->dirty = s;
+}
+
+static void own_borrowed(bk_stream *s) {
+    if (!(s->flags & BK_STREAM_BORROWS))
+        return;
+    s->flags &= (uint16_t)~BK_STREAM_BORROWS;
+    int code = bk_queue_own(s);
+    if (code < 0)
+        bk_stream_fail(s, code);
+}
+
+void bk_streams_flush_dirty(bk_loop *loop) {
+    bk_stream *s;
+    while ((s = loop->dirty) != NULL) {
+        loop->dirty = s->next_due;
+        s->flags &= (uint16_t)~BK_STREAM_DIRTY;
+        if (s->flags & BK_STREAM_CLOSED) {
+            close_with(s, s->why);
+            continue;
+        }
+        flush(s);
+        own_borrowed(s);
+        tell_blocked(s);
+        tell_writable(s);
+    }
+}
+
+/* Whether data lies in what is just being handed to received(). */
+static bool is_received(const bk_loop *loop, const void *data, size_t n) {
+    uintptr_t p = (uintptr_t)data, from = (uintptr_t)loop->scratch;
+    return loop->receiving && p >= from && p < from + BK_SCRATCH_BYTES &&
+           n <= from + BK_SCRATCH_BYTES - p;
+}
+
+static int enqueue(bk_stream *s, const void *data, size_t n, bk_release release, void *arg) {
+    if (release != BK_COPY)
+        return bk_queue_add(s, data, n, release, arg);
+    if (is_received(s->loop, data, n)) {
+        s->flags |= BK_STREAM_BORROWS;
+        return bk_queue_add(s, data, n, bk_release_borrowed, NULL);
+    }
+    bool idle = !(s->flags & (BK_STREAM_BUSY | BK_STREAM_CONNECTING));
+    if (n < BK_BLOCK_BYTES || !idle)
+        return bk_queue_copy(s, data, n);
+    /* Much at once is sent at once, and only what was refused is copied. */
+    int code = bk_queue_add(s, data, n, bk_release_borrowed, NULL);
+    if (code < 0)
+        return code;
+    flush(s);
+    code = s->flags & BK_STREAM_CLOSED ? 0 : bk_queue_own(s);
+    if (code < 0)
+        bk_stream_fail(s, code);
+    return code;
+}
+
+int bk_stream_write(bk_stream *s, const void *data, size_t n, bk_release release, void *arg) {
+    int code = s == NULL || (data == NULL && n > 0) ? -EINVAL : 0;
+    const int over = BK_STREAM_ENDING | BK_STREAM_CLOSING | BK_STREAM_CLOSED;
+    if (code == 0 && s->flags & over)
+        code = -EPIPE;
+    bool queue = code == 0 && n > 0;
+    if (queue)
+        code = enqueue(s, data, n, release, arg);
+    if (!queue || code < 0) {
+        if (release != BK_COPY)
+            release(arg);
+        return code;
+    }
+    if (s->queued > s->high) {
+        flush(s);
+        tell_blocked(s);
+    }
+    if (s->head != NULL)
+        mark_dirty(s);
+    return 0;
+}
+
+void bk_stream_flush(bk_stream *s) {
+    if (s != NULL)
+        flush(s);
+}
+
+/* ---- Receiving ---- */
+
+static int find_room(bk_stream *s, bk_room *ret_room) {
+    bk_loop *loop = s->loop;
+    if (BK_HAS(s->protocol, room)) {
+        int code = s->protocol->room(s, ret_room);
+        return code < 0 ? code : ret_room->size == 0 ? -ENOBUFS : 0;
+    }
+    if (loop->scratch == NULL)
+        loop->scratch = bk_alloc(loop->os, BK_SCRATCH_BYTES);
+    *ret_room = (bk_room){loop->scratch, BK_SCRATCH_BYTES};
+    return loop->scratch == NULL ? -ENOMEM : 0;
+}
+
+static void deliver(bk_stream *s, const void *data, size_t n) {
+    bk_loop *loop = s->loop;
+    note_progress(s);
+    if (!BK_HAS(s->protocol, received))
+        return;
+    loop->receiving = data == loop->scratch;
+    s->protocol->received(s, data, n);
+    /* Before scratch is read into again, what refers to it is sent, or copied. */
+    bk_loop_settle(loop);
+    loop->receiving = false;
+}
+
+static void end_of_input(bk_stream *s) {
+    s->flags |= BK_STREAM_EOF;
+    int go_on = CALL(s, ended, s);
+    if (!go_on)
+        bk_stream_close(s);
+}
+
+/* Returns whether it is worth reading again at once. */
+static bool read_once(bk_stream *s) {
+    bk_room room = {NULL, 0};
+    int code = find_room(s, &room);
+    if (code < 0) {
+        bk_stream_fail(s, code);
+        return false;
+    }
+    if (!wants_to_read(s)) /* room() may have done anything */
+        return false;
+    bk_transport *t = s->transport;
+    ssize_t n = t->ops->read(t, room.base, room.size);
+    if (n > 0) {
+        deliver(s, room.base, (size_t)n);
+        return (size_t)n == room.size && wants_to_read(s);
+    }
+    s->flags &= (uint16_t)~BK_STREAM_MORE;
+    if (n == 0)
+        end_of_input(s);
+    else if (n != -EAGAIN && n != -EINTR)
+        bk_stream_fail(s, (int)n);
+    return n == -EINTR;
+}
+
+/* ---- Events ---- */
+
+static void stream_ready(void *arg, unsigned events) {
+    bk_stream *s = arg;
+    bool any = BK_HAS(s->transport->ops, wants); /* then either may wait for either */
+    if (events & BK_READ)
+        s->flags |= BK_STREAM_MORE;
+    if ((any || events & (BK_WRITE | BK_HANGUP)) && s->flags & BK_STREAM_BUSY) {
+        s->flags &= (uint16_t)~BK_STREAM_BUSY;
+        send_all(s);
+        tell_writable(s);
+    }
+    int reads = BK_READS_PER_EVENT;
+    if (any || events & (BK_READ | BK_HANGUP))
+        while (wants_to_read(s) && reads-- > 0 && read_once(s))
+            ;
+    update(s);
+    /* A descriptor that the notifier will not watch would never be heard of again. */
+    if (events & BK_HANGUP && !(s->flags & BK_STREAM_CLOSED)) {
+        int fd = s->transport->ops->fd(s->transport, BK_READ);
+        int code = fd < 0 ? 0 : bk_watch_apply(s->loop, fd);
+        if (code >= 0 && (fd = s->transport->ops->fd(s->transport, BK_WRITE)) >= 0)
+            code = bk_watch_apply(s->loop, fd);
+        if (code < 0)
+            bk_stream_fail(s, code);
+    }
+}
+
+void bk_transport_wake(bk_transport *t) {
+    if (t == NULL || t->stream == NULL)
+        return;
+    t->stream->flags |= BK_STREAM_MORE;
+    schedule(t->stream);
+}
+
+static void finish_closing(bk_loop *loop) {
+    bk_stream *s = loop->closing;
+    loop->closing = NULL;
+    loop->closing_end = &loop->closing;
+    while (s != NULL) {
+        bk_stream *next = s->next_due;
+        if (loop->broken) { /* in the next turn */
+            s->next_due = NULL;
+            *loop->closing_end = s;
+            loop->closing_end = &s->next_due;
+        } else {
+            finish(s);
+            bk_loop_settle(loop);
+        }
+        s = next;
+    }
+}
+
+void bk_streams_turn(bk_loop *loop) {
+    finish_closing(loop);
+    bk_stream *s = loop->awake;
+    loop->awake = NULL;
+    while (s != NULL) {
+        bk_stream *next = s->next_awake;
+        s->flags &= (uint16_t)~BK_STREAM_AWAKE;
+        if (loop->broken)
+            schedule(s);
+        else if (!(s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING)))
+            stream_ready(s, BK_READ | BK_WRITE);
+        bk_loop_settle(loop);
+        s = next;
+    }
+}
+
+/* ---- Time-outs ---- */
+
+static void sweep(void *arg) {
+    bk_loop *loop = arg;
+    uint32_t now = second_of(loop);
+    for (bk_stream *s = loop->streams; s != NULL; s = s->next)
+        if (s->timeout != 0 && now - s->active > s->timeout)
+            bk_stream_fail(s, -ETIMEDOUT);
+    if (loop->timed_streams > 0)
+        (void)bk_timer_start(loop, &loop->sweep, loop->now + BK_SECOND, sweep, loop);
+}
+
+void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
+    if (s == NULL)
+        return;
+    bk_loop *loop = s->loop;
+    loop->timed_streams += (seconds != 0) - (s->timeout != 0);
+    s->timeout = seconds > UINT16_MAX ? UINT16_MAX : (uint16_t)seconds;
+    s->active = second_of(loop);
+    if (loop->timed_streams > 0 && loop->sweep.place == 0 &&
+        bk_timer_start(loop, &loop->sweep, loop->now + BK_SECOND, sweep, loop) < 0)
+        bk_stream_fail(s, -ENOMEM); /* rather than a limit that does not hold */
+    else if (loop->timed_streams == 0)
+        bk_timer_stop(loop, &loop->sweep);
+}
+
+/* ---- Life ---- */
+
+static void adopt(bk_stream *s, bk_transport *t) {
+    s->transport = t;
+    t->stream = s;
+    s->watched = 0;
+    s->flags &= (uint16_t)~(BK_STREAM_SELF | BK_STREAM_BUSY);
+    s->flags |= BK_STREAM_MORE;
+    if (t->ops->fd(t, BK_READ) < 0)
+        s->flags |= BK_STREAM_SELF;
+}
+
+static int make(bk_loop *loop, bk_transport *t, const bk_protocol *protocol, void *user,
+                bk_stream **ret_stream) {
+    if (loop == NULL || t == NULL || protocol == NULL || protocol->size == 0)
+        return -EINVAL;
+    bk_stream *s = bk_alloc_zero(loop->os, sizeof *s);
+    if (s == NULL)
+        return -ENOMEM;
+    s->loop = loop;
+    s->protocol = protocol;
+    s->user = user;
+    s->tail = &s->head;
+    s->low = BK_WATER_LOW;
+    s->high = BK_WATER_HIGH;
+    s->next = loop->streams;
+    s->link = &loop->streams;
+    if (s->next != NULL)
+        s->next->link = &s->next;
+    loop->streams = s;
+    adopt(s, t);
+    *ret_stream = s;
+    return 0;
+}
+
+/* The descriptors are armed at once, to learn whether the notifier takes them. */
+static void open_stream(bk_stream *s) {
+    int code = CALL(s, opened, s);
+    if (code < 0)
+        bk_stream_fail(s, code);
+    update(s);
+    int fd = s->watched == 0 ? -1 : s->transport->ops->fd(s->transport, BK_READ);
+    if (fd >= 0 && (code = bk_watch_apply(s->loop, fd)) < 0)
+        bk_stream_fail(s, code);
+}
+
+int bk_stream_new(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol, void *user,
+                  bk_stream **ret_stream) {
+    bk_stream *s;
+    int code = make(loop, transport, protocol, user, &s);
+    if (code < 0)
+        return code;
+    if (ret_stream != NULL)
+        *ret_stream = s;
+    open_stream(s);
+    return 0;
+}
+
+int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
+                             void *user, bk_stream **ret_stream) {
+    int code = make(loop, transport, protocol, user, ret_stream);
+    if (code == 0)
+        (*ret_stream)->flags |= BK_STREAM_CONNECTING;
+    return code;
+}
+
+void bk_stream_connected(bk_stream *s, bk_transport *transport) {
+    if (s->flags & BK_STREAM_CLOSED)
+        return;
+    s->flags &= (uint16_t)~BK_STREAM_CONNECTING;
+    adopt(s, transport);
+    open_stream(s);
+    mark_dirty(s);
+}
+
+int bk_stream_end(bk_stream *s) {
+    if (s == NULL)
+        return -EINVAL;
+    if (s->flags & (BK_STREAM_ENDING | BK_STREAM_CLOSING))
+        return 0;
+    if (!BK_HAS(s->transport->ops, end))
+        return -ENOTSUP;
+    s->flags |= BK_STREAM_ENDING;
+    mark_dirty(s);
+    return 0;
+}
+
+void bk_stream_close(bk_stream *s) {
+    if (s == NULL || s->flags & BK_STREAM_CLOSING)
+        return;
+    if (s->flags & BK_STREAM_CONNECTING) {
+        bk_stream_fail(s, -ECANCELED);
+        return;
+    }
+    s->flags |= BK_STREAM_CLOSING;
+    if (s->head == NULL && !BK_HAS(s->transport->ops, flush) &&
+        !(s->flags & (BK_STREAM_DIRTY | BK_STREAM_BUSY)))
+        close_with(s, 0);
+    else
+        mark_dirty(s);
+    update(s);
+}
+
+void bk_stream_abort(bk_stream *s) {
+    if (s != NULL)
+        bk_stream_fail(s, -ECANCELED);
+}
+
+void bk_stream_pause(bk_stream *s) {
+    if (s == NULL)
+        return;
+    s->flags |= BK_STREAM_PAUSED;
+    update(s);
+}
+
+void bk_stream_resume(bk_stream *s) {
+    if (s == NULL)
+        return;
+    s->flags &= (uint16_t)~BK_STREAM_PAUSED;
+    update(s);
+}
+
+int bk_stream_set_water(bk_stream *s, size_t low, size_t high) {
+    if (s == NULL || low > high || high > UINT32_MAX)
+        return -EINVAL;
+    s->low = (uint32_t)low;
+    s->high = (uint32_t)high;
+    if (s->queued > s->high)
+        mark_dirty(s);
+    return 0;
+}
+
+size_t bk_stream_queued(const bk_stream *s) {
+    return s == NULL ? 0 : s->queued;
+}
+
+int bk_stream_query(bk_stream *s, int what, void *ret_value, size_t *size) {
+    if (s == NULL || ret_value == NULL || size == NULL)
+        return -EINVAL;
+    bk_transport *t = s->transport;
+    return BK_HAS(t->ops, query) ? t->ops->query(t, what, ret_value, size) : -ENOTSUP;
+}
+
+bk_loop *bk_stream_loop(const bk_stream *s) {
+    return s == NULL ? NULL : s->loop;
+}
+
+void *bk_stream_user(const bk_stream *s) {
+    return s == NULL ? NULL : s->user;
+}
+
+void bk_stream_set_user(bk_stream *s, void *user) {
+    if (s != NULL)
+        s->user = user;
+}
+
+const bk_protocol *bk_stream_protocol(const bk_stream *s) {
+    return s == NULL ? NULL : s->protocol;
+}
+
+void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol) {
+    if (s != NULL && protocol != NULL)
+        s->protocol = protocol;
+}
+
+bk_transport *bk_stream_transport(const bk_stream *s) {
+    return s == NULL ? NULL : s->transport;
+}
+
+void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {
+    if (s == NULL || transport == NULL || s->flags & BK_STREAM_CLOSED)
+        return;
+    if (s->watched != 0)
+        watch(s, 0);
+    adopt(s, transport);
+    if (s->head != NULL)
+        mark_dirty(s);
+    update(s);
+}
+
+/* For bk_loop_free(): those that are left are aborted, and told. */
+void bk_streams_close(bk_loop *loop) {
+    while (loop->streams != NULL) {
+        for (bk_stream *s = loop->streams; s != NULL; s = s->next)
+            bk_stream_fail(s, -ECANCELED);
+        bk_loop_settle(loop);
+        finish_closing(loop);
+    }
+    bk_queue_free_kept(loop);
+}

@@ -1,0 +1,272 @@
+/*
+ * becket-protocols.h: protocols that are ready to use, and how to write one without a socket in it.
+ *
+ * For C programs that serve lines or mail, for authors of protocols, and for whoever runs protocols
+ * on something other than becket's streams. The conventions are those of becket.h. It is meant to
+ * be read from the top: machines, running them, echo, lines, SMTP, the Maildir store.
+ *
+ *     bk_smtp_config config = {.size = sizeof config, .hostname = "mx.example.org"};
+ *     bk_protocol *smtp;
+ *     if (bk_smtp_maildir_new(loop, &config, "Maildir", NULL, NULL, &smtp) == 0)
+ *         bk_listen(loop, "tcp://:25", smtp, NULL, NULL);
+ */
+#ifndef BECKET_PROTOCOLS_H
+#define BECKET_PROTOCOLS_H
+
+#include <becket.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Machines: bytes in, bytes out ----------------------------------------------------------- */
+
+typedef struct bk_machine bk_machine;
+
+/*
+ * A machine is a protocol that knows no socket, no stream and no loop. It is given what arrives, in
+ * pieces of any size, and says what is to be sent. What it does must not depend on where the pieces
+ * were cut. An answer it has to wait for does not block: it calls bk_machine_wait(), and
+ * bk_machine_go() when it has the answer; meanwhile nothing is received.
+ *
+ * An implementation embeds bk_machine as its first member, zeroed but for `ops` and `os`.
+ */
+typedef struct bk_machine_ops {
+    size_t size;
+    const char *name;
+    /* Optional. It is connected: greet. A negative result ends it with that code. */
+    int (*start)(bk_machine *m);
+    /* Take some of what arrived, and return how much: at least one byte, and all of it as long as
+       bk_machine_ready(). The rest is given again when it is ready. The bytes are the runner's. */
+    size_t (*receive)(bk_machine *m, const char *data, size_t n);
+    /* Optional. The peer will send no more, and all it sent has been taken. Return 1 to go on
+       sending; 0, or NULL here: close after what was sent. After 0 from a machine that now waits,
+       this is called again when it goes on. */
+    int (*ended)(bk_machine *m);
+    /* The connection is gone, in whatever way; nothing is called after this. A machine that still
+       expects an answer keeps what it needs to let that answer come to nothing. */
+    void (*free)(bk_machine *m);
+} bk_machine_ops;
+
+/* What whoever runs a machine does for it. Functions yet to come (starting TLS) go at the end: one
+   that a table lacks is NULL, and the machine then does not offer what would need it. */
+typedef struct bk_runner_ops {
+    size_t size;
+    /* As bk_stream_write(): queue bytes, by copy, or by reference until release(arg). */
+    int (*send)(bk_machine *m, const void *data, size_t n, bk_release release, void *arg);
+    /* why 0: close after all that was sent; else at once. bk_machine_free() follows, later. */
+    void (*close)(bk_machine *m, int why);
+    /* Optional. Stop and go on reading. One that goes on regardless only costs memory. */
+    void (*pause)(bk_machine *m);
+    void (*resume)(bk_machine *m);
+    /* Optional. Close with -ETIMEDOUT when nothing has moved for that many seconds. */
+    void (*timeout)(bk_machine *m, unsigned seconds);
+    /* Optional. The peer's IP address, as RFC 5321 writes it within [ ]; empty: it has none. */
+    void (*peer)(bk_machine *m, char *ret_text, size_t room);
+} bk_runner_ops;
+
+/* The head of every machine. All but `ops` and `os` is for the functions below. */
+struct bk_machine {
+    const bk_machine_ops *ops;
+    bk_os *os;
+    const bk_runner_ops *runner;
+    void *runner_state;
+    unsigned flags;
+    char *held; /* arrived while it was not ready */
+    size_t held_used, held_size;
+};
+
+/* For machines. send: 0; -EPIPE after close; -ENOMEM. */
+BK_API int bk_machine_send(bk_machine *m, const void *data, size_t n, bk_release release,
+                           void *arg);
+/* Send what was sent, then close; receives nothing more. */
+BK_API void bk_machine_close(bk_machine *m);
+/* Close at once, dropping what has not been sent yet. why < 0. */
+BK_API void bk_machine_abort(bk_machine *m, int why);
+/* Receive nothing until go. go may be called from within receive, or any time later. */
+BK_API void bk_machine_wait(bk_machine *m);
+BK_API void bk_machine_go(bk_machine *m);
+/* Whether to go on with what was received: neither waiting, nor closed, nor blocked. */
+BK_API int bk_machine_ready(const bk_machine *m);
+BK_API void bk_machine_timeout(bk_machine *m, unsigned seconds);
+BK_API void bk_machine_peer(bk_machine *m, char *ret_text, size_t room);
+
+/* For runners, in this order. The runner's table and state are the machine's from start on. None
+   but free may be called once free has been. */
+BK_API int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state);
+/* What arrived; what the machine is not ready for is copied and kept. -ENOMEM: it could not be
+   kept; -EBUSY from within receive. In both cases the bytes are lost: close. */
+BK_API int bk_machine_feed(bk_machine *m, const void *data, size_t n);
+/* The peer's direction is over. The machine learns of it when it has taken what was kept. */
+BK_API void bk_machine_end(bk_machine *m);
+/* More, or no more, is queued than the runner likes: while on, nothing is received. */
+BK_API void bk_machine_block(bk_machine *m, int on);
+/* Whether there is any point in reading on: the last that pause or resume said. */
+BK_API int bk_machine_wants(const bk_machine *m);
+/* The connection is gone. Never from within a call of the machine. */
+BK_API void bk_machine_free(bk_machine *m);
+
+/* Makes a machine for a new connection; `context` is what bk_machine_protocol_new() was given. */
+typedef int (*bk_machine_maker)(void *context, bk_os *os, bk_machine **ret_machine);
+
+/*
+ * A protocol for streams that runs a new machine on each, for bk_listen() and bk_connect(). The
+ * stream's user value is the machine: give NULL to bk_connect(). Any number of loops may share it.
+ * release(context), which may be NULL, is called when it has been freed and the last of its
+ * connections is gone, in the thread where that happens; when this fails, it is not called.
+ */
+BK_API int bk_machine_protocol_new(bk_os *os, const char *name, bk_machine_maker make,
+                                   void *context, bk_release release, bk_protocol **ret_protocol);
+
+/* For these protocols and those below made by …_new(): its listeners are closed, and no connecting
+   is under way. Connections that are there go on. NULL is not an error. */
+BK_API void bk_machine_protocol_free(bk_protocol *protocol);
+
+/* ---- Echo ------------------------------------------------------------------------------------ */
+
+/* Sends back what it receives. */
+BK_API int bk_echo_new(bk_os *os, bk_machine **ret_machine);
+BK_API const bk_protocol *bk_echo_protocol(void); /* static */
+
+/* ---- Lines ----------------------------------------------------------------------------------- */
+
+/*
+ * Lines, ended by LF or CRLF; a CR elsewhere is part of the line, and so is a NUL. What follows the
+ * last line end is a line too when the peer ends. Hooks answer by bk_machine_send(), and may
+ * wait, go and close.
+ */
+typedef struct bk_line_config {
+    size_t size;
+    size_t max_line; /* bytes without the line end; 0: 65536 */
+    void *context;
+    /* The text is not ended by NUL, and good only during the call. NULL: send each line back. */
+    void (*line)(void *context, bk_machine *m, const char *text, size_t n);
+    /* A line is too long; the rest of it will be skipped. Called as soon as that is sure. NULL:
+       send "error: line too long" CRLF. */
+    void (*too_long)(void *context, bk_machine *m);
+    void (*opened)(void *context, bk_machine *m); /* optional */
+    void (*closed)(void *context, bk_machine *m); /* optional: m is not to be used after it */
+} bk_line_config;
+
+/* The configuration is copied. */
+BK_API int bk_line_new(const bk_line_config *config, bk_os *os, bk_machine **ret_machine);
+BK_API int bk_line_protocol_new(const bk_line_config *config, bk_os *os,
+                                bk_protocol **ret_protocol);
+
+/* ---- SMTP ------------------------------------------------------------------------------------ */
+
+/*
+ * Receiving mail by RFC 5321, with PIPELINING, SIZE, 8BITMIME and ENHANCEDSTATUSCODES. It is
+ * strict where laxness would let two servers disagree on where a message ends: only CRLF ends a
+ * command, only CRLF.CRLF a message; a CR or LF on its own gets the command, or the message,
+ * refused. Lines of text may be longer than the 1000 bytes of RFC 5321, up to the message's size:
+ * real mail has them, and nobody gains when it is lost.
+ *
+ * Replies are given as one line without its end, "550 5.1.1 no such mailbox": a code of 2xx, 4xx
+ * or 5xx, an enhanced status code (added when missing), a text. 421 closes the connection. One
+ * that is no such line becomes 451.
+ */
+typedef struct bk_smtp_session bk_smtp_session;
+
+typedef struct bk_smtp_message {
+    bk_os *os;
+    char *sender;      /* without < >; empty: a notification, which nobody will answer */
+    char **recipients; /* without < > */
+    size_t recipient_count;
+    uint64_t declared; /* by SIZE=; 0: it was not */
+    int eight_bit;     /* BODY=8BITMIME */
+    char *data;        /* lines end in CRLF, dots are unstuffed */
+    size_t size;       /* of data */
+    size_t trace_size; /* how much of it, at its start, is the Received: header added here */
+    size_t room;
+} bk_smtp_message;
+
+enum {
+    BK_SMTP_NO_TRACE = 1, /* add no Received: (and Maildir no Return-Path:): data as it was sent */
+};
+
+typedef struct bk_smtp_config {
+    size_t size;
+    const char *hostname; /* NULL: "localhost" */
+    const char *software; /* in the greeting; NULL: "becket" */
+    unsigned flags;
+    /* Limits; 0: the default. */
+    size_t max_message;     /* bytes; 25 MiB */
+    unsigned max_recipients; /* of one message; 100 */
+    unsigned max_errors;    /* refusals until the connection is closed; 20 */
+    unsigned max_idle;      /* commands that bring no mail, until it is closed; 100 */
+    unsigned timeout;       /* seconds; 300 */
+    void *context;
+    /* Optional. Answer at once: NULL accepts, else the reply, which 2xx makes an acceptance too.
+       The envelope holds what has been accepted up to now. */
+    const char *(*mail)(void *context, bk_smtp_session *session, const bk_smtp_message *envelope);
+    const char *(*rcpt)(void *context, bk_smtp_session *session, const bk_smtp_message *envelope,
+                        const char *recipient);
+    /* A message is complete, and the hook's from now on: bk_smtp_message_free(). The client waits
+       until bk_smtp_answer(), which must be called exactly once, now or later, and whatever
+       became of the connection; 2xx only when the message is safe. */
+    void (*message)(void *context, bk_smtp_session *session, bk_smtp_message *message);
+} bk_smtp_config;
+
+/* In the thread that runs the session. reply is copied; NULL: "250 2.0.0 message accepted". When
+   the connection has gone meanwhile, this only frees the session. */
+BK_API void bk_smtp_answer(bk_smtp_session *session, const char *reply);
+BK_API void bk_smtp_message_free(bk_smtp_message *message); /* NULL is not an error */
+
+/* In hooks: the peer's address ("" when it has none), and the name it gave ("" before it did). */
+BK_API const char *bk_smtp_peer(const bk_smtp_session *session);
+BK_API const char *bk_smtp_helo(const bk_smtp_session *session);
+
+/* -EINVAL without a message hook, or with a hostname that is none. The texts in config must outlive
+   the machine; the protocol copies them. */
+BK_API int bk_smtp_new(const bk_smtp_config *config, bk_os *os, bk_machine **ret_machine);
+BK_API int bk_smtp_protocol_new(const bk_smtp_config *config, bk_os *os,
+                                bk_protocol **ret_protocol);
+
+/* ---- The Maildir store ----------------------------------------------------------------------- */
+
+/*
+ * A folder with cur/, new/ and tmp/, each message a file. One is written to tmp/, and moved to new/
+ * when it is safely on disk: nothing half-written is ever in new/. Thread-safe.
+ */
+typedef struct bk_maildir bk_maildir;
+
+enum { BK_MAILDIR_NAME = 256 }; /* room for the name of a file */
+
+/* Makes the folders that are missing, `path` itself too but not what it lies in. hostname becomes
+   part of the names of files; NULL: "localhost". */
+BK_API int bk_maildir_open(bk_os *os, const char *path, const char *hostname,
+                           bk_maildir **ret_maildir);
+/* Deliveries under way go on. NULL is not an error. */
+BK_API void bk_maildir_close(bk_maildir *maildir);
+
+/* Store the parts, at most BK_IOV_MAX, as one message. Blocks: for threads that may. When it
+   returns 0, the message is on disk; on failure nothing is left of it. */
+BK_API int bk_maildir_deliver(bk_maildir *maildir, const struct iovec *parts, int count,
+                              char ret_name[BK_MAILDIR_NAME]);
+
+typedef void (*bk_maildir_done)(void *arg, int code, const char *name); /* name: NULL on failure */
+
+/* The same in one of the loop's workers, and then done() on the loop. The bytes must stay good, and
+   the loop must live, until then. On failure done() is not called. */
+BK_API int bk_maildir_deliver_soon(bk_maildir *maildir, bk_loop *loop, const struct iovec *parts,
+                                   int count, bk_maildir_done done, void *arg);
+
+/* ---- SMTP into a Maildir --------------------------------------------------------------------- */
+
+/* A message was stored under this name in new/, and will now be acknowledged. */
+typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_message *message);
+
+/*
+ * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
+ * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
+ * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
+ * get its context. stored may be NULL. Free it by bk_machine_protocol_free().
+ */
+BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
+                               bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
