@@ -3,7 +3,6 @@
  * It is right, not only short: what the kernel refuses is kept and sent later, and a connection is not read while
  * something is kept for it.
  */
-#define _GNU_SOURCE
 #include "../endpoint.h"
 
 #include <sys/epoll.h>

@@ -13,7 +13,7 @@ static int make_room(bk_loop *loop, int fd) {
         return -EMFILE;
     uint32_t count = loop->watch_count ? loop->watch_count : 64;
     while (count <= (uint32_t)fd)
-        count *= 2;
+        count += count / 4; /* by little: the rest is memory for connections that are not there */
     int *changes = loop->os->resize(loop->os, loop->changes, count * sizeof *changes);
     if (changes == NULL)
         return -ENOMEM;

@@ -72,7 +72,7 @@ static int make_room(bk_notifier *n, int fd) {
         return fd < 0 ? -EBADF : -EMFILE;
     int count = s->count ? s->count : 64;
     while (count <= fd)
-        count *= 2;
+        count += count / 4; /* by little: the rest is memory for connections that are not there */
     armed *fds = n->os->resize(n->os, s->fds, (size_t)count * sizeof *fds);
     if (fds == NULL)
         return -ENOMEM;

@@ -5,6 +5,7 @@
  * is over. Called by the schemes that listen on sockets, and by bk_listen_fd().
  */
 #include "core/serve/serve.h"
+#include "core/stream/stream.h"
 
 typedef struct door {
     bk_acceptor *acceptor;
@@ -67,25 +68,29 @@ static void rest(bk_acceptor *a, int code) {
     if (bk_timer_start(a->loop, &a->rest, when, rest_over, a) == 0)
         for (int i = 0; i < a->count; i++)
             (void)bk_watch_set(a->loop, a->doors[i].fd, BK_READ, NULL, NULL);
-    if (a->trouble == 0)
+    bool told = a->trouble != 0;
+    a->trouble = code;
+    if (!told) /* last: who is told may close the listener */
         bk_loop_log(a->loop, code, "cannot accept connections: %s; trying again every %d ms",
                     bk_strerror(code), BK_ACCEPT_REST_MS);
-    a->trouble = code;
 }
 
 static void rest_over(void *arg) {
     bk_acceptor *a = arg;
     for (int i = 0; i < a->count; i++) {
         int code = bk_watch_set(a->loop, a->doors[i].fd, BK_READ, accept_ready, &a->doors[i]);
-        if (code < 0)
+        if (code < 0) {
             rest(a, code);
+            return;
+        }
     }
 }
 
 static void recover(bk_acceptor *a) {
-    if (a->trouble != 0)
-        bk_loop_log(a->loop, 0, "connections are accepted again");
+    bool rested = a->trouble != 0;
     a->trouble = 0;
+    if (rested)
+        bk_loop_log(a->loop, 0, "connections are accepted again");
 }
 
 /* ---- Accepting ---- */
@@ -100,10 +105,10 @@ static bool is_passing(int code) {
     return false;
 }
 
-static void welcome(bk_acceptor *a, int fd) {
+static void welcome(bk_acceptor *a, int fd, const struct sockaddr *peer, unsigned size) {
     bk_loop *loop = a->loop;
     bk_transport *transport;
-    int code = bk_socket_transport(loop, fd, &transport);
+    int code = bk_socket_transport_accepted(loop, fd, peer, size, &transport);
     if (code < 0) {
         bk_close_fd(loop->os, fd);
     } else {
@@ -118,14 +123,16 @@ static void welcome(bk_acceptor *a, int fd) {
 
 /* One connection; false: that was the last for now. */
 static bool accept_one(bk_acceptor *a, int listening) {
-    int fd = a->loop->os->accept(a->loop->os, listening, NULL, NULL);
+    struct sockaddr_storage peer = {.ss_family = AF_UNIX};
+    unsigned size = sizeof peer;
+    int fd = a->loop->os->accept(a->loop->os, listening, (struct sockaddr *)&peer, &size);
     if (fd == -EAGAIN) {
         recover(a);
         return false;
     }
     if (fd >= 0) {
         recover(a);
-        welcome(a, fd);
+        welcome(a, fd, (struct sockaddr *)&peer, size);
     } else if (!is_passing(fd)) {
         rest(a, fd);
         return false;
@@ -146,9 +153,20 @@ static void accept_ready(void *arg, unsigned events) {
         bk_dealloc(a->loop->os, a);
 }
 
+/* What is accepted inherits this: a small answer must not wait for an acknowledgement. */
+static void set_nodelay(bk_os *os, int fd) {
+    struct sockaddr_storage local = {.ss_family = AF_UNIX};
+    unsigned size = sizeof local;
+    int on = 1;
+    if (os->getsockname(os, fd, (struct sockaddr *)&local, &size) >= 0 &&
+        (local.ss_family == AF_INET || local.ss_family == AF_INET6))
+        (void)os->setsockopt(os, fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
 int bk_acceptor_start(bk_acceptor *a) {
     for (int i = 0; i < a->count; i++) {
         int fd = a->doors[i].fd;
+        set_nodelay(a->loop->os, fd);
         int code = bk_watch_set(a->loop, fd, BK_READ, accept_ready, &a->doors[i]);
         if (code >= 0)
             code = bk_watch_apply(a->loop, fd); /* select may have no room for it: say so now */

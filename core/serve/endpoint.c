@@ -222,7 +222,7 @@ static int parse_key(parser *p, const char **ret_key) {
 static int parse_option(parser *p) {
     bk_endpoint *e = p->endpoint;
     size_t start = ++p->at;
-    const char *key, *value;
+    const char *key = NULL, *value = NULL;
     int code = parse_key(p, &key);
     if (code < 0)
         return code;
@@ -255,11 +255,12 @@ static int parse_all(parser *p) {
 
 /* ---- The public functions ---- */
 
-int bk_endpoint_parse(bk_os *os, const char *text, bk_endpoint *ret_endpoint, bk_error *ret_error) {
+int bk_endpoint_parse(bk_os *os, const char *text, bk_endpoint *ret_endpoint,
+                      bk_error *ret_error) {
     if (os == NULL || text == NULL || ret_endpoint == NULL)
         return bk_error_set(ret_error, -EINVAL, 0, "%s", bk_strerror(-EINVAL));
-    /* Decoding never lengthens, and where a part gets its NUL the text has a delimiter; for the path
-       it is the text's own NUL. */
+    /* Decoding never lengthens, and where a part gets its NUL the text has a delimiter; for the
+       path it is the text's own NUL. */
     size_t n = strlen(text) + 1;
     char *memory = bk_alloc(os, 2 * n);
     if (memory == NULL)
@@ -326,9 +327,10 @@ size_t bk_endpoint_authority_end(const bk_endpoint *endpoint) {
 
 char *bk_endpoint_encode(const char *text, char *room) {
     static const char digits[] = "0123456789ABCDEF";
-    for (; *text != '\0'; text++) {
+    for (const char *from = text; *text != '\0'; text++) {
         unsigned char c = (unsigned char)*text;
-        if (c < 0x20 || c == 0x7f || strchr("%?[]", c) != NULL) {
+        bool slashes = text == from && c == '/' && text[1] == '/'; /* not an authority */
+        if (c < 0x20 || c == 0x7f || slashes || strchr("%?[]", c) != NULL) {
             *room++ = '%';
             *room++ = digits[c >> 4];
             *room++ = digits[c & 15];

@@ -75,7 +75,7 @@ int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, 
     bk_error error = {0};
     bk_listener *listener = NULL;
     int code = -EINVAL;
-    if (loop != NULL && endpoint != NULL && protocol != NULL)
+    if (loop != NULL && endpoint != NULL && protocol != NULL && protocol->size != 0)
         code = listen_at(loop, endpoint, protocol, &error, &listener);
     if (code < 0 && error.code == 0) /* a scheme that says no more */
         bk_error_set(&error, code, 0, "cannot listen: %s", bk_strerror(code));
@@ -96,16 +96,18 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         struct sockaddr_in6 in6;
         struct sockaddr_un un;
         struct sockaddr_storage all;
-    } a = {.any.sa_family = AF_UNSPEC};
+    } a;
     unsigned n = sizeof a;
     char text[INET6_ADDRSTRLEN], path[sizeof a.un.sun_path + 1] = "";
-    int code = loop->os->getsockname(loop->os, fd, &a.any, &n);
-    if (code >= 0 && a.any.sa_family == AF_UNIX && n > offsetof(struct sockaddr_un, sun_path))
-        memcpy(path, a.un.sun_path, n - offsetof(struct sockaddr_un, sun_path));
-    if (code >= 0 && a.any.sa_family == AF_INET &&
+    memset(&a, 0, sizeof a);
+    if (loop->os->getsockname(loop->os, fd, &a.any, &n) < 0)
+        a.any.sa_family = AF_UNSPEC;
+    if (a.any.sa_family == AF_UNIX) /* its text may fill all the room, without a NUL */
+        memcpy(path, a.un.sun_path, sizeof a.un.sun_path);
+    if (a.any.sa_family == AF_INET &&
         inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://%s:%d", text, ntohs(a.in.sin_port));
-    else if (code >= 0 && a.any.sa_family == AF_INET6 &&
+    else if (a.any.sa_family == AF_INET6 &&
              inet_ntop(AF_INET6, &a.in6.sin6_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://[%s]:%d", text, ntohs(a.in6.sin6_port));
     else if (path[0] != '\0')
@@ -122,7 +124,7 @@ static int listen_fd(bk_loop *loop, int fd, bk_acceptor *a, bk_listener **ret_li
 }
 
 int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener **ret_listener) {
-    if (loop == NULL || protocol == NULL)
+    if (loop == NULL || protocol == NULL || protocol->size == 0)
         return -EINVAL;
     if (fd < 0)
         return -EBADF;

@@ -16,12 +16,16 @@ typedef struct socket_transport {
        sockaddr_in6 that is all but the flow label. */
     uint16_t family;
     uint16_t port;
-    uint32_t scope;
     uint8_t address[16];
+    uint32_t scope;
 } socket_transport;
 
-/* Those of local addresses are shorter, for there is no peer to remember. */
-#define LOCAL_SIZE offsetof(socket_transport, port)
+/* There are very many of them: each is only as long as its address. */
+static size_t size_for(int family) {
+    return family == AF_INET6  ? sizeof(socket_transport)
+           : family == AF_INET ? offsetof(socket_transport, address) + sizeof(struct in_addr)
+                               : offsetof(socket_transport, port);
+}
 
 static ssize_t socket_read(bk_transport *t, void *room, size_t n) {
     socket_transport *self = (socket_transport *)t;
@@ -44,6 +48,10 @@ static void socket_close(bk_transport *t) {
     bk_os *os = self->os;
     bk_close_fd(os, self->fd);
     bk_dealloc(os, self);
+}
+
+void bk_socket_transport_disown(bk_transport *t) {
+    ((socket_transport *)t)->fd = -1;
 }
 
 static int socket_fd(bk_transport *t, unsigned direction) {
@@ -136,7 +144,8 @@ static const bk_transport_ops unix_ops = {
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport) {
     bool local = size < sizeof peer->sa_family || peer->sa_family == AF_UNIX;
-    socket_transport *self = bk_alloc_zero(loop->os, local ? LOCAL_SIZE : sizeof *self);
+    socket_transport *self =
+        bk_alloc_zero(loop->os, size_for(local ? AF_UNIX : peer->sa_family));
     if (self == NULL)
         return -ENOMEM;
     self->base.ops = local ? &unix_ops : &tcp_ops;

@@ -74,6 +74,9 @@ struct sockaddr;
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport);
 
+/* Of a socket's transport: its close() will not close the socket, whose owner has taken it back. */
+void bk_socket_transport_disown(bk_transport *t);
+
 /* The queue (queue.c). Bytes that are "borrowed" are good until the callback returns. */
 void bk_release_borrowed(void *arg);
 int bk_queue_add(bk_stream *s, const void *data, size_t n, bk_release release, void *arg);

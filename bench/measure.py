@@ -1,0 +1,221 @@
+"""One measurement: starts a server on one core and the load on another, and returns the figures.
+
+bench/run.py calls echo(), connect(), idle(), active() and micro(), each in a fresh server process.
+Anything that goes wrong is a Failure with a reason to be shown; it ends this measurement only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from peers import Peer
+
+Sample = dict[str, float]
+# In a closed loop with many connections one side is always working. Where neither was, another
+# program had the core, and the figures are worth less.
+UNDISTURBED = 0.9
+START_SECONDS = 20
+PATIENCE_SECONDS = 60
+
+
+class Failure(Exception):
+    """A measurement that could not be made."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how the measurements are made: programs, cores, windows."""
+
+    load: Path
+    seconds: float
+    warmup: float
+    server_core: int
+    load_core: int
+    scratch: Path
+    connections: int = 50
+    opening: int = 32  # connections in flight where connections are what is counted
+    idle: int = 5000
+    quick: bool = False
+
+
+@dataclass
+class Server:
+    pid: int
+    endpoint: str
+    errors: IO[bytes] = field(repr=False)
+
+    def last_words(self) -> str:
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
+
+    def resident(self) -> int:
+        """Bytes; smaps_rollup is exact, where statm may lag behind."""
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Rss:"):
+                return int(line.split()[1]) * 1024
+        raise Failure("the kernel does not tell the server's memory")
+
+
+def allow_files(count: int) -> int:
+    """Raises the limit on open files, for the children too, and returns what it is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for new in ((count, max(count, hard)), (min(count, hard), hard)):
+        if soft >= count:
+            break
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, new)
+            soft = new[0]
+    return soft
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Children started inside run on that core only, from their first instruction."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def free_endpoint(transport: str, scratch: Path) -> str:
+    if transport == "unix":
+        path = scratch / "socket"
+        path.unlink(missing_ok=True)
+        return f"unix:{path}"
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"tcp:127.0.0.1:{sock.getsockname()[1]}"
+
+
+def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """A line of its stdout; empty when it ended or took too long."""
+    assert process.stdout
+    readable, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline() if readable else b""
+
+
+@contextlib.contextmanager
+def serving(
+    bench: Bench, peer: Peer, kind: str, transport: str, env: Mapping[str, str]
+) -> Iterator[Server]:
+    endpoint = free_endpoint(transport, bench.scratch)
+    with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
+        with on_core(bench.server_core):
+            process = subprocess.Popen(
+                peer.command(kind, endpoint),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **env},
+            )
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        server = Server(process.pid, endpoint, errors)
+        if read_line(process, START_SECONDS).strip() != b"ready":
+            raise Failure(f"the server did not start: {server.last_words()}")
+        yield server
+
+
+def load(bench: Bench, server: Server, mode: str, **options: float) -> Sample:
+    arguments = {"seconds": bench.seconds, "warmup": bench.warmup, **options}
+    command = [str(bench.load), mode, server.endpoint, "--server-pid", str(server.pid)]
+    for name, value in arguments.items():
+        command += [f"--{name}", str(value)]
+    patience = arguments["seconds"] + arguments["warmup"] + PATIENCE_SECONDS
+    with on_core(bench.load_core):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        try:
+            out, complaint = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Failure(f"the load had not ended after {patience:.0f} s") from None
+    if not out:
+        said = complaint.decode(errors="replace").strip().removeprefix("bench-load: ")
+        raise Failure(said or f"the load ended with status {process.returncode}")
+    result: dict[str, Any] = json.loads(out)
+    reason = result.pop("complaint")
+    if result["errors"]:
+        raise Failure(reason)
+    sample = {name: float(value) for name, value in result.items()}
+    sample["busy"] = max(sample["server_busy"], sample["load_busy"])
+    return sample
+
+
+def echo(bench: Bench, peer: Peer, kind: str, transport: str, size: int) -> Sample:
+    with serving(bench, peer, kind, transport, {}) as server:
+        return load(bench, server, "echo", size=size, connections=bench.connections)
+
+
+def connect(bench: Bench, peer: Peer, kind: str) -> Sample:
+    with serving(bench, peer, kind, "tcp", {}) as server:
+        return load(bench, server, "connect", size=64, connections=bench.opening)
+
+
+def active(bench: Bench, peer: Peer, kind: str, env: Mapping[str, str], idle: int) -> Sample:
+    """The same connection alone, and among idle ones, on the same server."""
+    with serving(bench, peer, kind, "tcp", env) as server:
+        alone = load(bench, server, "active", idle=0)
+        among = load(bench, server, "active", idle=idle)
+    sample = {f"alone_{name}": value for name, value in alone.items()}
+    sample.update(among)
+    sample["idle"] = idle
+    return sample
+
+
+def idle(bench: Bench, peer: Peer, kind: str) -> Sample:
+    """Memory of an idle connection that has echoed a message. A little load goes before, so that
+    what a library allocates once is not counted."""
+    with serving(bench, peer, kind, "tcp", {}) as server:
+        load(bench, server, "echo", seconds=0.2, warmup=0)
+        time.sleep(0.2)
+        before = server.resident()
+        command = [str(bench.load), "idle", server.endpoint, "--idle", str(bench.idle)]
+        pipe = subprocess.PIPE
+        with (
+            on_core(bench.load_core),
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as holder,
+        ):
+            if not read_line(holder, PATIENCE_SECONDS):
+                holder.kill()
+                _, complaint = holder.communicate()
+                raise Failure(complaint.decode(errors="replace").strip() or "it took too long")
+            time.sleep(0.2)
+            after = server.resident()
+            holder.communicate(b"\n")
+    return {"bytes": (after - before) / bench.idle, "connections": bench.idle}
+
+
+def micro(bench: Bench, peer: Peer) -> Sample:
+    with on_core(bench.server_core):
+        process = subprocess.run(
+            peer.micro_command(bench.quick),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    if process.returncode:
+        lines = process.stderr.strip().splitlines()
+        raise Failure(lines[-1][:200] if lines else f"status {process.returncode}")
+    operations: dict[str, Sample] = json.loads(process.stdout)
+    return {
+        f"{operation}: {clock}": value
+        for operation, clocks in operations.items()
+        for clock, value in clocks.items()
+    }

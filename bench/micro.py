@@ -1,0 +1,173 @@
+"""Nanoseconds for one operation inside an asyncio loop; bench/run.py runs it once for each loop.
+
+Prints one JSON object: operation -> wall, user and CPU (user and system) nanoseconds. An operation
+is repeated until 0.4 seconds have passed (a tenth with --quick), so that the CPU time, whose
+division the kernel samples, means something.
+
+A turn of a loop asks the kernel what is ready, so "one a turn" measures the turn, and "many a turn"
+the callback. call_soon_threadsafe is measured twice: from the loop's own thread it is the price of
+the call itself; from another thread it is a round trip that wakes the loop out of its wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "servers"))
+from python_server import FAMILY, loop_factory
+
+BATCH = 1000
+Loop = asyncio.AbstractEventLoop
+Operation = Callable[[Loop], Awaitable[int]]  # does it some times, and returns how often
+
+
+def nothing() -> None:
+    pass
+
+
+async def call_soon_chain(loop: Loop) -> int:
+    done = loop.create_future()
+    left = BATCH
+
+    def link() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            loop.call_soon(link)
+        else:
+            done.set_result(None)
+
+    loop.call_soon(link)
+    await done
+    return BATCH
+
+
+async def call_soon_many(loop: Loop) -> int:
+    for _ in range(BATCH):
+        loop.call_soon(nothing)
+    await asyncio.sleep(0)
+    return BATCH
+
+
+async def call_later_cancel(loop: Loop) -> int:
+    for _ in range(BATCH):
+        loop.call_later(60, nothing).cancel()
+    await asyncio.sleep(0)
+    return BATCH
+
+
+async def call_later_fire(loop: Loop) -> int:
+    done = loop.create_future()
+    for _ in range(BATCH):
+        loop.call_later(0.0001, nothing)
+    loop.call_later(0.0002, done.set_result, None)
+    await done
+    return BATCH
+
+
+async def sleep_0(loop: Loop) -> int:
+    for _ in range(BATCH):
+        await asyncio.sleep(0)
+    return BATCH
+
+
+async def coroutine() -> None:
+    pass
+
+
+async def create_task(loop: Loop) -> int:
+    tasks = [loop.create_task(coroutine()) for _ in range(BATCH)]
+    for task in tasks:
+        await task
+    return BATCH
+
+
+async def future_wake(loop: Loop) -> int:
+    for _ in range(BATCH):
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        await future
+    return BATCH
+
+
+async def threadsafe_same(loop: Loop) -> int:
+    for _ in range(BATCH):
+        loop.call_soon_threadsafe(nothing)
+    await asyncio.sleep(0)
+    return BATCH
+
+
+async def threadsafe_other(loop: Loop) -> int:
+    rounds = BATCH // 10
+    done = loop.create_future()
+
+    def other() -> None:
+        ran = threading.Lock()
+        ran.acquire()
+        for _ in range(rounds):
+            loop.call_soon_threadsafe(ran.release)
+            ran.acquire()
+        loop.call_soon_threadsafe(done.set_result, None)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    await done
+    thread.join()
+    return rounds
+
+
+OPERATIONS: dict[str, Operation] = {
+    "call_soon, one a turn": call_soon_chain,
+    "call_soon, many a turn": call_soon_many,
+    "call_later and cancel": call_later_cancel,
+    "call_later and fire": call_later_fire,
+    "sleep(0)": sleep_0,
+    "create_task and await": create_task,
+    "future wakes a task": future_wake,
+    "call_soon_threadsafe, own thread": threadsafe_same,
+    "call_soon_threadsafe, round trip": threadsafe_other,
+}
+
+
+async def measure(operation: Operation, seconds: float) -> dict[str, float]:
+    loop = asyncio.get_running_loop()
+    await operation(loop)
+    count = 0
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = time.process_time()
+    start = time.perf_counter()
+    while (now := time.perf_counter()) < start + seconds:
+        count += await operation(loop)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    spent = {
+        "wall_ns": now - start,
+        "cpu_ns": time.process_time() - cpu,
+        "user_ns": after.ru_utime - before.ru_utime,
+    }
+    return {name: value / count * 1e9 for name, value in spent.items()}
+
+
+async def measure_all(seconds: float) -> dict[str, dict[str, float]]:
+    return {name: await measure(operation, seconds) for name, operation in OPERATIONS.items()}
+
+
+def main() -> None:
+    description, _, _ = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--library", required=True, choices=FAMILY)
+    parser.add_argument("--quick", action="store_true", help="0.1 s for each operation, not 0.4")
+    options = parser.parse_args()
+    with asyncio.Runner(loop_factory=loop_factory(options.library)) as runner:
+        print(json.dumps(runner.run(measure_all(0.1 if options.quick else 0.4))))
+
+
+if __name__ == "__main__":
+    main()

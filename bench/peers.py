@@ -1,0 +1,106 @@
+"""Who takes part: becket, and whatever is installed of the libraries it is compared with.
+
+bench/run.py asks find() once, and gets those that are here and, by name, why the others are not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PYTHON_SERVER = HERE / "servers" / "python_server.py"
+MICRO = HERE / "micro.py"
+
+sys.path.insert(0, str(PYTHON_SERVER.parent))
+from python_server import FAMILY, KINDS  # noqa: E402
+
+# What is imported for a library, where that is not its name; the last is what has the version.
+IMPORTS = {"aiofastnet+uvloop": ("uvloop", "aiofastnet"), "socketserver": (), "asyncio": ()}
+C_SERVERS = ("becket", "libuv", "libevent", "libevent-buffered", "epoll")
+FLOOR = "epoll"  # no library at all: shown beside the others, but not a peer to be compared with
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library, with the kinds of server (protocol, buffered, streams, c) it can be written as."""
+
+    name: str
+    version: str
+    kinds: tuple[str, ...]
+    program: str = ""  # of a C server
+
+    @property
+    def in_c(self) -> bool:
+        return self.kinds == ("c",)
+
+    def command(self, kind: str, endpoint: str) -> list[str]:
+        if self.in_c:
+            return [self.program, endpoint]
+        server = str(PYTHON_SERVER)
+        return [sys.executable, server, "--library", self.name, "--kind", kind, endpoint]
+
+    def micro_command(self, quick: bool) -> list[str]:
+        more = ["--quick"] if quick else []
+        return [sys.executable, str(MICRO), "--library", self.name, *more]
+
+    def plays(self, kind: str, transport: str) -> bool:
+        if self.name == "rloop" and transport == "unix":
+            return False  # it has no UNIX servers: NotImplementedError
+        return kind in self.kinds
+
+    @property
+    def usual_kind(self) -> str:
+        """How a server is written where a cell does not say: as a protocol, where there is one."""
+        return self.kinds[0]
+
+
+def python_peer(name: str) -> Peer:
+    """Raises ImportError where it is not installed."""
+    version = platform.python_version()
+    for module in IMPORTS.get(name, (name,)):
+        importlib.import_module(module)
+        version = importlib.metadata.version(module)
+    if name == "becket" and not hasattr(importlib.import_module(name), "EventLoop"):
+        raise ImportError("it has no EventLoop")
+    return Peer(name, version, tuple(KINDS[name]))
+
+
+def c_peer(name: str, build: Path) -> Peer:
+    """Raises OSError where it was not built."""
+    program = build / f"bench-{name}"
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    version = answer.stdout.strip().rpartition(" ")[2]
+    return Peer(name, platform.release() if name == FLOOR else version, ("c",), str(program))
+
+
+def find(build: Path, wanted: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
+    """Those that are here, and why others are not. An empty `wanted` means all."""
+    present: list[Peer] = []
+    missing: dict[str, str] = {}
+    for name in KINDS:
+        if not wanted or name in wanted:
+            try:
+                present.append(python_peer(name))
+            except ImportError as error:
+                missing[name] = str(error)
+    for name in C_SERVERS:
+        if not wanted or name in wanted:
+            try:
+                present.append(c_peer(name, build))
+            except OSError:
+                missing[f"{name} (C)"] = f"bench-{name} was not built"
+    return present, missing
+
+
+def known() -> list[str]:
+    return sorted({*KINDS, *C_SERVERS})
+
+
+__all__ = ["FAMILY", "FLOOR", "Peer", "find", "known"]

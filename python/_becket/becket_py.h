@@ -1,0 +1,141 @@
+/*
+ * becket_py.h: what the files of the extension share: the module's state, and the objects. The
+ * extension makes Python objects over the core's handles; what can be slow is in python/becket.
+ * All functions here need the GIL, but for the wait inside a turn, which releases it.
+ */
+#ifndef BECKET_PY_H
+#define BECKET_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core/stream/stream.h"
+
+/* Names that are looked up on every message or call, interned once. */
+#define BK_NAMES(X)                                                                                \
+    X(data_received) X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made)            \
+    X(connection_lost) X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach)     \
+    X(_detach) X(_stopping) X(_task_factory) X(_waiter) X(_buffer) X(_paused) X(_limit)            \
+    X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno)   \
+    X(_transport) X(name) X(context) X(loop) X(eager_start) X(_slow_callback) X(_check_callback)   \
+    X(slow_callback_duration) X(_source_traceback) X(_set_name)
+
+typedef struct module_state {
+    PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
+    PyTypeObject *smtp_type;
+    PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
+    PyObject *transport_socket, *socket_type, *extract_stack;
+    PyObject *logger;
+#define BK_NAME_FIELD(name) PyObject *str_##name;
+    BK_NAMES(BK_NAME_FIELD)
+#undef BK_NAME_FIELD
+    struct HandleObject *free_handles; /* kept for reuse, linked through their loop field */
+    int free_handle_count;
+} module_state;
+
+extern struct PyModuleDef becket_module;
+
+typedef struct LoopObject {
+    PyObject_HEAD
+    PyObject *weakrefs;
+    module_state *state;
+    bk_loop *core; /* NULL: closed */
+    PyThreadState *thread; /* while the GIL is released */
+    PyObject *error; /* what a callback raised that ends the run */
+    PyObject *spare; /* bytes to read much into */
+    PyObject *kept;  /* objects that the core refers to for as long as the loop lives */
+    PyObject *lent;  /* keeps alive what a BufferedProtocol lent for one read */
+    struct TransportObject **transports; /* by descriptor, borrowed */
+    int transport_room;
+    bool debug, ending;
+} LoopObject;
+
+typedef struct HandleObject {
+    PyObject_HEAD
+    PyObject *weakrefs;
+    LoopObject *loop;
+    PyObject *callback;
+    PyObject *args; /* a tuple; or the one argument; NULL: none */
+    PyObject *context;
+    PyObject *traceback;
+    PyObject *name; /* of a cancelled one, in debug mode */
+    bool one_arg, cancelled;
+} HandleObject;
+
+typedef struct TimerHandleObject {
+    HandleObject base;
+    double when;
+    bk_timer timer;
+} TimerHandleObject;
+
+typedef struct TransportObject {
+    PyObject_HEAD
+    PyObject *extra; /* asyncio.BaseTransport's slot */
+    PyObject *dict, *weakrefs;
+    bk_stream *stream; /* NULL: not any more */
+    LoopObject *loop;
+    PyObject *protocol, *context, *server;
+    PyObject *socket; /* socket.socket, once somebody asked, or if it came with one */
+    PyObject *reader; /* weak reference to the StreamReader that is filled from here */
+    PyObject *error;  /* the exception for connection_lost() */
+    int fd;
+    uint8_t lost_writes;
+    bool closing, eof, paused, started;
+} TransportObject;
+
+typedef struct ListenerObject {
+    PyObject_HEAD
+    LoopObject *loop;
+    bk_listener *core;
+    PyObject *factory, *server, *context;
+    bk_protocol protocol; /* its context is this object */
+} ListenerObject;
+
+/* module.c */
+module_state *state_of_type(PyTypeObject *type);
+
+/* handle.c */
+extern PyType_Spec handle_spec, timer_handle_spec;
+HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *args, Py_ssize_t n,
+                         PyObject *context);
+TimerHandleObject *timer_handle_new(LoopObject *loop, double when, PyObject *callback,
+                                    PyObject *const *args, Py_ssize_t n, PyObject *context);
+void handle_run(void *arg);       /* of the ready queue: takes over the reference */
+void handle_fire(void *arg);      /* of a timer: likewise */
+void handle_call(HandleObject *h); /* keeps it */
+void handle_cancel(HandleObject *h);
+void handles_free(module_state *state);
+
+/* loop.c */
+extern PyType_Spec loop_spec;
+int loop_check_open(LoopObject *loop);
+int loop_raise(int code);                    /* sets the exception for a code; returns -1 */
+PyObject *exception_of(int code);            /* a new exception, or NULL with one set */
+bool loop_take_fatal(LoopObject *loop);      /* SystemExit and KeyboardInterrupt end the run */
+void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
+                 PyObject *handle);          /* the exception that is set, to the handler */
+int loop_keep(LoopObject *loop, PyObject *object); /* alive until the loop is closed */
+bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport);
+
+/* transport.c */
+extern PyType_Spec transport_spec;
+extern const bk_protocol transport_plain;
+TransportObject *transport_new(LoopObject *loop, PyObject *protocol, PyObject *context,
+                               PyObject *server);
+int transport_attach(TransportObject *t, bk_stream *s);
+int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
+void transport_fail(TransportObject *t, const char *message);
+void transport_made(TransportObject *t);
+PyObject *address_to_python(const void *address, size_t size);
+
+/* streams.c */
+bool reader_recognise(TransportObject *t);
+int reader_feed(TransportObject *t, const char *data, size_t n);
+
+/* listener.c */
+extern PyType_Spec listener_spec;
+
+/* smtp.c */
+extern PyType_Spec smtp_spec;
+
+#endif

@@ -1,0 +1,713 @@
+/*
+ * loop.c: the C half of becket.EventLoop: scheduling, watching descriptors, running. The other half
+ * is python/becket/loop.py, which derives from this class.
+ */
+#include "becket_py.h"
+
+#include <math.h>
+#include <structmember.h>
+
+/* ---- Errors ---- */
+
+/* Codes with an errno become the OSError that Python gives for it; ours keep their words. */
+PyObject *exception_of(int code) {
+    if (code == -ENOMEM)
+        return PyObject_CallNoArgs(PyExc_MemoryError);
+    int number = code > -4000 ? -code : code == BK_ENAME ? EHOSTUNREACH : EINVAL;
+    const char *text = code > -4000 ? strerror(number) : bk_strerror(code);
+    return PyObject_CallFunction(PyExc_OSError, "is", number, text);
+}
+
+int loop_raise(int code) {
+    PyObject *e = exception_of(code);
+    if (e != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+        Py_DECREF(e);
+    }
+    return -1;
+}
+
+int loop_check_open(LoopObject *loop) {
+    if (loop->core != NULL)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+    return -1;
+}
+
+/* A callback that raises SystemExit or KeyboardInterrupt ends the run, as in asyncio; what is ready
+   stays queued. The first one counts. */
+bool loop_take_fatal(LoopObject *loop) {
+    if (!PyErr_ExceptionMatches(PyExc_SystemExit) &&
+        !PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return false;
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (tb != NULL)
+        PyException_SetTraceback(value, tb);
+    Py_XDECREF(type);
+    Py_XDECREF(tb);
+    if (loop->error == NULL)
+        loop->error = value;
+    else
+        Py_DECREF(value);
+    if (loop->core != NULL)
+        bk_loop_break(loop->core);
+    return true;
+}
+
+static int add_to(PyObject *dict, const char *key, PyObject *value) {
+    return value == NULL ? 0 : PyDict_SetItemString(dict, key, value);
+}
+
+/* The exception that is set goes to loop.call_exception_handler(). */
+void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
+                 PyObject *handle) {
+    if (loop_take_fatal(loop))
+        return;
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (tb != NULL)
+        PyException_SetTraceback(value, tb);
+    PyObject *text = PyUnicode_FromString(message), *context = PyDict_New(), *result = NULL;
+    PyObject *traceback = handle != NULL ? ((HandleObject *)handle)->traceback : NULL;
+    if (text != NULL && context != NULL && add_to(context, "message", text) == 0 &&
+        add_to(context, "exception", value) == 0 &&
+        add_to(context, "transport", transport) == 0 &&
+        add_to(context, "protocol", protocol) == 0 && add_to(context, "handle", handle) == 0 &&
+        add_to(context, "source_traceback", traceback) == 0)
+        result = PyObject_CallMethodOneArg((PyObject *)loop,
+                                           loop->state->str_call_exception_handler, context);
+    if (result == NULL && !loop_take_fatal(loop))
+        PyErr_WriteUnraisable((PyObject *)loop);
+    Py_XDECREF(result);
+    Py_XDECREF(context);
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(tb);
+}
+
+/* ---- The core's hooks ---- */
+
+static void before_wait(void *arg) {
+    LoopObject *self = arg;
+    self->thread = PyEval_SaveThread();
+}
+
+static void after_wait(void *arg) {
+    LoopObject *self = arg;
+    PyEval_RestoreThread(self->thread);
+    self->thread = NULL;
+    /* Handlers of signals run here; they may raise KeyboardInterrupt. */
+    if (PyErr_CheckSignals() < 0 && !loop_take_fatal(self))
+        loop_report(self, "Exception in a signal handler", NULL, NULL, NULL);
+}
+
+static const bk_loop_hooks hooks = {.before_wait = before_wait, .after_wait = after_wait};
+
+static void log_line(void *arg, int code, const char *text) {
+    LoopObject *self = arg;
+    (void)code;
+    PyObject *result = PyObject_CallMethod(self->state->logger, "warning", "ss", "%s", text);
+    if (result == NULL)
+        PyErr_WriteUnraisable((PyObject *)self);
+    Py_XDECREF(result);
+}
+
+/* ---- Life ---- */
+
+static PyObject *loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                          PyObject *Py_UNUSED(kwargs)) {
+    module_state *state = state_of_type(type);
+    if (state == NULL)
+        return NULL;
+    LoopObject *self = (LoopObject *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->state = state;
+    return (PyObject *)self;
+}
+
+static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"notifier", NULL};
+    const char *notifier = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|z:Loop", names, &notifier))
+        return -1;
+    if (self->core != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "this loop was initialised before");
+        return -1;
+    }
+    bk_loop_options options = {
+        .size = sizeof options, .notifier = notifier, .hooks = &hooks, .log = log_line, .arg = self};
+    int code = bk_loop_new(&options, &self->core);
+    if (code == BK_ENOTIFIER) {
+        char known[120] = "";
+        for (const bk_notifier_ops *const *all = bk_notifiers(); *all != NULL; all++) {
+            strncat(known, known[0] ? ", " : "", sizeof known - strlen(known) - 1);
+            strncat(known, (*all)->name, sizeof known - strlen(known) - 1);
+        }
+        const char *source = notifier != NULL ? "notifier" : "BECKET_NOTIFIER";
+        const char *name = notifier != NULL ? notifier : getenv("BECKET_NOTIFIER");
+        PyErr_Format(PyExc_ValueError, "%s: there is no notifier '%s' here; there are: %s", source,
+                     name != NULL ? name : "", known);
+        return -1;
+    }
+    return code < 0 ? loop_raise(code) : 0;
+}
+
+/* What the queues of the core own of ours is given back, uncalled. */
+static void drop_handles(LoopObject *self) {
+    bk_loop *core = self->core;
+    for (uint32_t i = 0; i < core->ring_count; i++) {
+        bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
+        if (call->fn == handle_run)
+            Py_DECREF((PyObject *)call->arg);
+    }
+    core->ring_count = 0;
+    for (uint32_t i = 0; i < core->timer_count; i++) {
+        bk_timer *timer = core->timers[i].timer;
+        if (timer == NULL || timer->fn != handle_fire)
+            continue;
+        core->timers[i].timer = NULL;
+        core->timer_stopped++;
+        timer->place = 0;
+        Py_DECREF((PyObject *)timer->arg);
+    }
+}
+
+static void watch_run(void *arg, unsigned events);
+
+static void drop_watches(LoopObject *self) {
+    for (uint32_t fd = 0; fd < self->core->watch_count; fd++)
+        for (int slot = 0; slot < 2; slot++) {
+            bk_watch *w = &self->core->watches[fd];
+            PyObject *handle = w->fn[slot] == watch_run ? w->arg[slot] : NULL;
+            if (handle == NULL)
+                continue;
+            (void)bk_watch_set(self->core, (int)fd, slot ? BK_WRITE : BK_READ, NULL, NULL);
+            Py_DECREF(handle);
+        }
+}
+
+static void end_core(LoopObject *self) {
+    if (self->core == NULL)
+        return;
+    self->ending = true;
+    drop_handles(self);
+    drop_watches(self);
+    bk_loop *core = self->core;
+    (void)bk_loop_free(core);
+    self->core = NULL;
+    PyMem_Free(self->transports);
+    self->transports = NULL;
+    self->transport_room = 0;
+    Py_CLEAR(self->kept);
+}
+
+static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->core != NULL && self->core->turning) {
+        PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
+        return NULL;
+    }
+    end_core(self);
+    Py_CLEAR(self->spare);
+    Py_RETURN_NONE;
+}
+
+static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->error);
+    Py_VISIT(self->lent);
+    Py_VISIT(self->kept);
+    if (self->core == NULL)
+        return 0;
+    bk_loop *core = self->core;
+    for (uint32_t i = 0; i < core->ring_count; i++) {
+        bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
+        if (call->fn == handle_run)
+            Py_VISIT((PyObject *)call->arg);
+    }
+    for (uint32_t i = 0; i < core->timer_count; i++)
+        if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_fire)
+            Py_VISIT((PyObject *)core->timers[i].timer->arg);
+    for (uint32_t fd = 0; fd < core->watch_count; fd++)
+        for (int slot = 0; slot < 2; slot++)
+            if (core->watches[fd].fn[slot] == watch_run)
+                Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
+    return 0;
+}
+
+static int loop_clear(LoopObject *self) {
+    if (self->core != NULL) {
+        drop_handles(self);
+        drop_watches(self);
+    }
+    Py_CLEAR(self->error);
+    Py_CLEAR(self->lent);
+    return 0;
+}
+
+static void loop_dealloc(LoopObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs != NULL)
+        PyObject_ClearWeakRefs((PyObject *)self);
+    end_core(self);
+    Py_CLEAR(self->error);
+    Py_CLEAR(self->lent);
+    Py_CLEAR(self->spare);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- Scheduling ---- */
+
+/* One of METH_FASTCALL | METH_KEYWORDS functions that take (…, *args, context=None). */
+static int find_context(PyObject *const *args, Py_ssize_t n, PyObject *names,
+                        PyObject **ret_context) {
+    *ret_context = NULL;
+    Py_ssize_t count = names == NULL ? 0 : PyTuple_GET_SIZE(names);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (PyUnicode_CompareWithASCIIString(name, "context") != 0) {
+            PyErr_Format(PyExc_TypeError, "unexpected keyword argument '%U': only 'context'", name);
+            return -1;
+        }
+        *ret_context = args[n + i];
+    }
+    PyObject *context = *ret_context;
+    if (context != NULL && context != Py_None && !PyContext_CheckExact(context)) {
+        PyErr_Format(PyExc_TypeError, "context must be a contextvars.Context or None, not %.100s",
+                     Py_TYPE(context)->tp_name);
+        return -1;
+    }
+    return 0;
+}
+
+static int need_args(const char *function, Py_ssize_t n, Py_ssize_t least, const char *names) {
+    if (n >= least)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s() needs %s", function, names);
+    return -1;
+}
+
+static int check_debug(LoopObject *self, PyObject *callback, const char *method) {
+    if (!self->debug)
+        return 0;
+    PyObject *result = PyObject_CallMethod((PyObject *)self, "_check_call", "Os", callback, method);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static HandleObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                              PyObject *names, const char *method) {
+    PyObject *context;
+    if (need_args(method, n, 1, "a callback") < 0 || loop_check_open(self) < 0 ||
+        find_context(args, n, names, &context) < 0 || check_debug(self, args[0], method) < 0)
+        return NULL;
+    HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
+    if (h == NULL)
+        return NULL;
+    int code = bk_loop_soon(self->core, handle_run, h);
+    if (code < 0) {
+        Py_DECREF((PyObject *)h);
+        loop_raise(code);
+        return NULL;
+    }
+    return (HandleObject *)Py_NewRef((PyObject *)h); /* one for the queue, one for the caller */
+}
+
+static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                PyObject *names) {
+    return (PyObject *)schedule(self, args, n, names, "call_soon");
+}
+
+/* The GIL keeps others from the ready queue, as the loop lets go of it in a wait only; so the order
+   of calls holds among all threads. */
+static PyObject *loop_call_soon_threadsafe(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                           PyObject *names) {
+    PyObject *h = (PyObject *)schedule(self, args, n, names, "call_soon_threadsafe");
+    if (h != NULL)
+        bk_loop_wake(self->core);
+    return h;
+}
+
+static double now_seconds(LoopObject *self) {
+    bk_os *os = self->core != NULL ? self->core->os : bk_os_default();
+    return (double)os->clock(os) / 1e9;
+}
+
+static PyObject *schedule_at(LoopObject *self, double when, PyObject *const *args, Py_ssize_t n,
+                             PyObject *context) {
+    if (isnan(when)) {
+        PyErr_SetString(PyExc_ValueError, "the time of a timer must not be NaN");
+        return NULL;
+    }
+    TimerHandleObject *h = timer_handle_new(self, when, args[0], args + 1, n - 1, context);
+    if (h == NULL)
+        return NULL;
+    /* Rounded up, so that loop.time() >= when holds when it fires; far future is for ever. */
+    double ns = ceil(when * 1e9);
+    int64_t core_when = ns >= 9.2e18 ? INT64_MAX : ns <= 0 ? 0 : (int64_t)ns;
+    int code = bk_timer_start(self->core, &h->timer, core_when, handle_fire, h);
+    if (code < 0) {
+        Py_DECREF((PyObject *)h);
+        loop_raise(code);
+        return NULL;
+    }
+    return Py_NewRef((PyObject *)h); /* one for the heap, one for the caller */
+}
+
+static PyObject *call_timed(LoopObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names,
+                            bool relative) {
+    const char *method = relative ? "call_later" : "call_at";
+    PyObject *context;
+    if (need_args(method, n, 2, "a time in seconds and a callback") < 0)
+        return NULL;
+    if (args[0] == Py_None) {
+        PyErr_SetString(PyExc_TypeError,
+                        relative ? "delay must not be None" : "when cannot be None");
+        return NULL;
+    }
+    double when = PyFloat_AsDouble(args[0]);
+    if ((when == -1.0 && PyErr_Occurred()) || loop_check_open(self) < 0 ||
+        find_context(args, n, names, &context) < 0 || check_debug(self, args[1], method) < 0)
+        return NULL;
+    return schedule_at(self, relative ? now_seconds(self) + when : when, args + 1, n - 1, context);
+}
+
+static PyObject *loop_call_later(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                 PyObject *names) {
+    return call_timed(self, args, n, names, true);
+}
+
+static PyObject *loop_call_at(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                              PyObject *names) {
+    return call_timed(self, args, n, names, false);
+}
+
+static PyObject *loop_time(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    return PyFloat_FromDouble(now_seconds(self));
+}
+
+/* ---- Running ---- */
+
+/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
+static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    int code = bk_loop_run(self->core);
+    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
+        return NULL;
+    if (self->error != NULL) {
+        PyObject *e = self->error;
+        self->error = NULL;
+        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+        Py_DECREF(e);
+        return NULL;
+    }
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_stop(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->core != NULL)
+        bk_loop_stop(self->core);
+    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_create_future(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    PyObject *args[1] = {(PyObject *)self};
+    PyObject *names = PyTuple_Pack(1, self->state->str_loop);
+    if (names == NULL)
+        return NULL;
+    PyObject *future = PyObject_Vectorcall(self->state->future_type, args, 0, names);
+    Py_DECREF(names);
+    return future;
+}
+
+/* ---- Watching descriptors ---- */
+
+static void watch_run(void *arg, unsigned events) {
+    HandleObject *h = (HandleObject *)Py_NewRef((PyObject *)arg); /* it may remove itself */
+    (void)events;
+    handle_call(h);
+    Py_DECREF((PyObject *)h);
+}
+
+static HandleObject *watched(LoopObject *self, int fd, unsigned direction) {
+    if (fd < 0 || (uint32_t)fd >= self->core->watch_count)
+        return NULL;
+    bk_watch *w = &self->core->watches[fd];
+    int slot = direction == BK_WRITE;
+    return w->fn[slot] == watch_run ? w->arg[slot] : NULL;
+}
+
+static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                           unsigned direction) {
+    if (need_args("_add_reader", n, 2, "a descriptor and a callback") < 0 ||
+        loop_check_open(self) < 0)
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(args[0]);
+    if (fd < 0)
+        return NULL;
+    HandleObject *h = handle_new(self, args[1], args + 2, n - 2, NULL);
+    if (h == NULL)
+        return NULL;
+    HandleObject *before = watched(self, fd, direction);
+    int code = bk_watch_set(self->core, fd, direction, watch_run, h);
+    if (code >= 0 && before == NULL)
+        code = bk_watch_apply(self->core, fd);
+    if (code < 0) {
+        (void)bk_watch_set(self->core, fd, direction, NULL, NULL);
+        Py_DECREF((PyObject *)h);
+        loop_raise(code);
+        return NULL;
+    }
+    if (before != NULL) {
+        handle_cancel(before);
+        Py_DECREF((PyObject *)before);
+    }
+    return Py_NewRef((PyObject *)h); /* one for the watch, one for the caller */
+}
+
+static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned direction) {
+    if (self->core == NULL)
+        Py_RETURN_FALSE;
+    int fd = PyObject_AsFileDescriptor(arg);
+    if (fd < 0)
+        return NULL;
+    HandleObject *h = watched(self, fd, direction);
+    if (h == NULL)
+        Py_RETURN_FALSE;
+    (void)bk_watch_set(self->core, fd, direction, NULL, NULL);
+    /* The notifier is told at once: whoever removes a watch may close the descriptor next. */
+    if (self->core->watches[fd].fn[0] == NULL && self->core->watches[fd].fn[1] == NULL)
+        bk_watch_forget(self->core, fd);
+    handle_cancel(h);
+    Py_DECREF((PyObject *)h);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *loop_add_reader(LoopObject *self, PyObject *const *args, Py_ssize_t n) {
+    return add_watch(self, args, n, BK_READ);
+}
+
+static PyObject *loop_remove_reader(LoopObject *self, PyObject *fd) {
+    return remove_watch(self, fd, BK_READ);
+}
+
+static PyObject *loop_add_writer(LoopObject *self, PyObject *const *args, Py_ssize_t n) {
+    return add_watch(self, args, n, BK_WRITE);
+}
+
+static PyObject *loop_remove_writer(LoopObject *self, PyObject *fd) {
+    return remove_watch(self, fd, BK_WRITE);
+}
+
+int loop_keep(LoopObject *loop, PyObject *object) {
+    if (loop->kept == NULL && (loop->kept = PyList_New(0)) == NULL)
+        return -1;
+    return PyList_Append(loop->kept, object);
+}
+
+/* ---- Which transport uses which descriptor ---- */
+
+bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport) {
+    if (fd < 0)
+        return true;
+    if (fd >= loop->transport_room) {
+        if (transport == NULL)
+            return true;
+        int room = loop->transport_room ? loop->transport_room : 64;
+        while (room <= fd)
+            room *= 2;
+        TransportObject **more =
+            PyMem_Realloc(loop->transports, (size_t)room * sizeof(TransportObject *));
+        if (more == NULL)
+            return false;
+        memset(more + loop->transport_room, 0,
+               (size_t)(room - loop->transport_room) * sizeof *more);
+        loop->transports = more;
+        loop->transport_room = room;
+    }
+    loop->transports[fd] = transport;
+    return true;
+}
+
+/* As asyncio's: an fd that a transport uses is not for add_reader() and sock_…(). */
+static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
+    int fd = PyObject_AsFileDescriptor(arg);
+    if (fd < 0) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
+            PyErr_Clear();
+            return PyErr_Format(PyExc_ValueError, "Invalid file object: %R", arg);
+        }
+        return NULL;
+    }
+    TransportObject *t = fd < self->transport_room ? self->transports[fd] : NULL;
+    if (t != NULL && !t->closing)
+        return PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", arg,
+                            t);
+    Py_RETURN_NONE;
+}
+
+/* ---- Transports ---- */
+
+
+static void set_waiter(LoopObject *self, PyObject *waiter) {
+    PyObject *cancelled = PyObject_CallMethodNoArgs(waiter, self->state->str_done);
+    PyObject *result = NULL;
+    if (cancelled == Py_False)
+        result = PyObject_CallMethodOneArg(waiter, self->state->str_set_result, Py_None);
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(waiter);
+    Py_XDECREF(cancelled);
+    Py_XDECREF(result);
+}
+
+static PyObject *loop_start_transport(LoopObject *self, PyObject *args) {
+    PyObject *transport, *waiter;
+    if (!PyArg_ParseTuple(args, "O!O", self->state->transport_type, &transport, &waiter))
+        return NULL;
+    transport_made((TransportObject *)transport);
+    if (waiter != Py_None)
+        set_waiter(self, waiter);
+    Py_RETURN_NONE;
+}
+
+static bk_transport *core_transport(LoopObject *self, int fd) {
+    bk_transport *t;
+    int code = bk_socket_transport(self->core, fd, &t);
+    if (code < 0)
+        loop_raise(code);
+    return code < 0 ? NULL : t;
+}
+
+/* _new_transport(socket, protocol, server=None) -> Transport, not yet started. */
+static PyObject *loop_new_transport(LoopObject *self, PyObject *args) {
+    PyObject *socket, *protocol, *server = Py_None;
+    if (!PyArg_ParseTuple(args, "OO|O:_new_transport", &socket, &protocol, &server) ||
+        loop_check_open(self) < 0)
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(socket);
+    if (fd < 0)
+        return NULL;
+    PyObject *context = PyContext_CopyCurrent();
+    TransportObject *t =
+        context != NULL ? transport_new(self, protocol, context, server) : NULL;
+    Py_XDECREF(context);
+    if (t == NULL)
+        return NULL;
+    t->socket = Py_NewRef(socket);
+    bk_transport *core = core_transport(self, fd);
+    bk_stream *s;
+    int code = core == NULL ? -1 : bk_stream_new(self->core, core, &transport_plain, t, &s);
+    if (code < 0 && core != NULL) {
+        loop_raise(code);
+        bk_socket_transport_disown(core);
+        core->ops->close(core);
+    }
+    if (code < 0 || transport_attach(t, s) < 0) {
+        Py_DECREF((PyObject *)t);
+        return NULL;
+    }
+    return (PyObject *)t;
+}
+
+/* ---- The rest ---- */
+
+static PyObject *loop_set_debug_core(LoopObject *self, PyObject *arg) {
+    int on = PyObject_IsTrue(arg);
+    if (on < 0)
+        return NULL;
+    self->debug = on;
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_forked(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    int code = self->core == NULL ? 0 : bk_loop_forked(self->core);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_get_notifier(LoopObject *self, void *Py_UNUSED(closure)) {
+    if (self->core == NULL)
+        Py_RETURN_NONE;
+    return PyUnicode_FromString(bk_loop_notifier(self->core));
+}
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef loop_methods[] = {
+    {"call_soon", FAST(loop_call_soon), METH_FASTCALL | METH_KEYWORDS,
+     "call_soon(callback, *args, context=None) -> Handle\n\n"
+     "Call callback(*args) in the next turn of the loop."},
+    {"call_soon_threadsafe", FAST(loop_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
+     "call_soon_threadsafe(callback, *args, context=None) -> Handle\n\n"
+     "Like call_soon(), from any thread."},
+    {"call_later", FAST(loop_call_later), METH_FASTCALL | METH_KEYWORDS,
+     "call_later(delay, callback, *args, context=None) -> TimerHandle\n\n"
+     "Call callback(*args) after delay seconds."},
+    {"call_at", FAST(loop_call_at), METH_FASTCALL | METH_KEYWORDS,
+     "call_at(when, callback, *args, context=None) -> TimerHandle\n\n"
+     "Call callback(*args) when loop.time() has reached `when`."},
+    {"time", (PyCFunction)loop_time, METH_NOARGS,
+     "time() -> float\n\nThe loop's clock: monotonic, in seconds."},
+    {"stop", (PyCFunction)loop_stop, METH_NOARGS,
+     "stop()\n\nEnd run_forever() when the callbacks that are ready have been called."},
+    {"create_future", (PyCFunction)loop_create_future, METH_NOARGS,
+     "create_future() -> asyncio.Future\n\nA future that belongs to this loop."},
+    {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
+    {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
+    {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
+    {"_forked", (PyCFunction)loop_forked, METH_NOARGS, NULL},
+    {"_add_reader", FAST(loop_add_reader), METH_FASTCALL, NULL},
+    {"_remove_reader", (PyCFunction)loop_remove_reader, METH_O, NULL},
+    {"_add_writer", FAST(loop_add_writer), METH_FASTCALL, NULL},
+    {"_remove_writer", (PyCFunction)loop_remove_writer, METH_O, NULL},
+    {"_ensure_fd_no_transport", (PyCFunction)loop_ensure_fd_no_transport, METH_O, NULL},
+    {"_new_transport", (PyCFunction)loop_new_transport, METH_VARARGS, NULL},
+    {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef loop_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(LoopObject, weakrefs), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef loop_getset[] = {
+    {"notifier", (getter)loop_get_notifier, NULL,
+     "The name of the notifier in use: 'epoll', 'poll', …; None once the loop is closed.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot loop_slots[] = {
+    {Py_tp_doc, "The C half of becket.EventLoop."},
+    {Py_tp_new, loop_new},
+    {Py_tp_init, loop_init},
+    {Py_tp_dealloc, loop_dealloc},
+    {Py_tp_traverse, loop_traverse},
+    {Py_tp_clear, loop_clear},
+    {Py_tp_methods, loop_methods},
+    {Py_tp_members, loop_members},
+    {Py_tp_getset, loop_getset},
+    {0, NULL},
+};
+
+PyType_Spec loop_spec = {
+    .name = "becket._becket.Loop",
+    .basicsize = sizeof(LoopObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = loop_slots,
+};

@@ -1,0 +1,192 @@
+/*
+ * module.c: the extension module becket._becket: its types, and what it looks up in asyncio once.
+ * Multi-phase initialisation, heap types, no static state: each interpreter has a module of its
+ * own.
+ */
+#include "becket_py.h"
+
+module_state *state_of_type(PyTypeObject *type) {
+    PyObject *module = PyType_GetModuleByDef(type, &becket_module);
+    return module == NULL ? NULL : PyModule_GetState(module);
+}
+
+static PyObject *import_from(const char *module_name, const char *name) {
+    PyObject *module = PyImport_ImportModule(module_name);
+    if (module == NULL)
+        return NULL;
+    PyObject *object = PyObject_GetAttrString(module, name);
+    Py_DECREF(module);
+    return object;
+}
+
+static int import_all(module_state *state) {
+    const struct {
+        PyObject **place;
+        const char *module, *name;
+    } wanted[] = {
+        {&state->future_type, "asyncio", "Future"},
+        {&state->task_type, "asyncio", "Task"},
+        {&state->buffered_protocol, "asyncio", "BufferedProtocol"},
+        {&state->reader_protocol, "asyncio", "StreamReaderProtocol"},
+        {&state->reader_type, "asyncio", "StreamReader"},
+        {&state->transport_socket, "asyncio.trsock", "TransportSocket"},
+        {&state->socket_type, "socket", "socket"},
+        {&state->extract_stack, "becket._repr", "extract_stack"},
+        {&state->logger, "asyncio.log", "logger"},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        *wanted[i].place = import_from(wanted[i].module, wanted[i].name);
+        if (*wanted[i].place == NULL)
+            return -1;
+    }
+    return 0;
+}
+
+static int intern_names(module_state *state) {
+#define BK_INTERN(name)                                                                            \
+    if ((state->str_##name = PyUnicode_InternFromString(#name)) == NULL)                           \
+        return -1;
+    BK_NAMES(BK_INTERN)
+#undef BK_INTERN
+    return 0;
+}
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bases) {
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, bases);
+    if (type != NULL && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
+/* Our transports are asyncio.Transport's: they begin with its one slot. */
+static PyTypeObject *add_transport_type(PyObject *module) {
+    PyObject *base = import_from("asyncio", "Transport");
+    if (base == NULL)
+        return NULL;
+    PyTypeObject *type = NULL;
+    if (((PyTypeObject *)base)->tp_basicsize != offsetof(TransportObject, dict))
+        PyErr_Format(PyExc_ImportError,
+                     "asyncio.Transport of this Python has instances of %zd bytes, not %zd: this "
+                     "version of becket does not know it",
+                     ((PyTypeObject *)base)->tp_basicsize,
+                     (Py_ssize_t)offsetof(TransportObject, dict));
+    else
+        type = add_type(module, &transport_spec, base);
+    Py_DECREF(base);
+    return type;
+}
+
+static int add_types(PyObject *module, module_state *state) {
+    state->loop_type = add_type(module, &loop_spec, NULL);
+    state->handle_type = add_type(module, &handle_spec, NULL);
+    state->timer_handle_type =
+        state->handle_type == NULL
+            ? NULL
+            : add_type(module, &timer_handle_spec, (PyObject *)state->handle_type);
+    state->transport_type = add_transport_type(module);
+    state->listener_type = add_type(module, &listener_spec, NULL);
+    state->smtp_type = add_type(module, &smtp_spec, NULL);
+    return state->loop_type && state->handle_type && state->timer_handle_type &&
+                   state->transport_type && state->listener_type && state->smtp_type
+               ? 0
+               : -1;
+}
+
+static int add_notifiers(PyObject *module) {
+    PyObject *names = PyList_New(0);
+    if (names == NULL)
+        return -1;
+    for (const bk_notifier_ops *const *all = bk_notifiers(); *all != NULL; all++) {
+        PyObject *name = PyUnicode_FromString((*all)->name);
+        int code = name == NULL ? -1 : PyList_Append(names, name);
+        Py_XDECREF(name);
+        if (code < 0) {
+            Py_DECREF(names);
+            return -1;
+        }
+    }
+    PyObject *tuple = PyList_AsTuple(names);
+    Py_DECREF(names);
+    int code = tuple == NULL ? -1 : PyModule_AddObjectRef(module, "notifiers", tuple);
+    Py_XDECREF(tuple);
+    return code;
+}
+
+static int module_exec(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    if (intern_names(state) < 0 || import_all(state) < 0 || add_types(module, state) < 0 ||
+        add_notifiers(module) < 0)
+        return -1;
+    return PyModule_AddStringConstant(module, "__version__", bk_version());
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->loop_type);
+    Py_VISIT(state->handle_type);
+    Py_VISIT(state->timer_handle_type);
+    Py_VISIT(state->transport_type);
+    Py_VISIT(state->listener_type);
+    Py_VISIT(state->smtp_type);
+    Py_VISIT(state->future_type);
+    Py_VISIT(state->task_type);
+    Py_VISIT(state->buffered_protocol);
+    Py_VISIT(state->reader_protocol);
+    Py_VISIT(state->reader_type);
+    Py_VISIT(state->transport_socket);
+    Py_VISIT(state->socket_type);
+    Py_VISIT(state->extract_stack);
+    Py_VISIT(state->logger);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    handles_free(state);
+    Py_CLEAR(state->loop_type);
+    Py_CLEAR(state->handle_type);
+    Py_CLEAR(state->timer_handle_type);
+    Py_CLEAR(state->transport_type);
+    Py_CLEAR(state->listener_type);
+    Py_CLEAR(state->smtp_type);
+    Py_CLEAR(state->future_type);
+    Py_CLEAR(state->task_type);
+    Py_CLEAR(state->buffered_protocol);
+    Py_CLEAR(state->reader_protocol);
+    Py_CLEAR(state->reader_type);
+    Py_CLEAR(state->transport_socket);
+    Py_CLEAR(state->socket_type);
+    Py_CLEAR(state->extract_stack);
+    Py_CLEAR(state->logger);
+#define BK_FORGET(name) Py_CLEAR(state->str_##name);
+    BK_NAMES(BK_FORGET)
+#undef BK_FORGET
+    return 0;
+}
+
+static void module_free(void *module) {
+    (void)module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+PyModuleDef becket_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "becket._becket",
+    .m_doc = "Python objects over the handles of becket's core.",
+    .m_size = sizeof(module_state),
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__becket(void) {
+    return PyModuleDef_Init(&becket_module);
+}

@@ -1,0 +1,196 @@
+/*
+ * smtp.c: the core's SMTP server with its Maildir store, on an EventLoop. Made by `becket serve
+ * smtp` (python/becket/cli.py). No Python runs for a message but the one call that tells of it.
+ */
+#include "becket_py.h"
+
+#include <becket-protocols.h>
+
+typedef struct SmtpObject {
+    PyObject_HEAD
+    LoopObject *loop;
+    bk_protocol *protocol;
+    bk_listener **listeners;
+    Py_ssize_t listener_count;
+    PyObject *stored;
+} SmtpObject;
+
+static PyObject *recipients_of(const bk_smtp_message *message) {
+    PyObject *list = PyList_New((Py_ssize_t)message->recipient_count);
+    for (size_t i = 0; list != NULL && i < message->recipient_count; i++) {
+        PyObject *text = PyUnicode_DecodeLatin1(message->recipients[i],
+                                                (Py_ssize_t)strlen(message->recipients[i]), NULL);
+        if (text == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, (Py_ssize_t)i, text);
+    }
+    return list;
+}
+
+static void stored(void *arg, const char *name, const bk_smtp_message *message) {
+    SmtpObject *self = arg;
+    if (self->stored == NULL || self->stored == Py_None || self->loop->ending)
+        return;
+    PyObject *recipients = recipients_of(message);
+    PyObject *result =
+        recipients == NULL
+            ? NULL
+            : PyObject_CallFunction(self->stored, "ssOn", name, message->sender, recipients,
+                                    (Py_ssize_t)(message->size - message->trace_size));
+    if (result == NULL)
+        loop_report(self->loop, "Exception in the stored callback", NULL, NULL, NULL);
+    Py_XDECREF(recipients);
+    Py_XDECREF(result);
+}
+
+static int open_protocol(SmtpObject *self, const bk_smtp_config *config, const char *path) {
+    int code = bk_smtp_maildir_new(self->loop->core, config, path, stored, self, &self->protocol);
+    if (code == -EINVAL) {
+        PyErr_Format(PyExc_ValueError, "hostname: '%s' is no host name",
+                     config->hostname != NULL ? config->hostname : "");
+        return -1;
+    }
+    if (code < 0) {
+        PyObject *e = PyObject_CallFunction(PyExc_OSError, "iss", -code, bk_strerror(code), path);
+        if (e != NULL)
+            PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+        Py_XDECREF(e);
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *smtp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"loop", "maildir", "hostname", "max_message", "stored", NULL};
+    module_state *state = state_of_type(type);
+    PyObject *loop, *path, *callback = Py_None;
+    const char *hostname = NULL;
+    Py_ssize_t max_message = 0;
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&|z$nO:Smtp", names,
+                                                      state->loop_type, &loop, PyUnicode_FSConverter,
+                                                      &path, &hostname, &max_message, &callback))
+        return NULL;
+    SmtpObject *self = NULL;
+    if (max_message < 0)
+        PyErr_Format(PyExc_ValueError, "max_message: %zd is negative; bytes, or 0 for the default",
+                     max_message);
+    else if (loop_check_open((LoopObject *)loop) == 0)
+        self = (SmtpObject *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->loop = (LoopObject *)Py_NewRef(loop);
+        self->stored = Py_NewRef(callback);
+        bk_smtp_config config = {
+            .size = sizeof config, .hostname = hostname, .max_message = (size_t)max_message};
+        /* Connections refer to this object as long as the loop lives. */
+        if (open_protocol(self, &config, PyBytes_AS_STRING(path)) < 0 ||
+            loop_keep(self->loop, (PyObject *)self) < 0)
+            Py_CLEAR(self);
+    }
+    Py_DECREF(path);
+    return (PyObject *)self;
+}
+
+static int listen_at(SmtpObject *self, const char *endpoint, bk_error *ret_error) {
+    size_t count = (size_t)self->listener_count + 1;
+    bk_listener **listeners = PyMem_Realloc(self->listeners, count * sizeof(bk_listener *));
+    if (listeners == NULL)
+        return ret_error->code = -ENOMEM;
+    self->listeners = listeners;
+    int code = bk_listen(self->loop->core, endpoint, self->protocol, ret_error,
+                         &listeners[self->listener_count]);
+    if (code >= 0)
+        self->listener_count++;
+    return code;
+}
+
+static PyObject *smtp_listen(SmtpObject *self, PyObject *arg) {
+    bk_error error = {0, 0, ""};
+    const char *endpoint = PyUnicode_Check(arg) ? PyUnicode_AsUTF8(arg) : NULL;
+    if (endpoint == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "endpoint: a str is needed, not %R", Py_TYPE(arg));
+        return NULL;
+    }
+    if (self->protocol == NULL || loop_check_open(self->loop) < 0)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_RuntimeError, "the server is closed");
+    int code = listen_at(self, endpoint, &error);
+    if (code >= 0)
+        return PyUnicode_FromString(bk_listener_name(self->listeners[self->listener_count - 1]));
+    if (code == -ENOMEM)
+        return PyErr_NoMemory();
+    if (code <= -4000)
+        return PyErr_Format(PyExc_ValueError, "%s\n  %s\n  %*s^", error.text, endpoint,
+                            (int)error.position, "");
+    PyObject *e = PyObject_CallFunction(PyExc_OSError, "is", -code, error.text);
+    if (e != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+    Py_XDECREF(e);
+    return NULL;
+}
+
+static void end_smtp(SmtpObject *self) {
+    bool alive = self->loop != NULL && self->loop->core != NULL && !self->loop->ending;
+    for (Py_ssize_t i = 0; alive && i < self->listener_count; i++)
+        bk_listener_close(self->listeners[i]);
+    self->listener_count = 0;
+    PyMem_Free(self->listeners);
+    self->listeners = NULL;
+    bk_machine_protocol_free(self->protocol);
+    self->protocol = NULL;
+}
+
+static PyObject *smtp_close(SmtpObject *self, PyObject *Py_UNUSED(ignored)) {
+    end_smtp(self);
+    Py_RETURN_NONE;
+}
+
+static int smtp_traverse(SmtpObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT((PyObject *)self->loop);
+    Py_VISIT(self->stored);
+    return 0;
+}
+
+static int smtp_clear(SmtpObject *self) {
+    Py_CLEAR(self->stored);
+    return 0;
+}
+
+static void smtp_dealloc(SmtpObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    end_smtp(self);
+    smtp_clear(self);
+    Py_CLEAR(self->loop);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef smtp_methods[] = {
+    {"listen", (PyCFunction)smtp_listen, METH_O,
+     "listen(endpoint) -> str\n\nReceive mail there too; returns the endpoint with the port it got. "
+     "ValueError for an endpoint that is wrong, OSError for one that cannot be had."},
+    {"close", (PyCFunction)smtp_close, METH_NOARGS,
+     "close()\n\nAccept no more connections; those that are there go on."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot smtp_slots[] = {
+    {Py_tp_doc, "Smtp(loop, maildir, hostname=None, *, max_message=0, stored=None)\n\n"
+                "Receives mail into a Maildir. stored(name, sender, recipients, size) is called on "
+                "the loop for each message, before it is acknowledged."},
+    {Py_tp_new, smtp_new},
+    {Py_tp_dealloc, smtp_dealloc},
+    {Py_tp_traverse, smtp_traverse},
+    {Py_tp_clear, smtp_clear},
+    {Py_tp_methods, smtp_methods},
+    {0, NULL},
+};
+
+PyType_Spec smtp_spec = {
+    .name = "becket._becket.Smtp",
+    .basicsize = sizeof(SmtpObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = smtp_slots,
+};

@@ -1,0 +1,778 @@
+/*
+ * transport.c: an asyncio.Transport over a core stream. The stream's callbacks call the
+ * asyncio.Protocol; the transport's methods go to the stream. Made by the loop for a socket, and by
+ * a listener for a connection that came in.
+ *
+ * The stream holds a reference to its transport until it is closed; then the transport lets go of
+ * its protocol, so that no cycle is left to the collector.
+ */
+#include "becket_py.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <structmember.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+enum {
+    BIG_READ = 32 * 1024,    /* after a read of this size, the next goes straight into bytes */
+    SPARE_BYTES = 256 * 1024,
+    LOST_WRITES_LOGGED = 5,  /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
+};
+
+static const bk_protocol transport_big, transport_buffered, transport_reader;
+
+/* ---- Calling the protocol ---- */
+
+/* Call protocol.method(arg) (arg NULL: without) in the transport's context. */
+int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result) {
+    PyObject *args[3] = {NULL, t->protocol, arg};
+    PyObject *context = t->context;
+    if (PyContext_Enter(context) < 0)
+        return -1;
+    PyObject *result = PyObject_VectorcallMethod(
+        method, args + 1, (arg != NULL ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    if (result == NULL) {
+        PyObject *type, *value, *tb;
+        PyErr_Fetch(&type, &value, &tb);
+        (void)PyContext_Exit(context);
+        PyErr_Restore(type, value, tb);
+        return -1;
+    }
+    if (PyContext_Exit(context) < 0) {
+        Py_DECREF(result);
+        return -1;
+    }
+    if (ret_result != NULL)
+        *ret_result = result;
+    else
+        Py_DECREF(result);
+    return 0;
+}
+
+/* The exception that is set is reported, and connection_lost() will get it: asyncio's
+   _fatal_error(). */
+void transport_fail(TransportObject *t, const char *message) {
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (t->error == NULL && value != NULL && PyExceptionInstance_Check(value))
+        t->error = Py_NewRef(value);
+    PyErr_Restore(type, value, tb);
+    loop_report(t->loop, message, (PyObject *)t, t->protocol, NULL);
+    t->closing = true;
+    if (t->stream != NULL)
+        bk_stream_abort(t->stream);
+}
+
+/* ---- The stream's callbacks ---- */
+
+/* Whether the protocol is still to hear of anything but the end. */
+static bool is_silent(TransportObject *t) {
+    return t->protocol == NULL || t->loop->ending;
+}
+
+static void received(bk_stream *s, const void *data, size_t n) {
+    TransportObject *t = bk_stream_user(s);
+    if (is_silent(t))
+        return;
+    PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    if (n >= BIG_READ && s->protocol == &transport_plain)
+        bk_stream_set_protocol(s, &transport_big);
+    if (bytes == NULL || transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)
+        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+    Py_XDECREF(bytes);
+}
+
+/* Much is read straight into a bytes object, which is then cut to what came. */
+static int big_room(bk_stream *s, bk_room *ret_room) {
+    LoopObject *loop = ((TransportObject *)bk_stream_user(s))->loop;
+    if (loop->spare == NULL)
+        loop->spare = PyBytes_FromStringAndSize(NULL, SPARE_BYTES);
+    if (loop->spare == NULL) {
+        PyErr_Clear();
+        return -ENOMEM;
+    }
+    *ret_room = (bk_room){PyBytes_AS_STRING(loop->spare), SPARE_BYTES};
+    return 0;
+}
+
+static void big_received(bk_stream *s, const void *data, size_t n) {
+    TransportObject *t = bk_stream_user(s);
+    if (n < BIG_READ) {
+        bk_stream_set_protocol(s, &transport_plain);
+        received(s, data, n);
+        return;
+    }
+    if (is_silent(t))
+        return;
+    PyObject *bytes = t->loop->spare;
+    t->loop->spare = NULL;
+    if (_PyBytes_Resize(&bytes, (Py_ssize_t)n) < 0 ||
+        transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)
+        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+    Py_XDECREF(bytes);
+}
+
+/* The memory is good until somebody resizes it, and between this and the read nobody can: so the
+   buffer need not stay exported, and a protocol may resize it in buffer_updated(). */
+static int lend_room(TransportObject *t, bk_room *ret_room) {
+    PyObject *hint = PyLong_FromLong(-1), *object = NULL;
+    Py_buffer view;
+    if (hint == NULL)
+        return -1;
+    int code = transport_call(t, t->loop->state->str_get_buffer, hint, &object);
+    Py_DECREF(hint);
+    if (code < 0 || PyObject_GetBuffer(object, &view, PyBUF_WRITABLE) < 0) {
+        Py_XDECREF(object);
+        return -1;
+    }
+    *ret_room = (bk_room){view.buf, (size_t)view.len};
+    PyBuffer_Release(&view);
+    Py_XSETREF(t->loop->lent, object);
+    if (ret_room->size > 0)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
+    return -1;
+}
+
+static int buffered_room(bk_stream *s, bk_room *ret_room) {
+    TransportObject *t = bk_stream_user(s);
+    if (is_silent(t))
+        return -ECANCELED;
+    if (lend_room(t, ret_room) == 0)
+        return 0;
+    transport_fail(t, "Fatal error: protocol.get_buffer() call failed.");
+    return -ECANCELED;
+}
+
+static void buffered_received(bk_stream *s, const void *data, size_t n) {
+    TransportObject *t = bk_stream_user(s);
+    (void)data;
+    Py_CLEAR(t->loop->lent);
+    if (is_silent(t))
+        return;
+    PyObject *count = PyLong_FromSize_t(n);
+    if (count == NULL || transport_call(t, t->loop->state->str_buffer_updated, count, NULL) < 0)
+        transport_fail(t, "Fatal error: protocol.buffer_updated() call failed.");
+    Py_XDECREF(count);
+}
+
+static void reader_received(bk_stream *s, const void *data, size_t n) {
+    TransportObject *t = bk_stream_user(s);
+    if (!is_silent(t) && reader_feed(t, data, n) < 0)
+        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+}
+
+static int ended(bk_stream *s) {
+    TransportObject *t = bk_stream_user(s);
+    PyObject *result = NULL;
+    Py_CLEAR(t->loop->lent);
+    if (is_silent(t))
+        return 0;
+    if (transport_call(t, t->loop->state->str_eof_received, NULL, &result) < 0) {
+        transport_fail(t, "Fatal error: protocol.eof_received() call failed.");
+        return 0;
+    }
+    int keep = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    if (keep <= 0)
+        t->closing = true;
+    if (keep < 0)
+        PyErr_Clear();
+    return keep > 0;
+}
+
+static void tell_flow(TransportObject *t, PyObject *method, const char *message) {
+    if (!is_silent(t) && transport_call(t, method, NULL, NULL) < 0)
+        loop_report(t->loop, message, (PyObject *)t, t->protocol, NULL);
+}
+
+static void blocked(bk_stream *s) {
+    TransportObject *t = bk_stream_user(s);
+    tell_flow(t, t->loop->state->str_pause_writing, "protocol.pause_writing() failed");
+}
+
+static void writable(bk_stream *s) {
+    TransportObject *t = bk_stream_user(s);
+    tell_flow(t, t->loop->state->str_resume_writing, "protocol.resume_writing() failed");
+}
+
+/* What connection_lost() gets: None for an end in good order, or one that we made. */
+static PyObject *reason(TransportObject *t, int why) {
+    if (t->error != NULL)
+        return Py_NewRef(t->error);
+    if (why == 0 || why == -ECANCELED)
+        return Py_NewRef(Py_None);
+    PyObject *e = exception_of(why);
+    if (e == NULL) {
+        PyErr_Clear();
+        return Py_NewRef(Py_None);
+    }
+    return e;
+}
+
+/* The socket object must not close the descriptor once more; and if somebody closed it, or took the
+   descriptor from it, then the descriptor is no longer ours to close. */
+static void part_from_socket(TransportObject *t) {
+    if (t->socket == NULL)
+        return;
+    PyObject *fd = PyObject_CallMethodNoArgs(t->socket, t->loop->state->str_detach);
+    if (fd == NULL || PyLong_AsLong(fd) != t->fd) {
+        PyErr_Clear();
+        bk_watch_forget(t->loop->core, t->fd);
+        bk_socket_transport_disown(bk_stream_transport(t->stream));
+    }
+    Py_XDECREF(fd);
+}
+
+static void detach_from_server(TransportObject *t) {
+    if (t->server == NULL)
+        return;
+    PyObject *server = t->server, *arg = (PyObject *)t;
+    t->server = NULL;
+    PyObject *result = PyObject_CallMethodObjArgs(server, t->loop->state->str__detach,
+                                                  PY_VERSION_HEX >= 0x030D0000 ? arg : NULL, NULL);
+    if (result == NULL)
+        PyErr_WriteUnraisable(server);
+    Py_XDECREF(result);
+    Py_DECREF(server);
+}
+
+static void warn_unclosed(TransportObject *t) {
+    if (PyErr_ResourceWarning((PyObject *)t, 1, "unclosed transport %R", t) < 0)
+        PyErr_WriteUnraisable((PyObject *)t);
+}
+
+static void closed(bk_stream *s, int why) {
+    TransportObject *t = bk_stream_user(s);
+    if (t->stream == NULL) { /* never attached: its maker is dealing with it */
+        return;
+    }
+    if (t->loop->ending) {
+        if (!t->closing)
+            warn_unclosed(t);
+    } else if (t->protocol != NULL && t->started) {
+        PyObject *e = reason(t, why);
+        if (transport_call(t, t->loop->state->str_connection_lost, e, NULL) < 0)
+            loop_report(t->loop, "Exception in connection_lost()", (PyObject *)t, t->protocol,
+                        NULL);
+        Py_DECREF(e);
+    }
+    part_from_socket(t);
+    detach_from_server(t);
+    t->closing = true;
+    t->stream = NULL;
+    (void)loop_owns_fd(t->loop, t->fd, NULL);
+    Py_CLEAR(t->protocol);
+    Py_CLEAR(t->reader);
+    Py_CLEAR(t->error);
+    Py_CLEAR(t->socket);
+    Py_DECREF((PyObject *)t); /* the stream's */
+}
+
+#define COMMON                                                                                     \
+    .size = sizeof(bk_protocol), .ended = ended, .blocked = blocked, .writable = writable,         \
+    .closed = closed
+
+const bk_protocol transport_plain = {COMMON, .name = "asyncio.Protocol", .received = received};
+static const bk_protocol transport_big = {
+    COMMON, .name = "asyncio.Protocol, much", .room = big_room, .received = big_received};
+static const bk_protocol transport_buffered = {
+    COMMON, .name = "asyncio.BufferedProtocol", .room = buffered_room,
+    .received = buffered_received};
+static const bk_protocol transport_reader = {
+    COMMON, .name = "asyncio.StreamReaderProtocol", .received = reader_received};
+
+/* ---- Life ---- */
+
+/* Which of the tables above fits the protocol. */
+static int adopt_protocol(TransportObject *t, PyObject *protocol) {
+    int buffered = PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
+    if (buffered < 0)
+        return -1;
+    Py_XSETREF(t->protocol, Py_NewRef(protocol));
+    Py_CLEAR(t->reader);
+    const bk_protocol *table = buffered                ? &transport_buffered
+                               : reader_recognise(t) ? &transport_reader
+                                                     : &transport_plain;
+    if (t->stream != NULL)
+        bk_stream_set_protocol(t->stream, table);
+    return 0;
+}
+
+TransportObject *transport_new(LoopObject *loop, PyObject *protocol, PyObject *context,
+                               PyObject *server) {
+    PyTypeObject *type = loop->state->transport_type;
+    TransportObject *t = (TransportObject *)type->tp_alloc(type, 0);
+    if (t == NULL)
+        return NULL;
+    t->fd = -1;
+    t->loop = (LoopObject *)Py_NewRef((PyObject *)loop);
+    t->context = Py_NewRef(context);
+    t->protocol = Py_NewRef(protocol);
+    if (server != NULL && server != Py_None)
+        t->server = Py_NewRef(server);
+    return t;
+}
+
+static int attach_to_server(TransportObject *t) {
+    if (t->server == NULL)
+        return 0;
+    PyObject *arg = PY_VERSION_HEX >= 0x030D0000 ? (PyObject *)t : NULL;
+    PyObject *result =
+        PyObject_CallMethodObjArgs(t->server, t->loop->state->str__attach, arg, NULL);
+    if (result == NULL) {
+        Py_CLEAR(t->server); /* it was not attached, and must not be detached */
+        return -1;
+    }
+    Py_DECREF(result);
+    return 0;
+}
+
+/* The stream takes a reference. On failure the stream is aborted, and the exception is set. */
+int transport_attach(TransportObject *t, bk_stream *s) {
+    size_t size = sizeof t->fd;
+    bk_stream_set_user(s, Py_NewRef((PyObject *)t));
+    t->stream = s;
+    bk_stream_pause(s);
+    (void)bk_stream_query(s, BK_QUERY_FD, &t->fd, &size);
+    int code = loop_owns_fd(t->loop, t->fd, t) ? 0 : -1;
+    if (code < 0)
+        PyErr_NoMemory();
+    if (code < 0 || adopt_protocol(t, t->protocol) < 0 || attach_to_server(t) < 0) {
+        t->closing = true;
+        bk_stream_abort(s);
+        return -1;
+    }
+    return 0;
+}
+
+/* The connection begins: connection_made(), then reading, unless the protocol paused it. */
+void transport_made(TransportObject *t) {
+    if (t->stream == NULL || t->started || t->closing)
+        return;
+    t->started = true;
+    if (transport_call(t, t->loop->state->str_connection_made, (PyObject *)t, NULL) < 0) {
+        loop_report(t->loop, "Exception in connection_made()", (PyObject *)t, t->protocol, NULL);
+        t->closing = true;
+        if (t->stream != NULL)
+            bk_stream_abort(t->stream);
+        return;
+    }
+    if (t->stream != NULL && !t->paused && !t->closing)
+        bk_stream_resume(t->stream);
+}
+
+static int transport_traverse(TransportObject *t, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(t));
+    Py_VISIT(t->extra);
+    Py_VISIT(t->dict);
+    Py_VISIT((PyObject *)t->loop);
+    Py_VISIT(t->protocol);
+    Py_VISIT(t->context);
+    Py_VISIT(t->server);
+    Py_VISIT(t->socket);
+    Py_VISIT(t->reader);
+    Py_VISIT(t->error);
+    return 0;
+}
+
+static int transport_clear(TransportObject *t) {
+    Py_CLEAR(t->extra);
+    Py_CLEAR(t->dict);
+    Py_CLEAR(t->protocol);
+    Py_CLEAR(t->context);
+    Py_CLEAR(t->server);
+    Py_CLEAR(t->socket);
+    Py_CLEAR(t->reader);
+    Py_CLEAR(t->error);
+    return 0;
+}
+
+static void transport_dealloc(TransportObject *t) {
+    PyTypeObject *type = Py_TYPE(t);
+    PyObject_GC_UnTrack(t);
+    if (t->weakrefs != NULL)
+        PyObject_ClearWeakRefs((PyObject *)t);
+    transport_clear(t);
+    LoopObject *loop = t->loop;
+    t->loop = NULL;
+    type->tp_free(t);
+    Py_XDECREF((PyObject *)loop);
+    Py_DECREF(type);
+}
+
+/* ---- What is asked of it ---- */
+
+PyObject *address_to_python(const void *address, size_t size) {
+    const struct sockaddr *any = address;
+    char text[INET6_ADDRSTRLEN];
+    if (size < sizeof any->sa_family)
+        return PyUnicode_FromString("");
+    if (any->sa_family == AF_INET) {
+        const struct sockaddr_in *in = address;
+        inet_ntop(AF_INET, &in->sin_addr, text, sizeof text);
+        return Py_BuildValue("(si)", text, ntohs(in->sin_port));
+    }
+    if (any->sa_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = address;
+        inet_ntop(AF_INET6, &in6->sin6_addr, text, sizeof text);
+        return Py_BuildValue("(siII)", text, ntohs(in6->sin6_port), ntohl(in6->sin6_flowinfo),
+                             in6->sin6_scope_id);
+    }
+    if (any->sa_family == AF_UNIX) {
+        const struct sockaddr_un *un = address;
+        size_t n = size - offsetof(struct sockaddr_un, sun_path);
+        if (size <= offsetof(struct sockaddr_un, sun_path))
+            n = 0;
+        if (n > 0 && un->sun_path[0] == '\0') /* Linux: abstract */
+            return PyBytes_FromStringAndSize(un->sun_path, (Py_ssize_t)n);
+        return PyUnicode_DecodeFSDefaultAndSize(un->sun_path, (Py_ssize_t)strnlen(un->sun_path, n));
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *make_socket(TransportObject *t) {
+    if (t->socket == NULL && t->stream != NULL) {
+        PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
+        PyObject *fd = PyLong_FromLong(t->fd);
+        if (names != NULL && fd != NULL)
+            t->socket = PyObject_Vectorcall(t->loop->state->socket_type, &fd, 0, names);
+        Py_XDECREF(names);
+        Py_XDECREF(fd);
+    }
+    if (t->socket == NULL)
+        return NULL;
+    return PyObject_CallOneArg(t->loop->state->transport_socket, t->socket);
+}
+
+/* What asyncio has ready in the dictionary from the start, we find when it is asked for: NULL
+   without an exception where there is no answer. */
+static PyObject *find_extra(TransportObject *t, const char *name) {
+    char address[128];
+    size_t size = sizeof address;
+    if (t->stream == NULL)
+        return NULL;
+    if (strcmp(name, "socket") == 0)
+        return make_socket(t);
+    bool peer = strcmp(name, "peername") == 0;
+    if (!peer && strcmp(name, "sockname") != 0)
+        return NULL;
+    int code = bk_stream_query(t->stream, peer ? BK_QUERY_PEER : BK_QUERY_LOCAL, address, &size);
+    return code < 0 ? NULL : address_to_python(address, size);
+}
+
+static PyObject *transport_get_extra_info(TransportObject *t, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"name", "default", NULL};
+    PyObject *name, *fallback = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:get_extra_info", names, &name, &fallback))
+        return NULL;
+    if (t->extra == NULL && (t->extra = PyDict_New()) == NULL)
+        return NULL;
+    PyObject *known = PyDict_GetItemWithError(t->extra, name);
+    if (known != NULL || PyErr_Occurred())
+        return Py_XNewRef(known);
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    PyObject *found = text != NULL ? find_extra(t, text) : NULL;
+    if (found == NULL) {
+        if (PyErr_Occurred())
+            return NULL;
+        return Py_NewRef(fallback);
+    }
+    if (PyDict_SetItem(t->extra, name, found) < 0)
+        Py_CLEAR(found);
+    return found;
+}
+
+static PyObject *transport_set_extra(TransportObject *t, PyObject *args) {
+    PyObject *name, *value;
+    if (!PyArg_ParseTuple(args, "OO:_set_extra", &name, &value) ||
+        (t->extra == NULL && (t->extra = PyDict_New()) == NULL) ||
+        PyDict_SetItem(t->extra, name, value) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- Flow of what is read ---- */
+
+static PyObject *transport_is_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    return PyBool_FromLong(t->started && !t->closing && !t->paused);
+}
+
+static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (!t->closing && !t->paused && t->stream != NULL) {
+        t->paused = true;
+        bk_stream_pause(t->stream);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *transport_resume_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (!t->closing && t->paused && t->stream != NULL) {
+        t->paused = false;
+        if (t->started)
+            bk_stream_resume(t->stream);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- Writing ---- */
+
+static void release_object(void *arg) {
+    Py_DECREF((PyObject *)arg);
+}
+
+/* Whether a write may go to the stream: 1, 0 (lost already), or -1 with an exception. */
+static int may_write(TransportObject *t) {
+    if (t->eof) {
+        PyErr_SetString(PyExc_RuntimeError, "Cannot call write() after write_eof()");
+        return -1;
+    }
+    if (t->stream != NULL && !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED)))
+        return 1;
+    if (t->lost_writes >= LOST_WRITES_LOGGED) {
+        PyObject *result = PyObject_CallMethod(t->loop->state->logger, "warning", "s",
+                                               "socket.send() raised exception.");
+        if (result == NULL)
+            return -1;
+        Py_DECREF(result);
+    } else {
+        t->lost_writes++;
+    }
+    return 0;
+}
+
+static int write_stream(TransportObject *t, const void *data, Py_ssize_t n, PyObject *owner) {
+    int code = bk_stream_write(t->stream, data, (size_t)n, owner != NULL ? release_object : BK_COPY,
+                               Py_XNewRef(owner));
+    return code < 0 && code != -EPIPE ? loop_raise(code) : 0;
+}
+
+/* bytes cannot change and are sent by reference; anything else is sent or copied before we return,
+   for its owner may change it. */
+static int write_object(TransportObject *t, PyObject *data) {
+    Py_buffer view;
+    if (PyBytes_CheckExact(data)) {
+        Py_ssize_t n = PyBytes_GET_SIZE(data);
+        int code = n == 0 && !t->eof ? 0 : may_write(t);
+        return code <= 0 ? code : write_stream(t, PyBytes_AS_STRING(data), n, data);
+    }
+    if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not %R",
+                     PyType_GetName(Py_TYPE(data)));
+        return -1;
+    }
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+        return -1;
+    int code = view.len == 0 && !t->eof ? 0 : may_write(t);
+    if (code > 0)
+        code = write_stream(t, view.buf, view.len, NULL);
+    PyBuffer_Release(&view);
+    return code;
+}
+
+static PyObject *transport_write(TransportObject *t, PyObject *data) {
+    if (write_object(t, data) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
+    PyObject *iterator = PyObject_GetIter(lines), *line;
+    if (iterator == NULL)
+        return NULL;
+    while ((line = PyIter_Next(iterator)) != NULL) {
+        int code = write_object(t, line);
+        Py_DECREF(line);
+        if (code < 0)
+            break;
+    }
+    Py_DECREF(iterator);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (t->closing || t->eof || t->stream == NULL)
+        Py_RETURN_NONE;
+    int code = bk_stream_end(t->stream);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    t->eof = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *transport_can_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    (void)t;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *transport_get_write_buffer_size(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (t->stream == NULL)
+        return PyLong_FromLong(0);
+    bk_stream_flush(t->stream); /* what waits for the callback's return is not yet refused */
+    return PyLong_FromSize_t(bk_stream_queued(t->stream));
+}
+
+static PyObject *transport_get_write_buffer_limits(TransportObject *t,
+                                                   PyObject *Py_UNUSED(ignored)) {
+    unsigned low = t->stream != NULL ? t->stream->low : 0;
+    unsigned high = t->stream != NULL ? t->stream->high : 0;
+    return Py_BuildValue("(II)", low, high);
+}
+
+static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject *args,
+                                                   PyObject *kwargs) {
+    static char *names[] = {"high", "low", NULL};
+    PyObject *high_arg = Py_None, *low_arg = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:set_write_buffer_limits", names, &high_arg,
+                                     &low_arg))
+        return NULL;
+    Py_ssize_t low = low_arg == Py_None ? -1 : PyNumber_AsSsize_t(low_arg, PyExc_OverflowError);
+    if (low == -1 && PyErr_Occurred())
+        return NULL;
+    Py_ssize_t high = high_arg == Py_None ? (low_arg == Py_None ? BK_WATER_HIGH : 4 * low)
+                                          : PyNumber_AsSsize_t(high_arg, PyExc_OverflowError);
+    if (high == -1 && PyErr_Occurred())
+        return NULL;
+    if (low_arg == Py_None)
+        low = high / 4;
+    if (!(high >= low && low >= 0))
+        return PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%zd) must be >= 0",
+                            high_arg, low);
+    if (high > (Py_ssize_t)UINT32_MAX)
+        high = UINT32_MAX;
+    if (t->stream != NULL)
+        (void)bk_stream_set_water(t->stream, (size_t)(low < high ? low : high), (size_t)high);
+    Py_RETURN_NONE;
+}
+
+/* ---- The end ---- */
+
+static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (t->closing)
+        Py_RETURN_NONE;
+    t->closing = true;
+    if (t->stream != NULL)
+        bk_stream_close(t->stream);
+    Py_RETURN_NONE;
+}
+
+/* asyncio sends in write(), so what was written before abort() has gone as far as it would. */
+static PyObject *transport_abort(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t->closing = true;
+    if (t->stream != NULL) {
+        bk_stream_flush(t->stream);
+        bk_stream_abort(t->stream);
+    }
+    Py_RETURN_NONE;
+}
+
+/* asyncio.sslproto and others end a transport with an exception by these names. */
+static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
+    if (t->error == NULL && e != Py_None && PyExceptionInstance_Check(e))
+        t->error = Py_NewRef(e);
+    return transport_abort(t, NULL);
+}
+
+static PyObject *transport_is_closing(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    return PyBool_FromLong(t->closing);
+}
+
+static PyObject *transport_set_protocol(TransportObject *t, PyObject *protocol) {
+    if (t->stream == NULL) {
+        Py_XSETREF(t->protocol, NULL);
+        Py_RETURN_NONE;
+    }
+    if (adopt_protocol(t, protocol) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *transport_get_protocol(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    return Py_NewRef(t->protocol != NULL ? t->protocol : Py_None);
+}
+
+static PyObject *transport_repr(TransportObject *t) {
+    const char *state = t->stream == NULL ? "closed" : t->closing ? "closing" : "open";
+    const char *reading = !t->started || t->paused || t->closing ? "idle" : "polling";
+    unsigned busy = t->stream != NULL && t->stream->flags & BK_STREAM_BUSY;
+    size_t queued = t->stream != NULL ? t->stream->queued : 0;
+    return PyUnicode_FromFormat("<%s %s fd=%d read=%s write=<%s, bufsize=%zu>>",
+                                _PyType_Name(Py_TYPE(t)), state, t->fd, reading,
+                                busy ? "polling" : "idle", queued);
+}
+
+static PyMethodDef transport_methods[] = {
+    {"get_extra_info", (PyCFunction)(void (*)(void))transport_get_extra_info,
+     METH_VARARGS | METH_KEYWORDS,
+     "get_extra_info(name, default=None)\n\n"
+     "'socket', 'peername', 'sockname', or what else the connection knows."},
+    {"_set_extra", (PyCFunction)transport_set_extra, METH_VARARGS, NULL},
+    {"is_reading", (PyCFunction)transport_is_reading, METH_NOARGS,
+     "is_reading() -> bool\n\nWhether data is being received."},
+    {"pause_reading", (PyCFunction)transport_pause_reading, METH_NOARGS,
+     "pause_reading()\n\nCall no data_received() until resume_reading()."},
+    {"resume_reading", (PyCFunction)transport_resume_reading, METH_NOARGS,
+     "resume_reading()\n\nReceive data again."},
+    {"write", (PyCFunction)transport_write, METH_O,
+     "write(data)\n\nSend bytes-like data, with all that is written in the same callback, when it "
+     "returns. Does not block."},
+    {"writelines", (PyCFunction)transport_writelines, METH_O,
+     "writelines(list_of_data)\n\nSend each of an iterable of bytes-like objects."},
+    {"write_eof", (PyCFunction)transport_write_eof, METH_NOARGS,
+     "write_eof()\n\nEnd our direction once all is sent; data is still received."},
+    {"can_write_eof", (PyCFunction)transport_can_write_eof, METH_NOARGS,
+     "can_write_eof() -> bool\n\nTrue."},
+    {"get_write_buffer_size", (PyCFunction)transport_get_write_buffer_size, METH_NOARGS,
+     "get_write_buffer_size() -> int\n\nBytes that are queued because the peer does not read."},
+    {"get_write_buffer_limits", (PyCFunction)transport_get_write_buffer_limits, METH_NOARGS,
+     "get_write_buffer_limits() -> (low, high)\n\nThe water marks, in bytes."},
+    {"set_write_buffer_limits", (PyCFunction)(void (*)(void))transport_set_write_buffer_limits,
+     METH_VARARGS | METH_KEYWORDS,
+     "set_write_buffer_limits(high=None, low=None)\n\n"
+     "Set the water marks, in bytes: pause_writing() above high, resume_writing() at low."},
+    {"close", (PyCFunction)transport_close, METH_NOARGS,
+     "close()\n\nSend what is queued, then close; connection_lost(None) follows."},
+    {"abort", (PyCFunction)transport_abort, METH_NOARGS,
+     "abort()\n\nClose now; what is queued is lost; connection_lost(None) follows."},
+    {"_force_close", (PyCFunction)transport_force_close, METH_O, NULL},
+    {"is_closing", (PyCFunction)transport_is_closing, METH_NOARGS,
+     "is_closing() -> bool\n\nWhether it is closing, or closed."},
+    {"set_protocol", (PyCFunction)transport_set_protocol, METH_O,
+     "set_protocol(protocol)\n\nWhat is received from now on goes to this protocol."},
+    {"get_protocol", (PyCFunction)transport_get_protocol, METH_NOARGS,
+     "get_protocol()\n\nThe protocol; None once the connection is lost."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef transport_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(TransportObject, weakrefs), READONLY, NULL},
+    {"__dictoffset__", T_PYSSIZET, offsetof(TransportObject, dict), READONLY, NULL},
+    {"_loop", T_OBJECT, offsetof(TransportObject, loop), READONLY, NULL},
+    {"_protocol", T_OBJECT, offsetof(TransportObject, protocol), READONLY, NULL},
+    {"_server", T_OBJECT, offsetof(TransportObject, server), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot transport_slots[] = {
+    {Py_tp_doc, "An asyncio transport over a stream of the core."},
+    {Py_tp_dealloc, transport_dealloc},
+    {Py_tp_traverse, transport_traverse},
+    {Py_tp_clear, transport_clear},
+    {Py_tp_repr, transport_repr},
+    {Py_tp_methods, transport_methods},
+    {Py_tp_members, transport_members},
+    {0, NULL},
+};
+
+PyType_Spec transport_spec = {
+    .name = "becket._becket.Transport",
+    .basicsize = sizeof(TransportObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = transport_slots,
+};

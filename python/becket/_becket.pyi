@@ -1,0 +1,96 @@
+"""The extension module: Python objects over the core's handles."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from os import PathLike
+from socket import socket
+from typing import Any, final
+
+__version__: str
+notifiers: tuple[str, ...]
+
+class Handle:
+    _callback: Callable[..., object] | None
+    _args: Sequence[object] | None
+    _cancelled: bool
+    _source_traceback: Any
+    def cancel(self) -> None: ...
+    def cancelled(self) -> bool: ...
+    def get_context(self) -> Context: ...
+
+@final
+class TimerHandle(Handle):
+    def when(self) -> float: ...
+
+@final
+class Transport(asyncio.Transport):
+    def _set_extra(self, name: str, value: object, /) -> None: ...
+
+@final
+class Listener:
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        factory: Callable[[], asyncio.BaseProtocol],
+        server: asyncio.AbstractServer | None = None,
+        /,
+    ) -> None: ...
+    def close(self) -> None: ...
+
+@final
+class Smtp:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        maildir: str | PathLike[str],
+        hostname: str | None = None,
+        *,
+        max_message: int = 0,
+        stored: Callable[[str, str, list[str], int], None] | None = None,
+    ) -> None: ...
+    def listen(self, endpoint: str, /) -> str: ...
+    def close(self) -> None: ...
+
+class Loop:
+    def __init__(self, notifier: str | None = None) -> None: ...
+    @property
+    def notifier(self) -> str | None: ...
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Handle: ...
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Handle: ...
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> TimerHandle: ...
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> TimerHandle: ...
+    def time(self) -> float: ...
+    def stop(self) -> None: ...
+    def create_future(self) -> asyncio.Future[Any]: ...
+    def _close_core(self) -> None: ...
+    def _set_debug_core(self, enabled: bool, /) -> None: ...
+    def _forked(self) -> None: ...
+    def _ensure_fd_no_transport(self, fd: object, /) -> None: ...
+    def _new_transport(
+        self,
+        sock: socket,
+        protocol: asyncio.BaseProtocol,
+        server: asyncio.AbstractServer | None = None,
+        /,
+    ) -> Transport: ...
+    def _start_transport(
+        self, transport: Transport, waiter: asyncio.Future[None] | None, /
+    ) -> None: ...

@@ -1,0 +1,145 @@
+"""becket.EventLoop: asyncio's event loop on becket's core.
+
+Scheduling, watching, timers, listeners and transports are in C (``_becket.Loop``). Everything else
+(name resolution, executors, the sock_ calls, subprocesses, TLS) is what asyncio's own
+``SelectorEventLoop`` does in Python, over the methods replaced here; so it behaves, in each version
+of Python, as that version does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from becket import _becket
+
+if TYPE_CHECKING:
+    from selectors import SelectorKey
+
+T = TypeVar("T")
+
+
+class _NoSelector:
+    """Stands where SelectorEventLoop keeps its selector: the core's notifier does that work."""
+
+    def get_map(self) -> dict[int, SelectorKey]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+    """An asyncio event loop whose transfer is one unit in C.
+
+    *notifier* names how to wait for descriptors: one of ``becket.notifiers``; by default what the
+    environment variable BECKET_NOTIFIER says, or the best there is. A name that does not exist is a
+    ValueError. Use it with ``asyncio.Runner(loop_factory=becket.EventLoop)`` or ``becket.run()``.
+
+    Not thread-safe, but for call_soon_threadsafe().
+    """
+
+    def __init__(self, notifier: str | None = None) -> None:
+        _becket.Loop.__init__(self, notifier)
+        asyncio.SelectorEventLoop.__init__(self, _NoSelector())  # type: ignore[arg-type]
+        self._listeners: dict[int, _becket.Listener] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} running={self.is_running()} closed={self.is_closed()} "
+            f"debug={self.get_debug()} notifier={self.notifier}>"
+        )
+
+    # ---- Running ----
+
+    def close(self) -> None:
+        """Close the loop; it must not be running. What still waits is dropped."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        super().close()
+        self._close_core()
+
+    def set_debug(self, enabled: bool) -> None:
+        """Switch debug mode: callbacks are checked and timed, handles know who made them."""
+        super().set_debug(enabled)
+        self._set_debug_core(enabled)
+
+    # ---- What the C half calls ----
+
+    def _check_call(self, callback: Callable[..., object], method: str) -> None:
+        """In debug mode, before a callback is scheduled."""
+        if method != "call_soon_threadsafe":
+            self._check_thread()
+        self._check_callback(callback, method)
+
+    def _slow_callback(self, handle: _becket.Handle, seconds: float) -> None:
+        """In debug mode, after each callback."""
+        if seconds >= self.slow_callback_duration:
+            description = asyncio.base_events._format_handle(handle)  # type: ignore[attr-defined]
+            asyncio.log.logger.warning("Executing %s took %.3f seconds", description, seconds)
+
+    # ---- Transports ----
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: asyncio.AbstractServer | None = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(sock)
+        transport = self._new_transport(sock, protocol, server)
+        if extra:
+            for name, value in extra.items():
+                transport._set_extra(name, value)
+        self.call_soon(self._start_transport, transport, waiter)
+        return transport
+
+    # ---- Servers ----
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: asyncio.AbstractServer | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if sslcontext is not None:
+            super()._start_serving(protocol_factory, sock, sslcontext, server, *args, **kwargs)
+            return
+        listener = _becket.Listener(self, sock.fileno(), protocol_factory, server)
+        self._listeners[sock.fileno()] = listener
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.close()
+        super()._stop_serving(sock)
+
+
+def new_event_loop(notifier: str | None = None) -> EventLoop:
+    """A new becket.EventLoop, for asyncio's ``loop_factory`` arguments and older code."""
+    return EventLoop(notifier)
+
+
+def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+    """Run a coroutine on a becket.EventLoop and return its result, as asyncio.run() does.
+
+    RuntimeError when a loop runs in this thread already; ValueError when *main* is no coroutine.
+    """
+    if asyncio._get_running_loop() is not None:
+        main.close()
+        raise RuntimeError("becket.run() cannot be called from a running event loop")
+    with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
+        return runner.run(main)

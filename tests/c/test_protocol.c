@@ -1,0 +1,831 @@
+/*
+ * test_protocol.c: machines and those who run them: when a machine is given what arrived, in memory,
+ * on streams and on a blocking descriptor; and the echo and line protocols, in every cutting.
+ */
+#include <becket-protocols.h>
+
+#include "core/os/os.h"
+#include "core/protocol/limits.h"
+#include "tests/c/check.h"
+#include "tests/c/faults.h"
+
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* ---- A runner in memory ---- */
+
+typedef struct rig {
+    char out[65536];
+    size_t size;
+    int closed, why, paused, resumed;
+    int released;
+    size_t block_at; /* blocks the machine once that much was sent; 0: never */
+} rig;
+
+static rig now;
+static faults world;
+
+static int rig_send(bk_machine *m, const void *data, size_t n, bk_release release, void *arg) {
+    rig *r = m->runner_state;
+    CHECK(!r->closed);
+    CHECK(r->size + n < sizeof r->out);
+    memcpy(r->out + r->size, data, n);
+    r->out[r->size += n] = '\0';
+    if (release != BK_COPY)
+        release(arg);
+    if (r->block_at != 0 && r->size >= r->block_at)
+        bk_machine_block(m, 1);
+    return 0;
+}
+
+static void rig_close(bk_machine *m, int why) {
+    rig *r = m->runner_state;
+    r->closed++;
+    r->why = why;
+}
+
+static void rig_pause(bk_machine *m) {
+    ((rig *)m->runner_state)->paused++;
+}
+
+static void rig_resume(bk_machine *m) {
+    ((rig *)m->runner_state)->resumed++;
+}
+
+static const bk_runner_ops rig_ops = {
+    .size = sizeof(bk_runner_ops),
+    .send = rig_send,
+    .close = rig_close,
+    .pause = rig_pause,
+    .resume = rig_resume,
+};
+
+/* A table of an author who knew no more than send and close. */
+static const bk_runner_ops old_ops = {
+    .size = offsetof(bk_runner_ops, pause),
+    .send = rig_send,
+    .close = rig_close,
+    .pause = rig_pause,
+    .resume = rig_resume,
+};
+
+/* ---- A machine that does what its bytes say ---- */
+
+/* w: wait; s: send "s"; c: close; a: abort; g: wait and go at once; others: are sent back. */
+typedef struct puppet {
+    bk_machine machine;
+    int started, ended, freed, start_code, goes_on;
+    bool one_by_one;
+} puppet;
+
+static int puppet_start(bk_machine *m) {
+    ((puppet *)m)->started++;
+    return ((puppet *)m)->start_code;
+}
+
+static size_t puppet_receive(bk_machine *m, const char *data, size_t n) {
+    size_t used = 0;
+    while (used < n && bk_machine_ready(m)) {
+        char c = data[used++];
+        if (c == 'w' || c == 'g')
+            bk_machine_wait(m);
+        if (c == 'g')
+            bk_machine_go(m);
+        if (c == 'c')
+            bk_machine_close(m);
+        else if (c == 'a')
+            bk_machine_abort(m, -EPROTO);
+        else
+            CHECK_INT(bk_machine_send(m, &c, 1, BK_COPY, NULL), 0);
+        if (((puppet *)m)->one_by_one)
+            break;
+    }
+    return used;
+}
+
+static int puppet_ended(bk_machine *m) {
+    ((puppet *)m)->ended++;
+    return ((puppet *)m)->goes_on;
+}
+
+static void puppet_free(bk_machine *m) {
+    ((puppet *)m)->freed++;
+}
+
+static const bk_machine_ops puppet_ops = {
+    .size = sizeof(bk_machine_ops),
+    .name = "puppet",
+    .start = puppet_start,
+    .receive = puppet_receive,
+    .ended = puppet_ended,
+    .free = puppet_free,
+};
+
+static puppet puppet_new(void) {
+    now = (rig){0};
+    return (puppet){.machine = {.ops = &puppet_ops, .os = bk_os_default()}};
+}
+
+static void starts_once(void) {
+    puppet p = puppet_new();
+    CHECK_INT(bk_machine_start(&p.machine, NULL, &now), -EINVAL);
+    CHECK_INT(bk_machine_start(NULL, &rig_ops, &now), -EINVAL);
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), -EINVAL);
+    CHECK_INT(p.started, 1);
+    CHECK(bk_machine_wants(&p.machine));
+    bk_machine_free(&p.machine);
+    CHECK_INT(p.freed, 1);
+    p = puppet_new();
+    p.start_code = -EACCES;
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), -EACCES);
+    CHECK(!bk_machine_wants(&p.machine));
+    CHECK_INT(bk_machine_feed(&p.machine, "x", 1), 0);
+    CHECK_INT(now.size, 0);
+    CHECK_INT(now.closed, 0); /* the runner knows */
+    bk_machine_free(&p.machine);
+    bk_machine_free(NULL);
+}
+
+static void gives_nothing_while_it_waits(void) {
+    for (int one_by_one = 0; one_by_one < 2; one_by_one++) {
+        puppet p = puppet_new();
+        p.one_by_one = one_by_one;
+        bk_machine *m = &p.machine;
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, "1w23", 4), 0);
+        CHECK_STR(now.out, "1w");
+        CHECK_INT(now.paused, 1);
+        CHECK(!bk_machine_wants(m));
+        CHECK_INT(bk_machine_feed(m, "4w5", 3), 0); /* from a runner that cannot pause */
+        CHECK_STR(now.out, "1w");
+        bk_machine_end(m);
+        CHECK_INT(p.ended, 0);
+        bk_machine_go(m);
+        CHECK_STR(now.out, "1w234w");
+        CHECK_INT(bk_machine_feed(m, "6", 1), 0);
+        CHECK_INT(p.ended, 0);
+        bk_machine_go(m);
+        CHECK_STR(now.out, "1w234w56");
+        CHECK_INT(p.ended, 1);
+        CHECK_INT(now.closed, 1);
+        CHECK_INT(now.why, 0);
+        CHECK_INT(now.paused, 1);
+        bk_machine_free(m);
+    }
+}
+
+static void pauses_only_when_it_must(void) {
+    puppet p = puppet_new();
+    bk_machine *m = &p.machine;
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(m, "gggxg", 5), 0); /* the answers are there at once */
+    CHECK_STR(now.out, "gggxg");
+    CHECK_INT(now.paused, 0);
+    CHECK_INT(bk_machine_feed(m, "w", 1), 0);
+    bk_machine_go(m);
+    CHECK_INT(now.paused, 1);
+    CHECK_INT(now.resumed, 1);
+    CHECK(m->held == NULL); /* an idle one holds no buffer */
+    bk_machine_free(m);
+}
+
+static void stops_when_it_is_blocked(void) {
+    puppet p = puppet_new();
+    bk_machine *m = &p.machine;
+    now.block_at = 3;
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(m, "12345w7", 7), 0);
+    CHECK_STR(now.out, "123");
+    CHECK_INT(now.paused, 1);
+    now.block_at = 0;
+    bk_machine_block(m, 0);
+    CHECK_STR(now.out, "12345w");
+    CHECK_INT(now.resumed, 0);
+    bk_machine_block(m, 1);
+    bk_machine_go(m);
+    CHECK_STR(now.out, "12345w"); /* one of two reasons is left */
+    bk_machine_end(m);
+    bk_machine_block(m, 0);
+    CHECK_STR(now.out, "12345w7");
+    CHECK_INT(now.closed, 1);
+    bk_machine_free(m);
+}
+
+static void forgets_what_follows_a_close(void) {
+    static const char *const scripts[] = {"1c2", "1a2", "1wc2", "1wa2"};
+    for (int i = 0; i < COUNT(scripts); i++) {
+        puppet p = puppet_new();
+        bk_machine *m = &p.machine;
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, scripts[i], strlen(scripts[i])), 0);
+        bk_machine_go(m);
+        CHECK_STR(now.out, i < 2 ? "1" : "1w");
+        CHECK_INT(now.closed, 1);
+        CHECK_INT(now.why, i % 2 ? -EPROTO : 0);
+        CHECK(m->held == NULL);
+        CHECK_INT(bk_machine_feed(m, "x", 1), 0);
+        bk_machine_end(m);
+        bk_machine_close(m);
+        bk_machine_abort(m, -EIO);
+        CHECK_INT(now.closed, 1);
+        CHECK_INT(p.ended, 0);
+        CHECK_INT(bk_machine_send(m, "x", 1, BK_COPY, NULL), -EPIPE);
+        bk_machine_free(m);
+    }
+}
+
+static void count_release(void *arg) {
+    ++*(int *)arg;
+}
+
+static void releases_what_it_cannot_send(void) {
+    puppet p = puppet_new();
+    int released = 0;
+    CHECK_INT(bk_machine_send(&p.machine, "x", 1, count_release, &released), -EPIPE);
+    CHECK_INT(released, 1);
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_send(&p.machine, "x", 1, count_release, &released), 0);
+    CHECK_INT(released, 2);
+    bk_machine_close(&p.machine);
+    CHECK_INT(bk_machine_send(&p.machine, "x", 1, count_release, &released), -EPIPE);
+    CHECK_INT(released, 3);
+    bk_machine_free(&p.machine);
+}
+
+static void may_go_on_after_the_end(void) {
+    puppet p = puppet_new();
+    p.goes_on = 1;
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    bk_machine_end(&p.machine);
+    CHECK_INT(p.ended, 1);
+    CHECK_INT(now.closed, 0);
+    CHECK_INT(bk_machine_send(&p.machine, "x", 1, BK_COPY, NULL), 0);
+    bk_machine_go(&p.machine);
+    CHECK_INT(p.ended, 1);
+    bk_machine_close(&p.machine);
+    CHECK_INT(now.closed, 1);
+    bk_machine_free(&p.machine);
+}
+
+static void runs_on_older_tables(void) {
+    puppet p = puppet_new();
+    char peer[8] = "x";
+    CHECK_INT(bk_machine_start(&p.machine, &old_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(&p.machine, "1w2", 3), 0);
+    bk_machine_timeout(&p.machine, 3);
+    bk_machine_peer(&p.machine, peer, sizeof peer);
+    CHECK_STR(peer, "");
+    bk_machine_go(&p.machine);
+    CHECK_STR(now.out, "1w2");
+    CHECK_INT(now.paused + now.resumed, 0);
+    bk_machine_free(&p.machine);
+    static const bk_machine_ops few = {.size = offsetof(bk_machine_ops, free) + sizeof(void *),
+                                       .receive = puppet_receive,
+                                       .free = puppet_free};
+    p = puppet_new();
+    p.machine.ops = &few;
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    bk_machine_end(&p.machine);
+    CHECK_INT(now.closed, 1);
+    bk_machine_free(&p.machine);
+}
+
+/* ---- Lines ---- */
+
+static bk_line_config lines;
+static int opened, closed;
+
+static void run_lines(bk_os *os, const char *script, size_t n, size_t cut, size_t step) {
+    bk_machine *m;
+    now = (rig){0};
+    if (bk_line_new(&lines, os, &m) < 0)
+        return;
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    for (size_t at = 0; at < n;) {
+        size_t size = step ? step : at < cut ? cut - at : n - at;
+        size = size < n - at ? size : n - at;
+        char *piece = malloc(size); /* so that reading past its end is seen */
+        memcpy(piece, script + at, size);
+        CHECK(bk_machine_feed(m, piece, size) >= 0 || now.closed || os != bk_os_default());
+        free(piece);
+        at += size;
+    }
+    bk_machine_end(m);
+    CHECK_INT(now.closed, 1);
+    bk_machine_free(m);
+}
+
+static void expect_lines(const char *script, size_t n, const char *out, int line) {
+    for (size_t cut = 0; cut <= n + 1; cut++) {
+        run_lines(bk_os_default(), script, n, cut, cut > n);
+        if (strcmp(now.out, out) != 0) {
+            printf("# line %d, cut at %zu: \"%s\", not \"%s\"\n", line, cut, now.out, out);
+            check_failures++;
+            return;
+        }
+    }
+}
+
+#define LINES(script, out) expect_lines(script, sizeof(script) - 1, out, __LINE__)
+#define LONG "error: line too long\r\n"
+
+static void cuts_lines(void) {
+    lines = (bk_line_config){.size = sizeof lines, .max_line = 4};
+    LINES("", "");
+    LINES("a\nb\r\n", "a\r\nb\r\n");
+    LINES("\n\r\n", "\r\n\r\n");
+    LINES("a\n\nb", "a\r\n\r\nb\r\n");
+    LINES("a\rb\r\n\r\r\n", "a\rb\r\n\r\r\n");
+    LINES("a\r", "a\r\r\n");
+    LINES("1234\n1234\r\n1234", "1234\r\n1234\r\n1234\r\n");
+    LINES("12345\na\n", LONG "a\r\n");
+    LINES("12345\r\na\n", LONG "a\r\n");
+    LINES("1234\rx\na\n", LONG "a\r\n");
+    LINES("1234\r\r\na\n", LONG "a\r\n");
+    LINES("12345", LONG);
+    LINES("1234\r", LONG);
+    LINES("1234567890123\n\n", LONG "\r\n");
+    LINES("123456\n123456\nab\n1234567", LONG LONG "ab\r\n" LONG);
+}
+
+static void hook_line(void *context, bk_machine *m, const char *text, size_t n) {
+    char reply[64];
+    int size = snprintf(reply, sizeof reply, "%s%zu%.*s;", (char *)context, n, (int)n, text);
+    bk_machine_send(m, reply, (size_t)size, BK_COPY, NULL);
+    if (n == 1 && text[0] == 'q')
+        bk_machine_close(m);
+    if (n == 1 && text[0] == 'w') {
+        bk_machine_wait(m);
+        bk_machine_go(m);
+    }
+}
+
+static void hook_long(void *context, bk_machine *m) {
+    (void)context;
+    bk_machine_send(m, "long;", 5, BK_COPY, NULL);
+}
+
+static void hook_opened(void *context, bk_machine *m) {
+    (void)context;
+    bk_machine_send(m, "hi;", 3, BK_STATIC, NULL);
+    opened++;
+}
+
+static void hook_closed(void *context, bk_machine *m) {
+    (void)context, (void)m;
+    closed++;
+}
+
+static bk_line_config hooked(void) {
+    static char context[] = ">";
+    return (bk_line_config){.size = sizeof(bk_line_config),
+                            .max_line = 5,
+                            .context = context,
+                            .line = hook_line,
+                            .too_long = hook_long,
+                            .opened = hook_opened,
+                            .closed = hook_closed};
+}
+
+static void calls_hooks(void) {
+    lines = hooked();
+    opened = closed = 0;
+    LINES("ab\nw\nc\n", "hi;>2ab;>1w;>1c;");
+    LINES("ab\nq\nc\n", "hi;>2ab;>1q;");
+    LINES("abcdefgh\r\nab", "hi;long;>2ab;");
+    CHECK(opened > 0);
+    CHECK_INT(opened, closed);
+}
+
+static bk_machine *sleeper;
+
+static void line_sleeps(void *context, bk_machine *m, const char *text, size_t n) {
+    (void)context;
+    bk_machine_send(m, text, n, BK_COPY, NULL);
+    bk_machine_wait(m);
+    sleeper = m;
+}
+
+/* A hook may wait at any line, the last without an end too. */
+static void waits_between_lines(void) {
+    bk_machine *m;
+    lines = (bk_line_config){.size = sizeof lines, .line = line_sleeps};
+    now = (rig){0};
+    CHECK_INT(bk_line_new(&lines, bk_os_default(), &m), 0);
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(m, "a\nb\nc", 5), 0);
+    bk_machine_end(m);
+    CHECK_STR(now.out, "a");
+    bk_machine_go(sleeper);
+    CHECK_STR(now.out, "ab");
+    bk_machine_go(sleeper);
+    CHECK_STR(now.out, "abc");
+    CHECK_INT(now.closed, 0);
+    bk_machine_go(sleeper);
+    CHECK_STR(now.out, "abc");
+    CHECK_INT(now.closed, 1);
+    bk_machine_free(m);
+}
+
+static void lines_without_memory(void) {
+    static const char script[] = "a line\nanother one\r\nthis is longer than the limit is\nx";
+    lines = (bk_line_config){.size = sizeof lines, .max_line = 20};
+    faults_open(&world, NULL);
+    for (size_t step = 1; step < 9; step++)
+        for (long n = 1;; n++) {
+            faults_arm(&world, FAULTS_NO_MEMORY, n);
+            run_lines(faults_os(&world), script, sizeof script - 1, 0, step);
+            CHECK_INT(faults_leaks(&world, NULL), 0);
+            if (faults_disarm(&world) < n)
+                break;
+        }
+    CHECK_STR(now.out, "a line\r\nanother one\r\n" LONG "x\r\n");
+    faults_close(&world);
+}
+
+static void bounds_what_it_gathers(void) {
+    static char much[65536];
+    faults_report report;
+    bk_machine *m;
+    memset(much, 'x', sizeof much);
+    faults_open(&world, NULL);
+    lines = (bk_line_config){.size = sizeof lines, .max_line = 1000};
+    now = (rig){0};
+    CHECK_INT(bk_line_new(&lines, faults_os(&world), &m), 0);
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    for (int i = 0; i < 100; i++)
+        CHECK_INT(bk_machine_feed(m, much, i % 2 ? sizeof much : 900), 0);
+    CHECK_STR(now.out, LONG);
+    faults_leaks(&world, &report);
+    CHECK(report.bytes < 4096);
+    CHECK_INT(bk_machine_feed(m, "\nab\n", 4), 0);
+    CHECK_STR(now.out, LONG "ab\r\n");
+    bk_machine_free(m);
+    CHECK_INT(faults_leaks(&world, NULL), 0);
+    faults_close(&world);
+}
+
+static void checks_arguments(void) {
+    bk_machine *m = NULL;
+    bk_protocol *p = NULL;
+    bk_os *os = bk_os_default();
+    lines = (bk_line_config){.size = sizeof lines};
+    CHECK_INT(bk_line_new(NULL, os, &m), -EINVAL);
+    CHECK_INT(bk_line_new(&lines, NULL, &m), -EINVAL);
+    CHECK_INT(bk_line_new(&lines, os, NULL), -EINVAL);
+    CHECK_INT(bk_line_protocol_new(&lines, os, NULL), -EINVAL);
+    lines.max_line = SIZE_MAX;
+    CHECK_INT(bk_line_new(&lines, os, &m), -EINVAL);
+    lines = (bk_line_config){0};
+    CHECK_INT(bk_line_new(&lines, os, &m), -EINVAL);
+    CHECK_INT(bk_echo_new(NULL, &m), -EINVAL);
+    CHECK_INT(bk_echo_new(os, NULL), -EINVAL);
+    CHECK_INT(bk_machine_protocol_new(os, "x", NULL, NULL, NULL, &p), -EINVAL);
+    CHECK(m == NULL && p == NULL);
+}
+
+/* ---- On a blocking descriptor ---- */
+
+typedef struct blocking {
+    int fd;
+    bool closed;
+} blocking;
+
+static int blocking_send(bk_machine *m, const void *data, size_t n, bk_release release,
+                         void *arg) {
+    blocking *b = m->runner_state;
+    const char *p = data;
+    int r = 0;
+    while (n > 0 && r == 0) {
+        ssize_t k = write(b->fd, p, n);
+        r = k < 0 ? -errno : 0;
+        p += k > 0 ? k : 0;
+        n -= k > 0 ? (size_t)k : 0;
+    }
+    if (release != BK_COPY)
+        release(arg);
+    return r;
+}
+
+static void blocking_close(bk_machine *m, int why) {
+    (void)why;
+    ((blocking *)m->runner_state)->closed = true;
+}
+
+static void *blocking_main(void *arg) {
+    static const bk_runner_ops ops = {
+        .size = sizeof(bk_runner_ops), .send = blocking_send, .close = blocking_close};
+    blocking b = {*(int *)arg, false};
+    char room[7];
+    bk_machine *m;
+    bk_line_config c = {.size = sizeof c};
+    if (bk_line_new(&c, bk_os_default(), &m) < 0)
+        return NULL;
+    bk_machine_start(m, &ops, &b);
+    while (!b.closed) {
+        ssize_t n = read(b.fd, room, sizeof room);
+        if (n > 0)
+            bk_machine_feed(m, room, (size_t)n);
+        else
+            bk_machine_end(m);
+    }
+    bk_machine_free(m);
+    close(b.fd);
+    return NULL;
+}
+
+static void runs_on_a_blocking_descriptor(void) {
+    static const char script[] = "hello\nworld, a longer line\r\nand a last";
+    int fds[2];
+    pthread_t thread;
+    char got[256];
+    size_t size = 0;
+    ssize_t n;
+    CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+    CHECK_INT(pthread_create(&thread, NULL, blocking_main, &fds[1]), 0);
+    CHECK_INT(write(fds[0], script, sizeof script - 1), (long)sizeof script - 1);
+    CHECK_INT(shutdown(fds[0], SHUT_WR), 0);
+    while ((n = read(fds[0], got + size, sizeof got - 1 - size)) > 0)
+        size += (size_t)n;
+    got[size] = '\0';
+    CHECK_STR(got, "hello\r\nworld, a longer line\r\nand a last\r\n");
+    pthread_join(thread, NULL);
+    close(fds[0]);
+}
+
+/* ---- On streams ---- */
+
+typedef struct peer {
+    bk_loop *loop;
+    bk_stream *stream;
+    char got[65536];
+    size_t size, total;
+    int closed, why;
+    bool counts; /* only */
+} peer;
+
+static void peer_received(bk_stream *s, const void *data, size_t n) {
+    peer *p = bk_stream_user(s);
+    p->total += n;
+    if (p->counts)
+        return;
+    CHECK(p->size + n < sizeof p->got);
+    memcpy(p->got + p->size, data, n);
+    p->got[p->size += n] = '\0';
+}
+
+static int peer_ended(bk_stream *s) {
+    (void)s;
+    return 0;
+}
+
+static void peer_closed(bk_stream *s, int why) {
+    peer *p = bk_stream_user(s);
+    p->closed++;
+    p->why = why;
+    p->stream = NULL;
+}
+
+static const bk_protocol peer_protocol = {.size = sizeof(bk_protocol),
+                                          .name = "peer",
+                                          .received = peer_received,
+                                          .ended = peer_ended,
+                                          .closed = peer_closed};
+
+/* One end runs the protocol, the other is the peer; ret_served may be NULL. */
+static int join(peer *p, const bk_protocol *served, size_t capacity, bk_stream **ret_served) {
+    bk_transport *pair[2];
+    int r = bk_memory_transport(p->loop, capacity, pair);
+    if (r < 0)
+        return r;
+    r = bk_stream_new(p->loop, pair[0], &peer_protocol, p, &p->stream);
+    if (r < 0)
+        pair[0]->ops->close(pair[0]);
+    int r2 = bk_stream_new(p->loop, pair[1], served, NULL, ret_served);
+    if (r2 < 0)
+        pair[1]->ops->close(pair[1]);
+    return r < 0 ? r : r2;
+}
+
+static void turn(bk_loop *loop, int times) {
+    while (times-- > 0)
+        CHECK_INT(bk_loop_turn(loop, 0), 0);
+}
+
+static peer pal;
+
+static void pal_open(bk_os *os) {
+    bk_loop_options options = {.size = sizeof options, .os = os};
+    pal = (peer){0};
+    CHECK_INT(bk_loop_new(&options, &pal.loop), 0);
+}
+
+static void echoes_on_a_stream(void) {
+    pal_open(NULL);
+    CHECK_INT(join(&pal, bk_echo_protocol(), 0, NULL), 0);
+    CHECK_INT(bk_stream_write(pal.stream, "hello", 5, BK_COPY, NULL), 0);
+    turn(pal.loop, 10);
+    CHECK_STR(pal.got, "hello");
+    CHECK_INT(bk_stream_end(pal.stream), 0);
+    turn(pal.loop, 10);
+    CHECK_INT(pal.closed, 1);
+    CHECK_INT(pal.why, 0);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+}
+
+/* A peer that sends and does not read: what is queued for it stays bounded, then all arrives. */
+static void holds_back_a_peer_that_does_not_read(void) {
+    static char much[4 << 20];
+    bk_stream *served;
+    pal_open(NULL);
+    pal.counts = true;
+    memset(much, 'x', sizeof much);
+    CHECK_INT(join(&pal, bk_echo_protocol(), 4096, &served), 0);
+    bk_stream_pause(pal.stream);
+    CHECK_INT(bk_stream_write(pal.stream, much, sizeof much, BK_STATIC, NULL), 0);
+    turn(pal.loop, 1000);
+    CHECK(bk_stream_queued(served) < BK_WATER_HIGH + BK_SCRATCH_BYTES);
+    CHECK(bk_stream_queued(pal.stream) > sizeof much / 2);
+    bk_stream_resume(pal.stream);
+    bk_stream_end(pal.stream);
+    for (int i = 0; i < 100000 && !pal.closed; i++)
+        turn(pal.loop, 1);
+    CHECK_INT(pal.total, sizeof much);
+    CHECK_INT(pal.closed, 1);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+}
+
+static void serves_lines_on_a_stream(void) {
+    bk_protocol *p;
+    faults_open(&world, NULL);
+    pal_open(faults_os(&world));
+    lines = hooked();
+    opened = closed = 0;
+    CHECK_INT(bk_line_protocol_new(&lines, faults_os(&world), &p), 0);
+    CHECK_INT(join(&pal, p, 0, NULL), 0);
+    bk_machine_protocol_free(p); /* the connection goes on */
+    CHECK_INT(bk_stream_write(pal.stream, "ab\nw\nq\nno\n", 10, BK_COPY, NULL), 0);
+    turn(pal.loop, 20);
+    CHECK_STR(pal.got, "hi;>2ab;>1w;>1q;");
+    CHECK_INT(pal.closed, 1);
+    CHECK_INT(closed, 1);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+    CHECK_INT(faults_leaks(&world, NULL), 0);
+    faults_close(&world);
+}
+
+/* A machine that waits pauses its stream, and goes on with what was kept. */
+static void waits_on_a_stream(void) {
+    bk_protocol *p;
+    pal_open(NULL);
+    lines = (bk_line_config){.size = sizeof lines, .line = line_sleeps};
+    CHECK_INT(bk_line_protocol_new(&lines, bk_os_default(), &p), 0);
+    CHECK_INT(join(&pal, p, 0, NULL), 0);
+    CHECK_INT(bk_stream_write(pal.stream, "a\nb\n", 4, BK_COPY, NULL), 0);
+    turn(pal.loop, 10);
+    CHECK_INT(bk_stream_write(pal.stream, "c\nd", 3, BK_COPY, NULL), 0);
+    CHECK_INT(bk_stream_end(pal.stream), 0);
+    turn(pal.loop, 10);
+    CHECK_STR(pal.got, "a");
+    static const char *const then[] = {"ab", "abc", "abcd"};
+    for (int i = 0; i < COUNT(then); i++) {
+        bk_machine_go(sleeper);
+        turn(pal.loop, 10);
+        CHECK_STR(pal.got, then[i]);
+        CHECK_INT(pal.closed, 0);
+    }
+    bk_machine_go(sleeper);
+    turn(pal.loop, 10);
+    CHECK_INT(pal.closed, 1);
+    bk_machine_protocol_free(p);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+}
+
+static bk_smtp_session *owed;
+
+static void owe(void *context, bk_smtp_session *session, bk_smtp_message *message) {
+    (void)context;
+    bk_smtp_message_free(message);
+    owed = session;
+}
+
+/* An answer that comes when the connection, the protocol and the loop are gone. */
+static void drops_an_answer_that_is_too_late(void) {
+    static const char script[] =
+        "HELO c\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster>\r\nDATA\r\n.\r\nNOOP\r\n";
+    bk_smtp_config config = {.size = sizeof config, .message = owe};
+    bk_protocol *p;
+    faults_open(&world, NULL);
+    bk_os *os = faults_os(&world);
+    pal_open(os);
+    owed = NULL;
+    CHECK_INT(bk_smtp_protocol_new(&config, os, &p), 0);
+    CHECK_INT(join(&pal, p, 0, NULL), 0);
+    CHECK_INT(bk_stream_write(pal.stream, script, sizeof script - 1, BK_STATIC, NULL), 0);
+    turn(pal.loop, 10);
+    CHECK(owed != NULL);
+    CHECK(strstr(pal.got, "354 ") != NULL && strstr(pal.got, "250 2.0.0") == NULL);
+    bk_stream_abort(pal.stream);
+    turn(pal.loop, 10);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+    bk_machine_protocol_free(p);
+    bk_smtp_answer(owed, NULL);
+    CHECK_INT(faults_leaks(&world, NULL), 0);
+    faults_close(&world);
+}
+
+static int released;
+
+static void count_context(void *context) {
+    (void)context;
+    released++;
+}
+
+static int refuse(void *context, bk_os *os, bk_machine **ret_machine) {
+    (void)context, (void)os, (void)ret_machine;
+    return -EACCES;
+}
+
+static int make_echo(void *context, bk_os *os, bk_machine **ret_machine) {
+    (void)context;
+    return bk_echo_new(os, ret_machine);
+}
+
+static void frees_a_protocol_after_its_last_connection(void) {
+    bk_protocol *p;
+    pal_open(NULL);
+    released = 0;
+    CHECK_INT(bk_machine_protocol_new(bk_os_default(), "x", make_echo, NULL, count_context, &p), 0);
+    CHECK_INT(join(&pal, p, 0, NULL), 0);
+    bk_machine_protocol_free(p);
+    CHECK_INT(released, 0);
+    bk_stream_abort(pal.stream);
+    turn(pal.loop, 10);
+    CHECK_INT(released, 1);
+    CHECK_INT(bk_machine_protocol_new(bk_os_default(), "x", refuse, NULL, count_context, &p), 0);
+    pal.closed = 0;
+    (void)join(&pal, p, 0, NULL);
+    turn(pal.loop, 10);
+    CHECK_INT(pal.closed, 1);
+    bk_machine_protocol_free(p);
+    CHECK_INT(released, 2);
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+}
+
+/* The stream's side of a machine, where any allocation may fail. */
+static void streams_without_memory(void) {
+    faults_open(&world, NULL);
+    for (long n = 1;; n++) {
+        bk_loop_options options = {.size = sizeof options, .os = faults_os(&world)};
+        bk_protocol *p = NULL;
+        pal = (peer){0};
+        lines = (bk_line_config){.size = sizeof lines};
+        CHECK_INT(bk_loop_new(&options, &pal.loop), 0);
+        faults_arm(&world, FAULTS_NO_MEMORY, n);
+        int r = bk_line_protocol_new(&lines, faults_os(&world), &p);
+        if (r >= 0)
+            r = join(&pal, p, 0, NULL);
+        for (int i = 0; r >= 0 && i < 6 && pal.stream != NULL; i++) {
+            (void)bk_stream_write(pal.stream, "hello\nwor", 9, BK_COPY, NULL);
+            turn(pal.loop, 3);
+        }
+        long calls = faults_disarm(&world);
+        CHECK_INT(bk_loop_free(pal.loop), 0);
+        bk_machine_protocol_free(p);
+        CHECK_INT(faults_leaks(&world, NULL), 0);
+        if (calls < n)
+            break;
+    }
+    CHECK(strstr(pal.got, "hello\r\nworhello\r\n") == pal.got);
+    faults_close(&world);
+}
+
+int main(int argc, char **argv) {
+    static const check_case cases[] = {
+        CASE(starts_once),
+        CASE(gives_nothing_while_it_waits),
+        CASE(pauses_only_when_it_must),
+        CASE(stops_when_it_is_blocked),
+        CASE(forgets_what_follows_a_close),
+        CASE(releases_what_it_cannot_send),
+        CASE(may_go_on_after_the_end),
+        CASE(runs_on_older_tables),
+        CASE(cuts_lines),
+        CASE(calls_hooks),
+        CASE(waits_between_lines),
+        CASE(lines_without_memory),
+        CASE(bounds_what_it_gathers),
+        CASE(checks_arguments),
+        CASE(runs_on_a_blocking_descriptor),
+        CASE(echoes_on_a_stream),
+        CASE(holds_back_a_peer_that_does_not_read),
+        CASE(serves_lines_on_a_stream),
+        CASE(waits_on_a_stream),
+        CASE(drops_an_answer_that_is_too_late),
+        CASE(frees_a_protocol_after_its_last_connection),
+        CASE(streams_without_memory),
+    };
+    return check_main(argc, argv, cases, COUNT(cases));
+}

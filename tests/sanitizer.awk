@@ -1,0 +1,29 @@
+# Prints, out of sanitizer reports, each leak of ours and anything that is not a leak; fails if there
+# was one. Called by `make test-sanitize` on the reports of the Python tests.
+#
+# A leak is ours if our extension is in its stack. A Python object that we lost has only the
+# interpreter there, as its frames cannot be followed; in Python 3.11, which leaks nothing itself,
+# that counts too. Later versions leak their interned strings.
+
+function judge() {
+    if (leak && text ~ /\/_becket\.|\/(libpython|bin\/python)3\.11/) {
+        print text
+        found++
+    }
+    leak = 0
+    text = ""
+}
+
+/^(Direct|Indirect) leak of / { judge(); leak = 1 }
+/^$/ || /^SUMMARY: / { judge() }
+leak { text = text $0 "\n" }
+
+/ERROR: AddressSanitizer|runtime error: / { other = FILENAME; found++ }
+FILENAME == other { print }
+
+END {
+    judge()
+    if (found)
+        print "sanitizers: " found " to mend"
+    exit found > 0
+}
