@@ -8,6 +8,11 @@ enum {
     /* Events taken from one wait: enough that a busy turn costs one call, few enough for the stack
        of nobody and the caches of everybody. */
     BK_EVENTS_PER_WAIT = 256,
+    /* A turn that has callbacks to call and has polled in vain this often before … */
+    BK_FRUITLESS_POLLS = 8,
+    /* … does so again only after this many microseconds: a busy loop is not to spend a third of its
+       time asking, and a descriptor's owner is not to wait longer than nobody notices. */
+    BK_POLL_EVERY_US = 50,
     /* What a stream without a buffer of its own reads into; one per loop. A large pipe or socket
        buffer is emptied in one call. */
     BK_SCRATCH_BYTES = 256 * 1024,

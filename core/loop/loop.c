@@ -72,7 +72,6 @@ int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop) {
     loop->options = o;
     loop->notifier = (bk_notifier){.ops = ops, .os = os};
     loop->closing_end = &loop->closing;
-    loop->now = os->clock(os);
     atomic_store(&loop->waiting, true);
     code = open_parts(loop);
     if (code < 0) {
@@ -172,34 +171,48 @@ static bool has_work(const bk_loop *loop) {
 static int64_t wait_time(bk_loop *loop, int64_t timeout_ns) {
     if (timeout_ns == 0 || loop->stopping || has_work(loop))
         return 0;
-    int64_t when = bk_timers_next(loop);
-    if (when < 0)
-        return timeout_ns;
-    loop->now = loop->os->clock(loop->os);
-    int64_t left = when > loop->now ? when - loop->now : 0;
-    return timeout_ns < 0 || left < timeout_ns ? left : timeout_ns;
+    int64_t when = bk_timers_next(loop), left = 0;
+    if (when >= 0) {
+        int64_t now = loop->os->clock(loop->os);
+        left = when > now ? when - now : 0;
+        timeout_ns = timeout_ns < 0 || left < timeout_ns ? left : timeout_ns;
+    }
+    /* From here on a wake writes; what came before it is seen now. */
+    atomic_store(&loop->waiting, true);
+    return has_work(loop) ? 0 : timeout_ns;
+}
+
+/* Whether this turn need not ask for descriptors: it has better to do, nothing came of it many
+   times, and the last is not long ago. */
+static bool need_not_poll(bk_loop *loop) {
+    if (loop->ring_count == 0 || loop->fruitless < BK_FRUITLESS_POLLS || loop->stopping)
+        return false;
+    loop->now_known = false;
+    if (bk_loop_now(loop) - loop->polled < BK_POLL_EVERY_US * INT64_C(1000))
+        return true;
+    loop->polled = loop->now;
+    return false;
 }
 
 static int wait(bk_loop *loop, int64_t timeout_ns) {
     const bk_loop_hooks *hooks = loop->options.hooks;
+    if (need_not_poll(loop))
+        return 0;
     int64_t time = wait_time(loop, timeout_ns);
     if (time != 0 && hooks != NULL && hooks->before_wait != NULL)
         hooks->before_wait(loop->options.arg);
     int count = loop->notifier.ops->wait(&loop->notifier, time, loop->ready, BK_EVENTS_PER_WAIT);
     if (time != 0 && hooks != NULL && hooks->after_wait != NULL)
         hooks->after_wait(loop->options.arg);
-    atomic_store(&loop->waiting, false);
-    loop->now = loop->os->clock(loop->os);
+    atomic_store_explicit(&loop->waiting, false, memory_order_relaxed);
+    loop->now_known = false;
+    loop->fruitless = count > 0 || time != 0 ? 0 : loop->fruitless + 1;
     if (count == -EINTR && hooks != NULL && hooks->interrupted != NULL)
         hooks->interrupted(loop->options.arg);
     return count == -EINTR ? 0 : count;
 }
 
-int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
-    if (loop == NULL)
-        return -EINVAL;
-    if (loop->turning)
-        return -EBUSY;
+static int turn(bk_loop *loop, int64_t timeout_ns) {
     loop->turning = true;
     loop->broken = false;
     bk_loop_settle(loop); /* what was written between turns */
@@ -215,22 +228,38 @@ int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
         bk_streams_turn(loop);
     if (!loop->broken)
         call_ready(loop);
-    atomic_store(&loop->waiting, true);
-    /* A foreign loop waits on our descriptor next: the notifier must know what we want by then. */
-    bk_watches_apply(loop);
     loop->turning = false;
     return count < 0 ? count : 0;
+}
+
+int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
+    if (loop == NULL)
+        return -EINVAL;
+    if (loop->turning)
+        return -EBUSY;
+    loop->fruitless = 0;
+    int code = turn(loop, timeout_ns);
+    /* A foreign loop waits on our descriptor next: the notifier must know by then what we want, and
+       a wake must reach it. */
+    loop->turning = true;
+    bk_watches_apply(loop);
+    loop->turning = false;
+    atomic_store(&loop->waiting, true);
+    return code;
 }
 
 int bk_loop_run(bk_loop *loop) {
     int code;
     if (loop == NULL)
         return -EINVAL;
+    if (loop->turning)
+        return -EBUSY;
+    loop->fruitless = 0;
     do
-        code = bk_loop_turn(loop, -1);
+        code = turn(loop, -1);
     while (code == 0 && !loop->stopping);
-    if (code != -EBUSY)
-        loop->stopping = false;
+    loop->stopping = false;
+    atomic_store(&loop->waiting, true);
     return code;
 }
 
@@ -260,8 +289,16 @@ int64_t bk_loop_deadline(const bk_loop *loop) {
     return when > now ? when - now : 0;
 }
 
+/* Most turns have no use for the time, and do not ask for it. */
 int64_t bk_loop_now(const bk_loop *loop) {
-    return loop == NULL ? -EINVAL : loop->now;
+    if (loop == NULL)
+        return -EINVAL;
+    bk_loop *l = (bk_loop *)loop;
+    if (!l->now_known) {
+        l->now = l->os->clock(l->os);
+        l->now_known = true;
+    }
+    return l->now;
 }
 
 const char *bk_loop_notifier(const bk_loop *loop) {

@@ -43,7 +43,10 @@ struct bk_loop {
     bk_os *os;
     bk_notifier notifier;
     bk_loop_options options;
-    int64_t now;
+    int64_t now;       /* of this turn, once it is known: bk_loop_now() */
+    bool now_known;
+    uint32_t fruitless; /* polls in a row that found nothing */
+    int64_t polled;     /* when that was last, if they are many */
 
     /* The ready queue: a ring whose capacity is a power of two. */
     bk_call *ring;

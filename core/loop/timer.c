@@ -113,10 +113,13 @@ int64_t bk_timers_next(bk_loop *loop) {
 
 /* Those started meanwhile wait for the next turn, even if their time has come. */
 void bk_timers_fire(bk_loop *loop) {
+    if (loop->timer_count == 0)
+        return;
     uint64_t started = loop->timer_order;
+    int64_t now = bk_loop_now(loop);
     while (!loop->broken && loop->timer_count > 0) {
         const bk_timer_entry *first = &loop->timers[0];
-        if (first->timer != NULL && (first->when > loop->now || first->order >= started))
+        if (first->timer != NULL && (first->when > now || first->order >= started))
             break;
         bk_timer *timer = take_first(loop);
         if (timer == NULL)

@@ -79,7 +79,7 @@ static void machine_tell_end(bk_machine *m) {
 }
 
 static void machine_tell_runner(bk_machine *m) {
-    bool stop = !bk_machine_ready(m) || m->held != NULL;
+    bool stop = !bk_machine_ready(m);
     if ((m->flags & MACHINE_CLOSED) || stop == !!(m->flags & MACHINE_PAUSED))
         return;
     m->flags ^= MACHINE_PAUSED;
@@ -171,7 +171,8 @@ int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state) {
 int bk_machine_feed(bk_machine *m, const void *data, size_t n) {
     if (m->flags & MACHINE_BUSY)
         return -EBUSY;
-    size_t used = m->held == NULL ? machine_give(m, data, n) : 0;
+    assert(m->held == NULL || !bk_machine_ready(m)); /* what is held goes first */
+    size_t used = machine_give(m, data, n);
     if (m->flags & MACHINE_CLOSED)
         used = n;
     int r = used < n ? machine_hold(m, (const char *)data + used, n - used) : 0;

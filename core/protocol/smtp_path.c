@@ -97,7 +97,7 @@ static bool skip_route(const char *text, size_t n, size_t *at) {
     return i == *at;
 }
 
-/* Where the path ends, whatever is in it; for telling what is wrong with one that cannot be read. */
+/* What is wrong with a path that cannot be read. */
 static bk_smtp_fault path_fault(const char *text, size_t n) {
     for (size_t i = 0; i < n; i++)
         if ((unsigned char)text[i] > 127)

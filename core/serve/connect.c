@@ -168,7 +168,7 @@ static int ask_again(connector *c) {
     if (c->tries++ == CONNECT_AGAIN_TRIES)
         return -EAGAIN;
     drop_fd(c);
-    return bk_timer_start(c->loop, &c->timer, c->loop->now + CONNECT_AGAIN_MS * BK_MILLISECOND,
+    return bk_timer_start(c->loop, &c->timer, bk_loop_now(c->loop) + CONNECT_AGAIN_MS * BK_MILLISECOND,
                           on_timer, c);
 }
 
@@ -268,7 +268,7 @@ static int begin(connector *c, int code, const bk_protocol *protocol, void *user
 }
 
 static int begin_soon(connector *c, bk_fn fn) {
-    return bk_timer_start(c->loop, &c->timer, c->loop->now, fn, c);
+    return bk_timer_start(c->loop, &c->timer, bk_loop_now(c->loop), fn, c);
 }
 
 int bk_connect_name(bk_loop *loop, const char *host, int port, const bk_protocol *protocol,

@@ -19,7 +19,7 @@
 static void stream_ready(void *arg, unsigned events);
 
 static uint32_t second_of(const bk_loop *loop) {
-    return (uint32_t)(loop->now / BK_SECOND);
+    return (uint32_t)(bk_loop_now(loop) / BK_SECOND);
 }
 
 static void note_progress(bk_stream *s) {
@@ -35,7 +35,7 @@ static bool wants_to_read(const bk_stream *s) {
 }
 
 static void schedule(bk_stream *s) {
-    if (s->flags & BK_STREAM_AWAKE)
+    if (s->flags & (BK_STREAM_AWAKE | BK_STREAM_CLOSED))
         return;
     s->flags |= BK_STREAM_AWAKE;
     s->next_awake = s->loop->awake;
@@ -428,7 +428,7 @@ static void sweep(void *arg) {
         if (s->timeout != 0 && now - s->active > s->timeout)
             bk_stream_fail(s, -ETIMEDOUT);
     if (loop->timed_streams > 0)
-        (void)bk_timer_start(loop, &loop->sweep, loop->now + BK_SECOND, sweep, loop);
+        (void)bk_timer_start(loop, &loop->sweep, bk_loop_now(loop) + BK_SECOND, sweep, loop);
 }
 
 void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
@@ -439,7 +439,7 @@ void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
     s->timeout = seconds > UINT16_MAX ? UINT16_MAX : (uint16_t)seconds;
     s->active = second_of(loop);
     if (loop->timed_streams > 0 && loop->sweep.place == 0 &&
-        bk_timer_start(loop, &loop->sweep, loop->now + BK_SECOND, sweep, loop) < 0)
+        bk_timer_start(loop, &loop->sweep, bk_loop_now(loop) + BK_SECOND, sweep, loop) < 0)
         bk_stream_fail(s, -ENOMEM); /* rather than a limit that does not hold */
     else if (loop->timed_streams == 0)
         bk_timer_stop(loop, &loop->sweep);

@@ -24,7 +24,8 @@ typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
-    PyObject *transport_socket, *socket_type, *extract_stack;
+    PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
+    PyObject *loop_name; /* ("loop",): keywords of a call */
     PyObject *logger;
 #define BK_NAME_FIELD(name) PyObject *str_##name;
     BK_NAMES(BK_NAME_FIELD)
@@ -47,7 +48,7 @@ typedef struct LoopObject {
     PyObject *lent;  /* keeps alive what a BufferedProtocol lent for one read */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
-    bool debug, ending;
+    bool debug, ending, has_task_factory;
 } LoopObject;
 
 typedef struct HandleObject {
@@ -104,6 +105,7 @@ void handle_run(void *arg);       /* of the ready queue: takes over the referenc
 void handle_fire(void *arg);      /* of a timer: likewise */
 void handle_call(HandleObject *h); /* keeps it */
 void handle_cancel(HandleObject *h);
+int handle_traverse(HandleObject *h, visitproc visit, void *arg);
 void handles_free(module_state *state);
 
 /* loop.c */

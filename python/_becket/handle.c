@@ -7,7 +7,7 @@
 #include <math.h>
 #include <structmember.h>
 
-enum { HANDLES_KEPT = 256 };
+enum { HANDLES_KEPT = 1024 };
 
 /* ---- Life ---- */
 
@@ -52,9 +52,9 @@ HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *
     HandleObject *h = alloc_handle(loop->state);
     if (h == NULL)
         return NULL;
-    int code = fill(h, loop, callback, args, n, context);
-    PyObject_GC_Track(h);
-    if (code < 0)
+    /* The collector need not know of a handle that only the ready queue holds: see loop_traverse().
+       Should somebody keep it, handle_run() tells the collector. */
+    if (fill(h, loop, callback, args, n, context) < 0)
         Py_CLEAR(h);
     return h;
 }
@@ -83,7 +83,7 @@ static int handle_clear(HandleObject *h) {
     return 0;
 }
 
-static int handle_traverse(HandleObject *h, visitproc visit, void *arg) {
+int handle_traverse(HandleObject *h, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(h));
     Py_VISIT(h->callback);
     Py_VISIT(h->args);
@@ -197,6 +197,8 @@ static void call_timed(HandleObject *h) {
 void handle_run(void *arg) {
     HandleObject *h = arg;
     handle_call(h);
+    if (Py_REFCNT(h) > 1 && !PyObject_GC_IsTracked((PyObject *)h))
+        PyObject_GC_Track(h);
     Py_DECREF((PyObject *)h);
 }
 

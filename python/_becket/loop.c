@@ -225,8 +225,15 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     bk_loop *core = self->core;
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
-        if (call->fn == handle_run)
-            Py_VISIT((PyObject *)call->arg);
+        if (call->fn != handle_run)
+            continue;
+        /* One that only the queue holds, and the collector does not know, is a part of us. */
+        HandleObject *h = call->arg;
+        int code = Py_REFCNT(h) == 1 && !PyObject_GC_IsTracked((PyObject *)h)
+                       ? handle_traverse(h, visit, arg)
+                       : visit((PyObject *)h, arg);
+        if (code != 0)
+            return code;
     }
     for (uint32_t i = 0; i < core->timer_count; i++)
         if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_fire)
@@ -265,12 +272,12 @@ static void loop_dealloc(LoopObject *self) {
 
 /* One of METH_FASTCALL | METH_KEYWORDS functions that take (…, *args, context=None). */
 static int find_context(PyObject *const *args, Py_ssize_t n, PyObject *names,
-                        PyObject **ret_context) {
+                        const PyObject *str_context, PyObject **ret_context) {
     *ret_context = NULL;
     Py_ssize_t count = names == NULL ? 0 : PyTuple_GET_SIZE(names);
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *name = PyTuple_GET_ITEM(names, i);
-        if (PyUnicode_CompareWithASCIIString(name, "context") != 0) {
+        if (name != str_context && PyUnicode_CompareWithASCIIString(name, "context") != 0) {
             PyErr_Format(PyExc_TypeError, "unexpected keyword argument '%U': only 'context'", name);
             return -1;
         }
@@ -304,7 +311,7 @@ static HandleObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_
                               PyObject *names, const char *method) {
     PyObject *context;
     if (need_args(method, n, 1, "a callback") < 0 || loop_check_open(self) < 0 ||
-        find_context(args, n, names, &context) < 0 || check_debug(self, args[0], method) < 0)
+        find_context(args, n, names, self->state->str_context, &context) < 0 || check_debug(self, args[0], method) < 0)
         return NULL;
     HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
     if (h == NULL)
@@ -372,7 +379,7 @@ static PyObject *call_timed(LoopObject *self, PyObject *const *args, Py_ssize_t 
     }
     double when = PyFloat_AsDouble(args[0]);
     if ((when == -1.0 && PyErr_Occurred()) || loop_check_open(self) < 0 ||
-        find_context(args, n, names, &context) < 0 || check_debug(self, args[1], method) < 0)
+        find_context(args, n, names, self->state->str_context, &context) < 0 || check_debug(self, args[1], method) < 0)
         return NULL;
     return schedule_at(self, relative ? now_seconds(self) + when : when, args + 1, n - 1, context);
 }
@@ -424,12 +431,32 @@ static PyObject *loop_stop(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *loop_create_future(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     PyObject *args[1] = {(PyObject *)self};
-    PyObject *names = PyTuple_Pack(1, self->state->str_loop);
-    if (names == NULL)
-        return NULL;
-    PyObject *future = PyObject_Vectorcall(self->state->future_type, args, 0, names);
-    Py_DECREF(names);
-    return future;
+    return PyObject_Vectorcall(self->state->future_type, args, 0, self->state->loop_name);
+}
+
+/* The common case, a coroutine and nothing else, is Task(coro, loop=self); for the rest there is
+   asyncio.BaseEventLoop.create_task(). */
+static PyObject *loop_create_task(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                  PyObject *names) {
+    if (n == 1 && names == NULL && !self->has_task_factory && !self->debug && self->core != NULL) {
+        PyObject *call[2] = {args[0], (PyObject *)self};
+        return PyObject_Vectorcall(self->state->task_type, call, 1, self->state->loop_name);
+    }
+    Py_ssize_t count = n + (names == NULL ? 0 : PyTuple_GET_SIZE(names));
+    PyObject **call = PyMem_Malloc((size_t)(count + 1) * sizeof(PyObject *));
+    if (call == NULL)
+        return PyErr_NoMemory();
+    call[0] = (PyObject *)self;
+    if (count > 0)
+        memcpy(call + 1, args, (size_t)count * sizeof(PyObject *));
+    PyObject *task = PyObject_Vectorcall(self->state->create_task, call, (size_t)n + 1, names);
+    PyMem_Free(call);
+    return task;
+}
+
+static PyObject *loop_note_task_factory(LoopObject *self, PyObject *arg) {
+    self->has_task_factory = arg != Py_None;
+    Py_RETURN_NONE;
 }
 
 /* ---- Watching descriptors ---- */
@@ -667,6 +694,9 @@ static PyMethodDef loop_methods[] = {
      "stop()\n\nEnd run_forever() when the callbacks that are ready have been called."},
     {"create_future", (PyCFunction)loop_create_future, METH_NOARGS,
      "create_future() -> asyncio.Future\n\nA future that belongs to this loop."},
+    {"create_task", FAST(loop_create_task), METH_FASTCALL | METH_KEYWORDS,
+     "create_task(coro, **kwargs) -> asyncio.Task\n\nRun a coroutine as a task of this loop."},
+    {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},

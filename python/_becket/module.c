@@ -32,6 +32,7 @@ static int import_all(module_state *state) {
         {&state->transport_socket, "asyncio.trsock", "TransportSocket"},
         {&state->socket_type, "socket", "socket"},
         {&state->extract_stack, "becket._repr", "extract_stack"},
+        {&state->base_loop, "asyncio", "BaseEventLoop"},
         {&state->logger, "asyncio.log", "logger"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
@@ -39,7 +40,9 @@ static int import_all(module_state *state) {
         if (*wanted[i].place == NULL)
             return -1;
     }
-    return 0;
+    state->create_task = PyObject_GetAttrString(state->base_loop, "create_task");
+    state->loop_name = PyTuple_Pack(1, state->str_loop);
+    return state->create_task == NULL || state->loop_name == NULL ? -1 : 0;
 }
 
 static int intern_names(module_state *state) {
@@ -136,6 +139,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->transport_socket);
     Py_VISIT(state->socket_type);
     Py_VISIT(state->extract_stack);
+    Py_VISIT(state->create_task);
+    Py_VISIT(state->loop_name);
+    Py_VISIT(state->base_loop);
     Py_VISIT(state->logger);
     return 0;
 }
@@ -157,6 +163,9 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->transport_socket);
     Py_CLEAR(state->socket_type);
     Py_CLEAR(state->extract_stack);
+    Py_CLEAR(state->create_task);
+    Py_CLEAR(state->loop_name);
+    Py_CLEAR(state->base_loop);
     Py_CLEAR(state->logger);
 #define BK_FORGET(name) Py_CLEAR(state->str_##name);
     BK_NAMES(BK_FORGET)

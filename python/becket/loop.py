@@ -31,6 +31,11 @@ class _NoSelector:
         pass
 
 
+def _run_unless_cancelled(handle: asyncio.Handle) -> None:
+    if not handle.cancelled():
+        handle._run()  # type: ignore[attr-defined]
+
+
 class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
     """An asyncio event loop whose transfer is one unit in C.
 
@@ -71,6 +76,11 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         super().set_debug(enabled)
         self._set_debug_core(enabled)
 
+    def set_task_factory(self, factory: Any) -> None:
+        """Use factory(loop, coro, **kwargs) to make tasks; None: asyncio.Task."""
+        super().set_task_factory(factory)
+        self._note_task_factory(factory)
+
     # ---- What the C half calls ----
 
     def _check_call(self, callback: Callable[..., object], method: str) -> None:
@@ -84,6 +94,11 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         if seconds >= self.slow_callback_duration:
             description = asyncio.base_events._format_handle(handle)  # type: ignore[attr-defined]
             asyncio.log.logger.warning("Executing %s took %.3f seconds", description, seconds)
+
+    def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
+        # asyncio's add_signal_handler() makes a handle of its own kind, and queues it when the
+        # signal has come.
+        self.call_soon_threadsafe(_run_unless_cancelled, handle)
 
     # ---- Transports ----
 

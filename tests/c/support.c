@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -189,16 +190,28 @@ static int join_sockets(bk_loop *loop, int fds[2], bk_transport *ret_pair[2]) {
     return 0;
 }
 
+/* Small buffers make for many partial writes, and for quick work. */
+static void tighten(const int fds[2], const int *bytes) {
+    for (int i = 0; i < 2 && bytes != NULL; i++) {
+        (void)quiet()->setsockopt(quiet(), fds[i], SOL_SOCKET, SO_SNDBUF, bytes, sizeof *bytes);
+        (void)quiet()->setsockopt(quiet(), fds[i], SOL_SOCKET, SO_RCVBUF, bytes, sizeof *bytes);
+    }
+}
+
 static int make_tcp(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     int fds[2], code = conform_tcp(quiet(), fds);
-    (void)arg;
-    return code < 0 ? code : join_sockets(loop, fds, ret_pair);
+    if (code < 0)
+        return code;
+    tighten(fds, arg);
+    return join_sockets(loop, fds, ret_pair);
 }
 
 static int make_unix(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     int fds[2], code = quiet()->socketpair(quiet(), fds);
-    (void)arg;
-    return code < 0 ? code : join_sockets(loop, fds, ret_pair);
+    if (code < 0)
+        return code;
+    tighten(fds, arg);
+    return join_sockets(loop, fds, ret_pair);
 }
 
 /* fds: what [0] reads, what [0] writes, what [1] reads, what [1] writes. */
@@ -244,15 +257,36 @@ static int make_memory(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     return bk_memory_transport(loop, *(const size_t *)arg, ret_pair);
 }
 
+static int cannot_end(bk_transport *t) {
+    (void)t;
+    return -ENOTSUP;
+}
+
+/* A transport that cannot half-close, as a terminal cannot. */
+static int make_one_way(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
+    static bk_transport_ops ops[2];
+    int code = make_memory(loop, arg, ret_pair);
+    for (int i = 0; i < 2 && code >= 0; i++) {
+        ops[i] = *ret_pair[i]->ops;
+        ops[i].end = cannot_end;
+        ret_pair[i]->ops = &ops[i];
+    }
+    return code;
+}
+
 static size_t default_capacity = 0, small_capacity = 10;
+static int small_buffer = 4096;
 
 const bk_conform_joint support_joints[] = {
     {"tcp", 0, make_tcp, NULL},
+    {"tight tcp", 0, make_tcp, &small_buffer},
     {"unix", 0, make_unix, NULL},
+    {"tight unix", 0, make_unix, &small_buffer},
     {"pipes", BK_CONFORM_NO_RESET, make_pipes, NULL},
     {"adopted", 0, make_adopted, NULL},
     {"memory", BK_CONFORM_NO_RESET, make_memory, &default_capacity},
     {"tight memory", BK_CONFORM_NO_RESET, make_memory, &small_capacity},
+    {"one way", BK_CONFORM_NO_RESET | BK_CONFORM_NO_HALF_CLOSE, make_one_way, &default_capacity},
     {NULL, 0, NULL, NULL},
 };
 

@@ -286,6 +286,7 @@ static void stopped_timers_cost_no_memory(void) {
     CHECK(atomic_load(&support_faults()->bytes) <= peak * 2);
     for (int i = 0; i < LIVE; i++)
         bk_timer_stop(loop, &timers[i]);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
     CHECK_INT(bk_loop_deadline(loop), -1);
     free_loop(loop);
 }

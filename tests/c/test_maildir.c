@@ -476,7 +476,8 @@ static void receives_mail(void) {
     CHECK_STR(c.sender, "a@b.c");
     CHECK(strstr(c.name, ".mx.test") != NULL);
     char *text = contents(c.name);
-    static const char head[] = "Return-Path: <a@b.c>\r\nReceived: from c\r\n\tby mx.test with ESMTP; ";
+    static const char head[] =
+        "Return-Path: <a@b.c>\r\nReceived: from c\r\n\tby mx.test with ESMTP; ";
     CHECK(text != NULL && strncmp(text, head, sizeof head - 1) == 0);
     CHECK(text != NULL && strcmp(text + strlen(text) - (sizeof body - 1), body) == 0);
     free(text);

@@ -5,7 +5,7 @@
 #include <becket-protocols.h>
 
 #include "core/os/os.h"
-#include "core/protocol/limits.h"
+#include "core/limits.h"
 #include "tests/c/check.h"
 #include "tests/c/faults.h"
 

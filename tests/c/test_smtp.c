@@ -280,7 +280,8 @@ static void knows_its_commands(void) {
 #define LACKS "502 5.5.1 command is not implemented\r\n"
     EXPECT("\r\n \r\nX\r\nMAILFROM\r\nNOO\r\nNOOPS\r\nNO\303\226P\r\n",
            UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN);
-    EXPECT("EXPN x\r\nSTARTTLS\r\nAUTH PLAIN\r\nBDAT 1\r\nETRN x\r\nTURN\r\nSEND\r\nSOML\r\nSAML\r\n",
+    EXPECT("EXPN x\r\nSTARTTLS\r\nAUTH PLAIN\r\nBDAT 1\r\nETRN x\r\nTURN\r\nSEND\r\nSOML\r\n"
+           "SAML\r\n",
            LACKS LACKS LACKS LACKS LACKS LACKS LACKS LACKS LACKS);
     EXPECT("noop\r\nNoOp with text\r\nNOOP  \r\n", OK OK OK);
     EXPECT("RSET x\r\nQUIT x\r\nVRFY\r\nHELP x\r\n",
@@ -380,6 +381,8 @@ static void reads_senders(void) {
            HI_OK BAD_FROM BAD_FROM BAD_FROM);
     EXPECT(HI "MAIL FROM:<@x,a@b>\r\nMAIL FROM:<@x:>\r\nMAIL FROM:<\r\nMAIL FROM:<a@b_c>\r\n",
            HI_OK BAD_FROM BAD_FROM BAD_FROM BAD_FROM);
+    EXPECT(HI "MAIL FROM:<a@b->\r\nMAIL FROM:<a@-b>\r\nMAIL FROM:<a@b.>\r\nMAIL FROM:<a.@b>\r\n",
+           HI_OK BAD_FROM BAD_FROM BAD_FROM BAD_FROM);
     EXPECT(HI "MAIL FROM:<a>\r\nMAIL FROM:<postmaster>\r\n",
            HI_OK "501 5.1.7 address needs a domain\r\n501 5.1.7 address needs a domain\r\n");
     EXPECT(HI "MAIL FROM:<\303\244@b>\r\nMAIL FROM:<a@b\303\244>\r\n",
@@ -394,7 +397,8 @@ static void reads_recipients(void) {
     setup();
     EXPECT(HI FROM "RCPT TO:<postmaster>\r\nrcpt to:<PostMaster>\r\n", HI_OK FROM_OK TO_OK TO_OK);
     EXPECT(HI FROM "RCPT TO:<>\r\nRCPT TO:<x>\r\n",
-           HI_OK FROM_OK "501 5.1.3 address needs a domain\r\n501 5.1.3 address needs a domain\r\n");
+           HI_OK FROM_OK "501 5.1.3 address needs a domain\r\n"
+           "501 5.1.3 address needs a domain\r\n");
     EXPECT(HI FROM "RCPT\r\nRCPT FROM:<a@b>\r\n",
            HI_OK FROM_OK "501 5.5.4 RCPT TO:<address> is the syntax\r\n"
            "501 5.5.4 RCPT TO:<address> is the syntax\r\n");
@@ -475,7 +479,8 @@ static void takes_messages(void) {
     STORES(ENVELOPE ".\r\n", ENVELOPE_OK TAKEN, "a@b.c|d@e.f||");
     STORES(ENVELOPE "\303\244\377\t\177\r\n.\r\n", ENVELOPE_OK TAKEN,
            "a@b.c|d@e.f|\303\244\377\t\177\r\n|");
-    STORES(ENVELOPE "1\r\n.\r\n" FROM TO "DATA\r\n2\r\n.\r\nNOOP\r\n" FROM TO "DATA\r\n3\r\n.\r\nQUIT\r\n",
+    STORES(ENVELOPE "1\r\n.\r\n" FROM TO "DATA\r\n2\r\n.\r\nNOOP\r\n" FROM TO
+                    "DATA\r\n3\r\n.\r\nQUIT\r\n",
            ENVELOPE_OK TAKEN FROM_OK TO_OK GO TAKEN OK FROM_OK TO_OK GO TAKEN BYE,
            "a@b.c|d@e.f|1\r\n|a@b.c|d@e.f|2\r\n|a@b.c|d@e.f|3\r\n|");
     STORES("HELO c\r\nMAIL FROM:<>\r\n" TO "DATA\r\nx\r\n.\r\n",
@@ -560,8 +565,8 @@ static void takes_long_lines(void) {
 static void tells_the_stores_answer(void) {
     setup();
 #define STORE(reply, out)                                                                          \
-    expect_n(ENVELOPE ".\r\nNOOP\r\n", sizeof ENVELOPE ".\r\nNOOP\r\n" - 1, reply, ENVELOPE_OK out,  \
-             "a@b.c|d@e.f||", __LINE__)
+    expect_n(ENVELOPE ".\r\nNOOP\r\n", sizeof ENVELOPE ".\r\nNOOP\r\n" - 1, reply,               \
+             ENVELOPE_OK out, "a@b.c|d@e.f||", __LINE__)
     STORE("250 2.0.0 queued as 7", "250 2.0.0 queued as 7\r\n" OK);
     STORE("250 fine", "250 2.0.0 fine\r\n" OK);
     STORE("451 4.3.0 disk", "451 4.3.0 disk\r\n" OK);
@@ -631,6 +636,36 @@ static void ends_after_idle_commands(void) {
     STORES(ENVELOPE ".\r\nNOOP\r\nNOOP\r\nNOOP\r\nNOOP\r\n",
            ENVELOPE_OK TAKEN OK OK OK "421 4.7.0 mx.test too many commands without mail\r\n",
            "a@b.c|d@e.f||");
+}
+
+/* Of a message that will be refused nothing is kept, however much of it comes. */
+static void drops_refused_messages(void) {
+    static const char *const starts[] = {"x\n", "x\ry", ".\n", ""};
+    static char much[65536];
+    static const char end[] = "\r\n.\r\nQUIT\r\n";
+    memset(much, 'x', sizeof much);
+    for (int i = 0; i < COUNT(starts); i++) {
+        faults_report report;
+        bk_machine *m;
+        setup();
+        config.max_message = 1 << 20;
+        faults_open(&world, &fixed);
+        rig_reset(AT_ONCE, NULL);
+        CHECK_INT(bk_smtp_new(&config, faults_os(&world), &m), 0);
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, ENVELOPE, sizeof ENVELOPE - 1), 0);
+        CHECK_INT(bk_machine_feed(m, starts[i], strlen(starts[i])), 0);
+        for (int k = 0; k < (*starts[i] ? 10 : 20); k++)
+            CHECK_INT(bk_machine_feed(m, much, sizeof much), 0);
+        faults_leaks(&world, &report);
+        CHECK(report.bytes < 4096);
+        CHECK_INT(bk_machine_feed(m, end, sizeof end - 1), 0);
+        CHECK(strstr(now.out, *starts[i] ? "\r\n554 5.6.0 " : "\r\n552 5.3.4 ") != NULL);
+        CHECK(now.closed && now.stored_size == 0);
+        bk_machine_free(m);
+        CHECK_INT(faults_leaks(&world, NULL), 0);
+        faults_close(&world);
+    }
 }
 
 /* ---- When the connection goes ---- */
@@ -780,6 +815,7 @@ int main(int argc, char **argv) {
         CASE(tells_the_date),
         CASE(ends_after_errors),
         CASE(ends_after_idle_commands),
+        CASE(drops_refused_messages),
         CASE(drops_late_answers),
         CASE(waits_for_the_answer),
         CASE(respects_a_full_queue),

@@ -1,0 +1,261 @@
+/*
+ * test_transport.c: every kind of transport through tests/conformance, with a look at what it leaves
+ * behind; and what is true of one kind alone.
+ */
+#include "tests/c/check.h"
+#include "tests/c/support.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+static void conforms(const char *kind) {
+    CHECK_INT(support_conforms(support_transport, support_joint(kind), NULL), 0);
+}
+
+static void tcp(void) {
+    conforms("tcp");
+}
+
+static void tight_tcp(void) {
+    conforms("tight tcp");
+}
+
+static void local(void) {
+    conforms("unix");
+}
+
+static void tight_local(void) {
+    conforms("tight unix");
+}
+
+static void pipes(void) {
+    conforms("pipes");
+}
+
+static void adopted(void) {
+    conforms("adopted");
+}
+
+static void memory(void) {
+    conforms("memory");
+}
+
+static void tight_memory(void) {
+    conforms("tight memory");
+}
+
+static void one_way(void) {
+    conforms("one way");
+}
+
+/* A stream must not be able to tell notifiers apart either. */
+static void over_each_notifier(void) {
+    for (const bk_notifier_ops *const *all = bk_notifiers() + 1; *all != NULL; all++) {
+        CHECK_INT(support_conforms(support_transport, support_joint("tight tcp"), (*all)->name), 0);
+        CHECK_INT(support_conforms(support_transport, support_joint("pipes"), (*all)->name), 0);
+    }
+}
+
+/* ---- What the streams of one loop have in common ---- */
+
+static struct {
+    int closed, why;
+} seen;
+
+static void note_closed(bk_stream *s, int why) {
+    (void)s;
+    seen.closed++;
+    seen.why = why;
+}
+
+static int keep(bk_stream *s) {
+    (void)s;
+    return 1;
+}
+
+static const bk_protocol quiet_protocol = {
+    .size = sizeof(bk_protocol), .name = "quiet", .ended = keep, .closed = note_closed};
+
+static bk_loop *new_loop(void) {
+    bk_loop_options options = {.size = sizeof options, .os = faults_os(support_faults())};
+    bk_loop *loop = NULL;
+    CHECK_INT(bk_loop_new(&options, &loop), 0);
+    memset(&seen, 0, sizeof seen);
+    return loop;
+}
+
+static void free_loop(bk_loop *loop) {
+    CHECK_INT(bk_loop_free(loop), 0);
+    CHECK_INT(faults_leaks(support_faults(), NULL), 0);
+    faults_forget(support_faults());
+}
+
+static void pass_seconds(bk_loop *loop, double seconds) {
+    faults_pass_time(support_faults(), (int64_t)(seconds * 1e9));
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(bk_loop_turn(loop, 0), 0);
+}
+
+/* On a clock of our own: not before its time, at most a second late, and progress counts. */
+static void silence_times_out(void) {
+    bk_loop *loop = new_loop();
+    bk_transport *pair[2];
+    bk_stream *s = NULL, *other = NULL;
+    CHECK_INT(bk_memory_transport(loop, 0, pair), 0);
+    CHECK_INT(bk_stream_new(loop, pair[0], &quiet_protocol, NULL, &s), 0);
+    CHECK_INT(bk_stream_new(loop, pair[1], &quiet_protocol, NULL, &other), 0);
+    bk_stream_set_timeout(s, 5);
+    for (int i = 0; i < 5; i++) {
+        pass_seconds(loop, 3.5);
+        CHECK_INT(seen.closed, 0);
+        CHECK_INT(bk_stream_write(i % 2 ? s : other, "x", 1, BK_COPY, NULL), 0); /* either way */
+        pass_seconds(loop, 0);
+    }
+    pass_seconds(loop, 4.5);
+    CHECK_INT(seen.closed, 0);
+    pass_seconds(loop, 2.1);
+    CHECK_INT(seen.closed, 1); /* the other one stays: its peer has ended, no more */
+    CHECK_INT(seen.why, -ETIMEDOUT);
+    free_loop(loop);
+}
+
+static void no_time_out_when_off(void) {
+    bk_loop *loop = new_loop();
+    bk_transport *pair[2];
+    bk_stream *s = NULL;
+    CHECK_INT(bk_memory_transport(loop, 0, pair), 0);
+    CHECK_INT(bk_stream_new(loop, pair[0], &quiet_protocol, NULL, &s), 0);
+    bk_stream_set_timeout(s, 2);
+    bk_stream_set_timeout(s, 0);
+    pass_seconds(loop, 100);
+    CHECK_INT(seen.closed, 0);
+    CHECK_INT(bk_loop_deadline(loop), -1); /* and no timer goes on for nobody */
+    bk_stream_set_timeout(s, 2);
+    pass_seconds(loop, 4);
+    CHECK_INT(seen.closed, 1);
+    CHECK_INT(seen.why, -ETIMEDOUT);
+    pair[1]->ops->close(pair[1]);
+    free_loop(loop);
+}
+
+/* ---- Descriptors that are somebody else's ---- */
+
+static bool is_nonblocking(int fd) {
+    return fcntl(fd, F_GETFL) & O_NONBLOCK;
+}
+
+/* Standard input and output: left open, and in the mode in which they were found. */
+static void borrowed_descriptors(void) {
+    bk_loop *loop = new_loop();
+    bk_transport *t = NULL;
+    int in[2], out[2];
+    CHECK(pipe(in) == 0 && pipe(out) == 0);
+    fcntl(out[1], F_SETFL, O_NONBLOCK); /* one this way, one that way */
+    CHECK_INT(bk_fd_transport(loop, in[0], out[1], 0, &t), 0);
+    CHECK(is_nonblocking(in[0]) && is_nonblocking(out[1]));
+    t->ops->close(t);
+    CHECK(!is_nonblocking(in[0]) && is_nonblocking(out[1]));
+    CHECK(fcntl(in[0], F_GETFD) >= 0 && fcntl(out[1], F_GETFD) >= 0);
+    bk_stream *s = NULL;
+    CHECK_INT(bk_fd_transport(loop, in[0], out[1], 0, &t), 0);
+    CHECK_INT(bk_stream_new(loop, t, &quiet_protocol, NULL, &s), 0);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    free_loop(loop);
+    CHECK_INT(seen.closed, 1);
+    CHECK(!is_nonblocking(in[0]) && is_nonblocking(out[1]));
+    for (int i = 0; i < 2; i++) {
+        close(in[i]);
+        close(out[i]);
+    }
+}
+
+static size_t file_got;
+
+static void count_file(bk_stream *s, const void *data, size_t n) {
+    (void)s, (void)data;
+    file_got += n;
+}
+
+/* A regular file is never "not ready", and no notifier may be asked. */
+static void regular_file(void) {
+    static const bk_protocol reader = {
+        .size = sizeof(bk_protocol), .name = "reader", .received = count_file,
+        .closed = note_closed};
+    for (const bk_notifier_ops *const *all = bk_notifiers(); *all != NULL; all++) {
+        bk_loop_options options = {.size = sizeof options, .notifier_ops = *all};
+        bk_loop *loop = NULL;
+        bk_transport *t = NULL;
+        bk_stream *s = NULL;
+        FILE *from = tmpfile(), *to = tmpfile();
+        char text[5000] = {1};
+        fwrite(text, 1, sizeof text, from);
+        rewind(from);
+        file_got = 0;
+        memset(&seen, 0, sizeof seen);
+        CHECK_INT(bk_loop_new(&options, &loop), 0);
+        CHECK_INT(bk_fd_transport(loop, fileno(from), fileno(to), 0, &t), 0);
+        CHECK_INT(bk_stream_new(loop, t, &reader, NULL, &s), 0);
+        CHECK_INT(bk_stream_write(s, text, 3000, BK_COPY, NULL), 0);
+        for (int i = 0; i < 100 && seen.closed == 0; i++)
+            CHECK_INT(bk_loop_turn(loop, INT64_C(1000000000)), 0);
+        CHECK_INT(seen.closed, 1);
+        CHECK_INT(seen.why, 0);
+        CHECK_INT(file_got, sizeof text);
+        CHECK_INT(lseek(fileno(to), 0, SEEK_END), 3000);
+        CHECK_INT(bk_loop_free(loop), 0);
+        fclose(from);
+        fclose(to);
+    }
+}
+
+/* One that is -1 is not there: reading ends at once, writing is -EPIPE. */
+static void missing_directions(void) {
+    bk_loop *loop = new_loop();
+    bk_transport *t = NULL, *two[2];
+    char room[4];
+    int p[2];
+    struct iovec v = {"x", 1};
+    CHECK(pipe(p) == 0);
+    CHECK_INT(bk_fd_transport(loop, -1, p[1], 0, &t), 0);
+    CHECK_INT(t->ops->read(t, room, 4), 0);
+    CHECK_INT(t->ops->write(t, &v, 1), 1);
+    t->ops->close(t);
+    CHECK_INT(bk_fd_transport(loop, p[0], -1, 0, &t), 0);
+    CHECK_INT(t->ops->read(t, room, 4), 1);
+    CHECK_INT(t->ops->write(t, &v, 1), -EPIPE);
+    t->ops->close(t);
+    CHECK_INT(bk_fd_transport(NULL, p[0], p[1], 0, &t), -EINVAL);
+    CHECK_INT(bk_fd_transport(loop, p[0], p[1], 0, NULL), -EINVAL);
+    close(p[0]);
+    close(p[1]);
+    CHECK_INT(bk_fd_transport(loop, p[0], p[1], 0, &t), -EBADF);
+    CHECK_INT(bk_socket_transport(loop, p[0], &t), -EBADF);
+    CHECK_INT(bk_socket_transport(NULL, p[0], &t), -EINVAL);
+    CHECK_INT(bk_socket_transport(loop, p[0], NULL), -EINVAL);
+    CHECK_INT(bk_memory_transport(NULL, 0, two), -EINVAL);
+    CHECK_INT(bk_memory_transport(loop, 0, NULL), -EINVAL);
+    CHECK_INT(bk_loop_free(loop), 0);
+    faults_forget(support_faults());
+}
+
+int main(int argc, char **argv) {
+    static const check_case cases[] = {
+        CASE(tcp),
+        CASE(tight_tcp),
+        CASE(local),
+        CASE(tight_local),
+        CASE(pipes),
+        CASE(adopted),
+        CASE(memory),
+        CASE(tight_memory),
+        CASE(one_way),
+        CASE(over_each_notifier),
+        CASE(silence_times_out),
+        CASE(no_time_out_when_off),
+        CASE(borrowed_descriptors),
+        CASE(regular_file),
+        CASE(missing_directions),
+    };
+    return check_main(argc, argv, cases, COUNT(cases));
+}
