@@ -216,7 +216,8 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
     loop->turning = true;
     loop->broken = false;
     bk_loop_settle(loop); /* what was written between turns */
-    bk_watches_apply(loop);
+    if (bk_watches_apply(loop))
+        timeout_ns = 0;
     int count = loop->broken ? 0 : wait(loop, timeout_ns);
     if (count > 0)
         bk_watches_dispatch(loop, count);
@@ -242,7 +243,7 @@ int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
     /* A foreign loop waits on our descriptor next: the notifier must know by then what we want, and
        a wake must reach it. */
     loop->turning = true;
-    bk_watches_apply(loop);
+    (void)bk_watches_apply(loop);
     loop->turning = false;
     atomic_store(&loop->waiting, true);
     return code;
@@ -280,7 +281,7 @@ int bk_loop_fd(const bk_loop *loop) {
 int64_t bk_loop_deadline(const bk_loop *loop) {
     if (loop == NULL)
         return -EINVAL;
-    if (has_work(loop) || loop->dirty != NULL || loop->stopping)
+    if (has_work(loop) || loop->dirty != NULL || loop->change_count > 0 || loop->stopping)
         return 0;
     int64_t when = bk_timers_next((bk_loop *)loop);
     if (when < 0)

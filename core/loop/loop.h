@@ -106,7 +106,7 @@ static inline void bk_loop_break(bk_loop *loop) {
 }
 
 /* The parts of a turn, in the order in which loop.c calls them; each is in the file of its name. */
-void bk_watches_apply(bk_loop *loop);
+bool bk_watches_apply(bk_loop *loop);
 void bk_watches_dispatch(bk_loop *loop, int count);
 void bk_watches_close(bk_loop *loop);
 

@@ -106,9 +106,10 @@ static void tell(bk_loop *loop, int fd, uint32_t generation, unsigned events) {
 }
 
 /* A descriptor that cannot be watched is told so; it stays listed, and is told again next turn,
-   until its owner has let go of it. */
-void bk_watches_apply(bk_loop *loop) {
+   until its owner has let go of it. Returns whether anybody was told anything. */
+bool bk_watches_apply(bk_loop *loop) {
     uint32_t count = loop->change_count, kept = 0;
+    bool told = false;
     for (uint32_t i = 0; i < count; i++) {
         int fd = loop->changes[i];
         loop->watches[fd].changed = 0;
@@ -119,11 +120,13 @@ void bk_watches_apply(bk_loop *loop) {
         }
         tell(loop, fd, loop->watches[fd].generation, BK_READ | BK_WRITE | BK_HANGUP);
         note_change(loop, fd);
+        told = true;
     }
     /* What was listed while we went through stands behind what we have dealt with. */
     for (uint32_t i = count; i < loop->change_count; i++)
         loop->changes[kept++] = loop->changes[i];
     loop->change_count = kept;
+    return told;
 }
 
 /* After `broken` the rest is lost and comes again: events are level-triggered. */

@@ -66,7 +66,7 @@ static int epoll_forked(bk_notifier *n) {
 
 static int make_room(bk_notifier *n, int fd) {
     state *s = n->state;
-    if (fd < s->count)
+    if (fd >= 0 && fd < s->count)
         return 0;
     if (fd < 0 || fd >= BK_FD_MAX)
         return fd < 0 ? -EBADF : -EMFILE;

@@ -34,7 +34,7 @@ static int poll_forked(bk_notifier *n) {
 
 static int grow_places(bk_notifier *n, int fd) {
     state *s = n->state;
-    if (fd < s->place_count)
+    if (fd >= 0 && fd < s->place_count)
         return 0;
     if (fd < 0 || fd >= BK_FD_MAX)
         return fd < 0 ? -EBADF : -EMFILE;

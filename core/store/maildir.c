@@ -1,5 +1,5 @@
 /*
- * maildir.c: stores messages in a Maildir (cr.yp.to/proto/maildir.html): for mail servers, by way of
+ * maildir.c: stores messages in a Maildir (cr.yp.to/proto/maildir.html): for mail servers, through
  * smtp_maildir.c, and for programs with messages of their own.
  *
  * A message is written to tmp/, synced, renamed into new/, and new/ is synced; only then it is told

@@ -112,23 +112,31 @@ int bk_queue_gather(const bk_stream *s, struct iovec *ret_v, int room, size_t *r
     return n;
 }
 
+/* All is in order before the first release: one may write, abort, or drop what is left. */
 void bk_queue_drop(bk_stream *s, size_t n) {
+    bk_chunk *sent = s->head, *chunk = s->head, **end = &sent;
     s->queued -= n;
-    while (n > 0) {
-        bk_chunk *chunk = s->head;
-        if (n < chunk->size) {
-            chunk->data += n;
-            chunk->size -= n;
-            return;
-        }
+    while (chunk != NULL && n >= chunk->size) {
         n -= chunk->size;
-        s->head = chunk->next;
-        if (s->head == NULL)
-            s->tail = &s->head;
-        bk_release release = chunk->release;
-        void *arg = chunk->arg;
-        free_chunk(s->loop, chunk);
-        release(arg); /* last: it may write again */
+        end = &chunk->next;
+        chunk = chunk->next;
+    }
+    *end = NULL;
+    s->head = chunk;
+    if (chunk == NULL) {
+        s->tail = &s->head;
+    } else {
+        chunk->data += n;
+        chunk->size -= n;
+    }
+    bk_loop *loop = s->loop;
+    while (sent != NULL) {
+        bk_chunk *next = sent->next;
+        bk_release release = sent->release;
+        void *arg = sent->arg;
+        free_chunk(loop, sent);
+        release(arg);
+        sent = next;
     }
 }
 

@@ -162,7 +162,7 @@ static int send_rest(bk_stream *s) {
     bool end = s->flags & BK_STREAM_ENDING || (holds && s->flags & BK_STREAM_CLOSING);
     if (end && !(s->flags & BK_STREAM_ENDED)) {
         code = t->ops->end(t);
-        if (code < 0 && !(code == -ENOTSUP && s->flags & BK_STREAM_CLOSING))
+        if (code < 0 && code != -ENOTSUP) /* not supported: it is over, and nobody hears of it */
             return code;
         s->flags |= BK_STREAM_ENDED;
         code = holds ? t->ops->flush(t) : 0;
@@ -525,8 +525,18 @@ int bk_stream_end(bk_stream *s) {
         return -EINVAL;
     if (s->flags & (BK_STREAM_ENDING | BK_STREAM_CLOSING))
         return 0;
-    if (!BK_HAS(s->transport->ops, end))
+    bk_transport *t = s->transport;
+    if (!BK_HAS(t->ops, end))
         return -ENOTSUP;
+    if (s->head == NULL && !BK_HAS(t->ops, flush) && !(s->flags & BK_STREAM_CONNECTING)) {
+        int code = t->ops->end(t);
+        if (code == -ENOTSUP)
+            return code;
+        if (code < 0 && code != -EAGAIN)
+            bk_stream_fail(s, code);
+        else if (code >= 0)
+            s->flags |= BK_STREAM_ENDED;
+    }
     s->flags |= BK_STREAM_ENDING;
     mark_dirty(s);
     return 0;

@@ -133,21 +133,27 @@ static PyObject *call(HandleObject *h) {
     return PyObject_Call(h->callback, h->args, NULL);
 }
 
+/* The words for people are made in Python. */
+static PyObject *describe(HandleObject *h, const char *function) {
+    PyObject *module = PyImport_ImportModule("becket._repr");
+    PyObject *text = module == NULL ? NULL : PyObject_CallMethod(module, function, "O", h);
+    Py_XDECREF(module);
+    return text;
+}
+
 static void report(HandleObject *h) {
     if (loop_take_fatal(h->loop))
         return;
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
-    PyObject *name = h->callback != NULL ? PyObject_Repr(h->callback) : NULL;
-    if (name == NULL)
+    PyObject *text = describe(h, "failure_message");
+    const char *message = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
+    if (message == NULL)
         PyErr_Clear();
-    const char *text = name != NULL ? PyUnicode_AsUTF8(name) : NULL;
-    char message[400];
-    PyOS_snprintf(message, sizeof message, "Exception in callback %.300s",
-                  text != NULL ? text : "?");
-    Py_XDECREF(name);
     PyErr_Restore(type, value, tb);
-    loop_report(h->loop, message, NULL, NULL, (PyObject *)h);
+    loop_report(h->loop, message != NULL ? message : "Exception in callback", NULL, NULL,
+                (PyObject *)h);
+    Py_XDECREF(text);
 }
 
 static void call_timed(HandleObject *h);
@@ -210,12 +216,12 @@ void handle_fire(void *arg) {
 void handle_cancel(HandleObject *h) {
     if (h->cancelled)
         return;
+    h->cancelled = true;
     if (h->loop->debug && h->name == NULL) {
         h->name = PyObject_Repr((PyObject *)h);
         if (h->name == NULL)
             PyErr_Clear();
     }
-    h->cancelled = true;
     Py_CLEAR(h->callback);
     Py_CLEAR(h->args);
 }
@@ -253,20 +259,13 @@ static PyObject *timer_handle_when(TimerHandleObject *h, PyObject *Py_UNUSED(ign
     return PyFloat_FromDouble(h->when);
 }
 
-/* As asyncio's: <Handle cb() at file:line created at file:line>; the words are made in Python. */
+/* As asyncio's: <Handle cb() at file:line created at file:line>. */
 static PyObject *handle_repr(HandleObject *h) {
-    if (h->name != NULL)
-        return Py_NewRef(h->name);
-    PyObject *module = PyImport_ImportModule("becket._repr");
-    if (module == NULL)
-        return NULL;
-    PyObject *text = PyObject_CallMethod(module, "handle_repr", "O", (PyObject *)h);
-    Py_DECREF(module);
-    return text;
+    return h->name != NULL ? Py_NewRef(h->name) : describe(h, "handle_repr");
 }
 
 static PyObject *handle_get_args(HandleObject *h, void *Py_UNUSED(closure)) {
-    if (h->cancelled)
+    if (h->callback == NULL)
         Py_RETURN_NONE;
     if (h->args == NULL)
         return PyTuple_New(0);
@@ -277,18 +276,46 @@ static PyObject *handle_get_scheduled(TimerHandleObject *h, void *Py_UNUSED(clos
     return PyBool_FromLong(h->timer.place != 0);
 }
 
+static int equal_args(HandleObject *a, HandleObject *b) {
+    PyObject *x = handle_get_args(a, NULL), *y = handle_get_args(b, NULL);
+    int equal = x == NULL || y == NULL ? -1 : PyObject_RichCompareBool(x, y, Py_EQ);
+    Py_XDECREF(x);
+    Py_XDECREF(y);
+    return equal;
+}
+
+/* As asyncio's: two are equal that call the same at the same time. */
+static int timer_handle_equal(TimerHandleObject *a, TimerHandleObject *b) {
+    HandleObject *x = &a->base, *y = &b->base;
+    if (a == b)
+        return 1;
+    if (a->when != b->when || x->cancelled != y->cancelled ||
+        (x->callback == NULL) != (y->callback == NULL))
+        return 0;
+    int equal = x->callback == NULL ? 1 : PyObject_RichCompareBool(x->callback, y->callback, Py_EQ);
+    return equal <= 0 ? equal : equal_args(x, y);
+}
+
 static PyObject *timer_handle_compare(PyObject *a, PyObject *b, int op) {
     PyTypeObject *type = Py_TYPE(a);
     if (Py_TYPE(b) != type)
         Py_RETURN_NOTIMPLEMENTED;
     double x = ((TimerHandleObject *)a)->when, y = ((TimerHandleObject *)b)->when;
+    if (op == Py_LT || op == Py_GT)
+        return PyBool_FromLong(op == Py_LT ? x < y : x > y);
+    int equal = timer_handle_equal((TimerHandleObject *)a, (TimerHandleObject *)b);
+    if (equal < 0)
+        return NULL;
     if (op == Py_EQ || op == Py_NE)
-        return PyBool_FromLong((a == b) == (op == Py_EQ));
-    Py_RETURN_RICHCOMPARE(x, y, op);
+        return PyBool_FromLong(equal == (op == Py_EQ));
+    return PyBool_FromLong(equal || (op == Py_LE ? x < y : x > y));
 }
 
-static Py_hash_t timer_handle_hash(PyObject *h) {
-    return _Py_HashPointer(h);
+static Py_hash_t timer_handle_hash(TimerHandleObject *h) {
+    PyObject *when = PyFloat_FromDouble(h->when);
+    Py_hash_t hash = when == NULL ? -1 : PyObject_Hash(when);
+    Py_XDECREF(when);
+    return hash;
 }
 
 static PyMethodDef handle_methods[] = {

@@ -538,6 +538,20 @@ static PyObject *loop_remove_writer(LoopObject *self, PyObject *fd) {
     return remove_watch(self, fd, BK_WRITE);
 }
 
+/* What is awaited of a descriptor: as selectors.EVENT_READ | EVENT_WRITE, which are BK_READ and
+   BK_WRITE. */
+static PyObject *loop_watching(LoopObject *self, PyObject *arg) {
+    int fd = PyObject_AsFileDescriptor(arg);
+    long events = 0;
+    if (fd < 0)
+        return NULL;
+    if (self->core != NULL && (uint32_t)fd < self->core->watch_count)
+        for (int slot = 0; slot < 2; slot++)
+            if (self->core->watches[fd].fn[slot] != NULL)
+                events |= slot ? BK_WRITE : BK_READ;
+    return PyLong_FromLong(events);
+}
+
 int loop_keep(LoopObject *loop, PyObject *object) {
     if (loop->kept == NULL && (loop->kept = PyList_New(0)) == NULL)
         return -1;
@@ -705,6 +719,7 @@ static PyMethodDef loop_methods[] = {
     {"_remove_reader", (PyCFunction)loop_remove_reader, METH_O, NULL},
     {"_add_writer", FAST(loop_add_writer), METH_FASTCALL, NULL},
     {"_remove_writer", (PyCFunction)loop_remove_writer, METH_O, NULL},
+    {"_watching", (PyCFunction)loop_watching, METH_O, NULL},
     {"_ensure_fd_no_transport", (PyCFunction)loop_ensure_fd_no_transport, METH_O, NULL},
     {"_new_transport", (PyCFunction)loop_new_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},

@@ -75,6 +75,10 @@ static PyTypeObject *add_transport_type(PyObject *module) {
                      (Py_ssize_t)offsetof(TransportObject, dict));
     else
         type = add_type(module, &transport_spec, base);
+    /* loop.start_tls() asks for this: asyncio's TLS may take the place of our protocol. */
+    if (type != NULL &&
+        PyObject_SetAttrString((PyObject *)type, "_start_tls_compatible", Py_True) < 0)
+        Py_CLEAR(type);
     Py_DECREF(base);
     return type;
 }

@@ -67,6 +67,12 @@ void transport_fail(TransportObject *t, const char *message) {
 
 /* ---- The stream's callbacks ---- */
 
+/* Whether the end has begun: because somebody asked for it, or because sending failed. */
+static bool is_closing(const TransportObject *t) {
+    return t->closing || t->stream == NULL ||
+           t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED);
+}
+
 /* Whether the protocol is still to hear of anything but the end. */
 static bool is_silent(TransportObject *t) {
     return t->protocol == NULL || t->loop->ending;
@@ -497,11 +503,11 @@ static PyObject *transport_set_extra(TransportObject *t, PyObject *args) {
 /* ---- Flow of what is read ---- */
 
 static PyObject *transport_is_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    return PyBool_FromLong(t->started && !t->closing && !t->paused);
+    return PyBool_FromLong(t->started && !is_closing(t) && !t->paused);
 }
 
 static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    if (!t->closing && !t->paused && t->stream != NULL) {
+    if (!is_closing(t) && !t->paused) {
         t->paused = true;
         bk_stream_pause(t->stream);
     }
@@ -509,7 +515,7 @@ static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED
 }
 
 static PyObject *transport_resume_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    if (!t->closing && t->paused && t->stream != NULL) {
+    if (!is_closing(t) && t->paused) {
         t->paused = false;
         if (t->started)
             bk_stream_resume(t->stream);
@@ -595,7 +601,7 @@ static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
 }
 
 static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    if (t->closing || t->eof || t->stream == NULL)
+    if (is_closing(t) || t->eof)
         Py_RETURN_NONE;
     int code = bk_stream_end(t->stream);
     if (code < 0) {
@@ -680,7 +686,7 @@ static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
 }
 
 static PyObject *transport_is_closing(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    return PyBool_FromLong(t->closing);
+    return PyBool_FromLong(is_closing(t));
 }
 
 static PyObject *transport_set_protocol(TransportObject *t, PyObject *protocol) {
@@ -698,8 +704,8 @@ static PyObject *transport_get_protocol(TransportObject *t, PyObject *Py_UNUSED(
 }
 
 static PyObject *transport_repr(TransportObject *t) {
-    const char *state = t->stream == NULL ? "closed" : t->closing ? "closing" : "open";
-    const char *reading = !t->started || t->paused || t->closing ? "idle" : "polling";
+    const char *state = t->stream == NULL ? "closed" : is_closing(t) ? "closing" : "open";
+    const char *reading = !t->started || t->paused || is_closing(t) ? "idle" : "polling";
     unsigned busy = t->stream != NULL && t->stream->flags & BK_STREAM_BUSY;
     size_t queued = t->stream != NULL ? t->stream->queued : 0;
     return PyUnicode_FromFormat("<%s %s fd=%d read=%s write=<%s, bufsize=%zu>>",

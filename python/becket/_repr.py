@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import traceback
 from asyncio import format_helpers  # type: ignore[attr-defined]
@@ -15,15 +16,16 @@ def extract_stack() -> traceback.StackSummary:
 
 
 def handle_repr(handle: Any) -> str:
-    """<Handle callback() at file:line>; after asyncio.Handle._repr_info()."""
-    info = [type(handle).__name__]
-    if handle._cancelled:
-        info.append("cancelled")
+    """<Handle callback() at file:line>, in the words of this version of Python."""
+    info: list[str] = asyncio.Handle._repr_info(handle)  # type: ignore[attr-defined]
     if hasattr(handle, "_when"):
-        info.append(f"when={handle._when}")
-    if handle._callback is not None:
-        info.append(format_helpers._format_callback_source(handle._callback, handle._args))
-    if handle._source_traceback:
-        frame = handle._source_traceback[-1]
-        info.append(f"created at {frame[0]}:{frame[1]}")
+        info.insert(2 if handle._cancelled else 1, f"when={handle._when}")
     return "<{}>".format(" ".join(info))
+
+
+def failure_message(handle: Any) -> str:
+    """What the exception handler is told when the callback has raised."""
+    if handle._callback is None:
+        return "Exception in callback None()"  # it cancelled its own handle
+    info: list[str] = asyncio.Handle._repr_info(handle)  # type: ignore[attr-defined]
+    return f"Exception in callback {info[-2 if handle._source_traceback else -1]}"

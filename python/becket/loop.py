@@ -9,14 +9,12 @@ of Python, as that version does.
 from __future__ import annotations
 
 import asyncio
+import selectors
 import socket
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from becket import _becket
-
-if TYPE_CHECKING:
-    from selectors import SelectorKey
 
 T = TypeVar("T")
 
@@ -24,11 +22,22 @@ T = TypeVar("T")
 class _NoSelector:
     """Stands where SelectorEventLoop keeps its selector: the core's notifier does that work."""
 
-    def get_map(self) -> dict[int, SelectorKey]:
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop: EventLoop | None = loop
+
+    def get_map(self) -> dict[int, selectors.SelectorKey]:
         return {}
 
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """What is awaited of a descriptor; the transports in Python tell it in their repr()."""
+        events = self._loop._watching(fileobj) if self._loop is not None else 0
+        if not events:
+            raise KeyError(f"{fileobj!r} is not registered")
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return selectors.SelectorKey(fileobj, fd, events, None)
+
     def close(self) -> None:
-        pass
+        self._loop = None
 
 
 def _run_unless_cancelled(handle: asyncio.Handle) -> None:
@@ -48,7 +57,7 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
 
     def __init__(self, notifier: str | None = None) -> None:
         _becket.Loop.__init__(self, notifier)
-        asyncio.SelectorEventLoop.__init__(self, _NoSelector())  # type: ignore[arg-type]
+        asyncio.SelectorEventLoop.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
         self._listeners: dict[int, _becket.Listener] = {}
 
     def __repr__(self) -> str:

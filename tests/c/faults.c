@@ -324,7 +324,7 @@ static int f_connect(bk_os *os, int fd, const struct sockaddr *address, unsigned
 
 static int f_shutdown(bk_os *os, int fd, int how) {
     if (fails(os, "shutdown"))
-        return -ENOTCONN;
+        return -ENOBUFS; /* (-ENOTCONN says that there is nothing left to shut down) */
     return (int)seen(os, fd, inner(os)->shutdown(inner(os), fd, how), "shutdown");
 }
 

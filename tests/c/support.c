@@ -190,12 +190,11 @@ static int join_sockets(bk_loop *loop, int fds[2], bk_transport *ret_pair[2]) {
     return 0;
 }
 
-/* Small buffers make for many partial writes, and for quick work. */
+/* A small buffer makes for many partial writes, and fills quickly. That of the receiver stays as it
+   is: TCP with a tiny window waits for its timers. */
 static void tighten(const int fds[2], const int *bytes) {
-    for (int i = 0; i < 2 && bytes != NULL; i++) {
+    for (int i = 0; i < 2 && bytes != NULL; i++)
         (void)quiet()->setsockopt(quiet(), fds[i], SOL_SOCKET, SO_SNDBUF, bytes, sizeof *bytes);
-        (void)quiet()->setsockopt(quiet(), fds[i], SOL_SOCKET, SO_RCVBUF, bytes, sizeof *bytes);
-    }
 }
 
 static int make_tcp(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
@@ -257,25 +256,20 @@ static int make_memory(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     return bk_memory_transport(loop, *(const size_t *)arg, ret_pair);
 }
 
-static int cannot_end(bk_transport *t) {
-    (void)t;
-    return -ENOTSUP;
-}
-
 /* A transport that cannot half-close, as a terminal cannot. */
 static int make_one_way(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     static bk_transport_ops ops[2];
     int code = make_memory(loop, arg, ret_pair);
     for (int i = 0; i < 2 && code >= 0; i++) {
         ops[i] = *ret_pair[i]->ops;
-        ops[i].end = cannot_end;
+        ops[i].end = NULL;
         ret_pair[i]->ops = &ops[i];
     }
     return code;
 }
 
 static size_t default_capacity = 0, small_capacity = 10;
-static int small_buffer = 4096;
+static int small_buffer = 16384;
 
 const bk_conform_joint support_joints[] = {
     {"tcp", 0, make_tcp, NULL},

@@ -1,5 +1,5 @@
 /*
- * test_protocol.c: machines and those who run them: when a machine is given what arrived, in memory,
+ * test_protocol.c: machines and those who run them: when a machine is given what came, in memory,
  * on streams and on a blocking descriptor; and the echo and line protocols, in every cutting.
  */
 #include <becket-protocols.h>

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void conforms(const char *kind) {
@@ -209,6 +210,30 @@ static void regular_file(void) {
     }
 }
 
+/* One descriptor for both directions that is no socket, as a terminal is: it says so at once, and
+   the stream goes on. */
+static void cannot_half_close(void) {
+    char path[] = "/tmp/becket-fifo-XXXXXX";
+    bk_loop *loop = new_loop();
+    bk_transport *t = NULL;
+    bk_stream *s = NULL;
+    CHECK(mkdtemp(path) != NULL);
+    char fifo[64];
+    snprintf(fifo, sizeof fifo, "%s/fifo", path);
+    CHECK_INT(mkfifo(fifo, 0600), 0);
+    int fd = open(fifo, O_RDWR | O_NONBLOCK);
+    unlink(fifo);
+    rmdir(path);
+    CHECK_INT(bk_fd_transport(loop, fd, fd, 0, &t), 0);
+    CHECK_INT(bk_stream_new(loop, t, &quiet_protocol, NULL, &s), 0);
+    CHECK_INT(bk_stream_end(s), -ENOTSUP);
+    for (int i = 0; i < 3; i++)
+        CHECK_INT(bk_loop_turn(loop, 0), 0);
+    CHECK_INT(seen.closed, 0);
+    free_loop(loop);
+    close(fd);
+}
+
 /* One that is -1 is not there: reading ends at once, writing is -EPIPE. */
 static void missing_directions(void) {
     bk_loop *loop = new_loop();
@@ -255,6 +280,7 @@ int main(int argc, char **argv) {
         CASE(no_time_out_when_off),
         CASE(borrowed_descriptors),
         CASE(regular_file),
+        CASE(cannot_half_close),
         CASE(missing_directions),
     };
     return check_main(argc, argv, cases, COUNT(cases));

@@ -62,6 +62,9 @@ bool conform_failed(bk_conform_case *c, int code, const char *file, int line, co
             goto out;                                                                              \
     } while (0)
 
+/* Somebody was told in another way, which without a fault may have its good reasons: BK_HANGUP. */
+void conform_told(bk_conform_case *c);
+
 /* A fault was injected, and somebody was told: what is left of the case proves nothing. */
 bool conform_excused(const bk_conform_case *c);
 void conform_skip(bk_conform_case *c, const char *why);

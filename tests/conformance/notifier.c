@@ -632,6 +632,8 @@ static int crowd_arm(crowd *d) {
 static void crowd_check(crowd *d, int first, int step) {
     bk_conform_case *c = d->r.c;
     int due = 0;
+    if (conform_excused(c))
+        return;
     for (int i = first; i < d->count; i += step) {
         if (FAILED(c, conform_put(c, d->fds[i][1], "x")))
             return;
@@ -659,6 +661,8 @@ static void thousands(bk_conform_case *c) {
     crowd_check(&d, 5, 97);
     crowd_check(&d, 0, 2);
     crowd_check(&d, 0, 1);
+    if (conform_excused(c))
+        goto out;
     for (int i = 0; i < d.count; i += 2) /* half of them go, and come back */
         if (d.armed[i])
             TRY(c, disarm(&d.r, d.fds[i][0]));

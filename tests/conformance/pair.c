@@ -211,7 +211,11 @@ static void protocol_closed(bk_stream *s, int why) {
     x->closed++;
     x->why = why;
     x->s = NULL;
-    if (why < 0 && !x->may_break && why != -ECANCELED)
+    if (why == 0 || why == -ECANCELED)
+        return;
+    if (x->may_break)
+        conform_told(x->c);
+    else
         conform_failed(x->c, why, __FILE__, __LINE__, "closed");
 }
 

@@ -6,7 +6,6 @@
 #include "tests/conformance/pair.h"
 
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -186,8 +185,7 @@ static void bare_ends(bk_conform_case *c) {
     char room[8];
     TRY(c, bare_open(&b));
     if (traits_of(c) & BK_CONFORM_NO_HALF_CLOSE) {
-        const bk_transport_ops *ops = b.ends[0]->ops;
-        EXPECT(c, ops->end == NULL || ops->end(b.ends[0]) == -ENOTSUP);
+        EXPECT(c, b.ends[0]->ops->end == NULL); /* so that it is known before anything is queued */
         goto out;
     }
     TRY(c, write_some(&b, 0, "x", 1));
@@ -204,7 +202,10 @@ static void bare_ends(bk_conform_case *c) {
     code = read_some(&b, 0, room, sizeof room);
     TRY(c, code);
     EXPECT(c, code == 1);
-    EXPECT(c, write_some(&b, 0, "z", 1) == -EPIPE);
+    code = write_some(&b, 0, "z", 1);
+    if (code != -EPIPE)
+        TRY(c, code);
+    EXPECT(c, code == -EPIPE);
     TRY(c, end_it(&b, 1));
     code = read_some(&b, 0, room, sizeof room);
     TRY(c, code);
@@ -228,6 +229,8 @@ static void bare_peer_gone(bk_conform_case *c) {
         if (code >= 0)
             (void)poll(NULL, 0, 1);
     }
+    if (code != -EPIPE && code != -ECONNRESET)
+        TRY(c, code);
     EXPECT(c, code == -EPIPE || code == -ECONNRESET);
 out:
     bare_close(&b);
@@ -470,7 +473,10 @@ static void gone_with_data_unread(bk_conform_case *c) {
     side_pause(y);
     if (!side_send(x, 5, PAIR_REFER))
         goto out;
-    UNTIL(&p, bk_stream_queued(x->s) == 0);
+    while (bk_stream_queued(x->s) > 0 && !conform_hangs(c))
+        TRY(c, bk_loop_turn(p.loop, 0)); /* no callback is to come: it must not wait for one */
+    if (x->s == NULL || y->s == NULL)
+        goto out;
     await_arrival(y);
     x->may_break = true;
     side_abort(y);
@@ -1257,9 +1263,5 @@ int bk_conform_transport(const bk_conform_joint *joint, bk_os *os, bk_conform_re
     if (joint == NULL || joint->make == NULL)
         return -EINVAL;
     snprintf(suite, sizeof suite, "transport %s", joint->name != NULL ? joint->name : "(no name)");
-    /* Writing to a pipe that nobody reads raises SIGPIPE in programs that do not ignore it. */
-    void (*before)(int) = signal(SIGPIPE, SIG_IGN);
-    int failed = conform_suite(suite, cases, (int)(sizeof cases / sizeof *cases), joint, os, report);
-    signal(SIGPIPE, before);
-    return failed;
+    return conform_suite(suite, cases, (int)(sizeof cases / sizeof *cases), joint, os, report);
 }
