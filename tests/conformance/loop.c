@@ -669,6 +669,70 @@ out:
     rig_close(&r);
 }
 
+/* ---- Always something to do ---- */
+
+typedef struct busy {
+    rig r;
+    bk_timer timer;
+    int fd;
+    int told; /* bits: who has had their turn */
+} busy;
+
+static void busy_told(busy *b, int who) {
+    b->told |= who;
+    if (b->told == 7)
+        bk_loop_stop(b->r.loop);
+}
+
+static void busy_ready(void *arg, unsigned events) {
+    busy *b = arg;
+    (void)events;
+    bk_watch_forget(b->r.loop, b->fd);
+    busy_told(b, 1);
+}
+
+static void busy_timer(void *arg) {
+    busy_told(arg, 2);
+}
+
+static void busy_posted(void *arg) {
+    busy_told(arg, 4);
+}
+
+static void busy_soon(void *arg) {
+    busy *b = arg;
+    bk_conform_case *c = b->r.c;
+    b->r.count++;
+    if (b->r.count == 50) /* when it has got used to being busy */
+        (void)FAILED(c, bk_loop_post(b->r.loop, busy_posted, b));
+    if (b->r.count == 50)
+        (void)FAILED(c, conform_put(c, b->r.most, "x"));
+    if (conform_excused(c) || conform_hangs(c) || c->failed > 0 ||
+        FAILED(c, bk_loop_soon(b->r.loop, busy_soon, b)))
+        bk_loop_stop(b->r.loop);
+}
+
+/* A ready queue that is never empty keeps nobody else waiting for ever. */
+static void busy_starves_nobody(bk_conform_case *c) {
+    busy b = {.r = {.c = c}};
+    int p[2] = {-1, -1};
+    TRY(c, rig_open(&b.r));
+    TRY(c, c->scaffold->socketpair(c->scaffold, p));
+    b.fd = p[0];
+    b.r.most = p[1]; /* `most` holds the descriptor */
+    TRY(c, bk_watch_set(b.r.loop, p[0], BK_READ, busy_ready, &b));
+    TRY(c, bk_timer_start(b.r.loop, &b.timer, conform_clock() + CONFORM_MS, busy_timer, &b));
+    TRY(c, bk_loop_soon(b.r.loop, busy_soon, &b));
+    TRY(c, bk_loop_run(b.r.loop));
+    EXPECT(c, b.told == 7);
+out:
+    if (b.r.loop != NULL)
+        bk_watch_forget(b.r.loop, p[0]);
+    conform_close(c, &p[0]);
+    conform_close(c, &p[1]);
+    rig_close(&b.r);
+}
+
 /* ---- Hooks ---- */
 
 typedef struct hooked {
@@ -794,6 +858,7 @@ int bk_conform_loop(const bk_notifier_ops *ops, bk_os *os, bk_conform_report *re
         {"work_from_done", work_from_done, 0},
         {"freed_with_workers", freed_with_workers, 0},
         {"driven_from_outside", driven_from_outside, 0},
+        {"busy_starves_nobody", busy_starves_nobody, 0},
         {"hooks", hooks, 0},
         {"fork_goes_on", fork_goes_on, 0},
     };

@@ -617,7 +617,9 @@ static void close_within(bk_conform_case *c, moment when, bool aborts) {
     UNTIL(&p, x->closed == 1 && y->closed == 1);
     EXPECT(c, x->why == (aborts ? -ECANCELED : 0));
     if (!aborts) /* all that was queued has arrived */
-        EXPECT(c, y->got == x->sent && y->why == 0);
+        EXPECT(c, y->got == x->sent);
+    if (!aborts && when != RECEIVED) /* (there, unread bytes may make it a reset) */
+        EXPECT(c, y->why == 0);
     EXPECT(c, x->received == (when == RECEIVED) && x->ended == (when == ENDED));
 out:
     pair_close(&p);

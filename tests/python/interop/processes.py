@@ -1,0 +1,135 @@
+"""The programs that these tests start: servers on becket, whose every line of output is looked at,
+and the clients of others."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+# A guard against a hang, below pytest's own so that the reason is told; nothing comes near it.
+PATIENCE = 60
+# Debug mode tells of callbacks that took long: on a busy machine any may.
+SLOW = re.compile(r"Executing .* took [\d.]+ seconds")
+
+
+def find_program(name: str) -> str:
+    """The path of a program; without it the test is skipped."""
+    path = os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin:/sbin"
+    found = shutil.which(name, path=path)
+    return found or pytest.skip(f"{name} is not installed")
+
+
+def run_program(name: str, *arguments: object, status: int = 0, data: str = "") -> str:
+    """Run another's program to its end; returns all it said."""
+    environment = dict(os.environ)
+    # Sanitizers, when there are any, are for our own code.
+    environment.pop("LD_PRELOAD", None)
+    done = subprocess.run(
+        [find_program(name), *map(str, arguments)],
+        input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+        encoding="utf-8", errors="replace", timeout=PATIENCE, check=False,
+    )
+    assert done.returncode == status, f"{name}: exit status {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+class Server:
+    """A Python program that serves until it gets a signal, in development mode, with warnings as
+    errors. Use it in a ``with`` statement: what it said beyond the *expected* lines (errors that
+    were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
+    that is not 0."""
+
+    def __init__(self, *arguments: object, expected: str) -> None:
+        self.lines: list[str] = []
+        self._expected = re.compile(expected)
+        self._said = threading.Condition()
+        self._over = False
+        self._ended_by: int | None = None
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", *map(str, arguments)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"}, encoding="utf-8", errors="replace",
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._said:
+                self.lines.append(line.rstrip("\n"))
+                self._said.notify_all()
+        with self._said:
+            self._over = True
+            self._said.notify_all()
+
+    def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Wait until that many of its lines match; returns the last of these matches."""
+        def found() -> list[re.Match[str]]:
+            return [m for m in map(re.compile(pattern).search, self.lines) if m]
+
+        with self._said:
+            self._said.wait_for(lambda: len(found()) >= count or self._over, PATIENCE)
+            assert len(found()) >= count, f"{count} x {pattern!r} is not in:\n{self.output}"
+            return found()[count - 1]
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def end(self, number: int = signal.SIGINT) -> None:
+        """End it by a signal and wait for that; SIGKILL is never its own fault."""
+        if self._ended_by is None:
+            self._ended_by = number
+            self.process.send_signal(number)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"signal {number} did not end it:\n{self.output}") from None
+        self._reader.join(PATIENCE)
+
+    def check(self) -> None:
+        """What it said and how it ended; only after it has."""
+        unexpected = [
+            line for line in self.lines
+            if not self._expected.fullmatch(line) and not SLOW.fullmatch(line)
+        ]
+        assert not unexpected, "the server said:\n" + "\n".join(unexpected)
+        status = -signal.SIGKILL if self._ended_by == signal.SIGKILL else 0
+        assert self.process.returncode == status, self.output
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.end()
+                self.check()
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self._reader.join(PATIENCE)
+            self.process.stdout.close()
+            if kind is not None:
+                print("\n".join(["The server said:", *self.lines]))
+
+
+def run_wrk(*arguments: object, data: Sequence[object] = ()) -> int:
+    """Load a server by wrk, which keeps connections; returns how many requests were answered.
+    AssertionError when any failed, or was not answered by 2xx or 3xx."""
+    said = run_program("wrk", "--timeout", f"{PATIENCE}s", *arguments, *(["--", *data] if data else []))
+    assert "Socket errors" not in said, said
+    assert "Non-2xx" not in said, said
+    assert "wrong answers" not in said or "0 wrong answers" in said, said
+    return int(re.search(r"(\d+) requests in", said)[1])
