@@ -94,6 +94,15 @@ static void fd_close(bk_transport *t) {
     bk_dealloc(self->loop->os, self);
 }
 
+void bk_fd_transport_disown(bk_transport *t) {
+    fd_transport *self = (fd_transport *)t;
+    side *sides[] = {&self->in, &self->out};
+    for (int i = 0; i < 2; i++) {
+        bk_watch_forget(self->loop, sides[i]->fd);
+        *sides[i] = (side){.fd = -1, .is_now = true};
+    }
+}
+
 static int fd_fd(bk_transport *t, unsigned direction) {
     fd_transport *self = (fd_transport *)t;
     const side *s = direction == BK_WRITE ? &self->out : &self->in;

@@ -172,8 +172,16 @@ static int send_rest(bk_stream *s) {
     return code;
 }
 
+static void tell_writable(bk_stream *s) {
+    if (!(s->flags & BK_STREAM_BLOCKED) || s->queued > s->low || s->flags & BK_STREAM_CLOSED)
+        return;
+    s->flags &= (uint16_t)~BK_STREAM_BLOCKED;
+    TELL(s, writable);
+}
+
 static void send_all(bk_stream *s) {
     send_queue(s);
+    tell_writable(s); /* before it may be closed */
     if (s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED))
         return;
     int code = send_rest(s);
@@ -181,13 +189,6 @@ static void send_all(bk_stream *s) {
         s->flags |= BK_STREAM_BUSY;
     else if (code < 0)
         bk_stream_fail(s, code);
-}
-
-static void tell_writable(bk_stream *s) {
-    if (!(s->flags & BK_STREAM_BLOCKED) || s->queued > s->low || s->flags & BK_STREAM_CLOSED)
-        return;
-    s->flags &= (uint16_t)~BK_STREAM_BLOCKED;
-    TELL(s, writable);
 }
 
 static void tell_blocked(bk_stream *s) {
@@ -234,7 +235,6 @@ void bk_streams_flush_dirty(bk_loop *loop) {
         flush(s);
         own_borrowed(s);
         tell_blocked(s);
-        tell_writable(s);
     }
 }
 
@@ -360,7 +360,6 @@ static void stream_ready(void *arg, unsigned events) {
     if ((any || events & (BK_WRITE | BK_HANGUP)) && s->flags & BK_STREAM_BUSY) {
         s->flags &= (uint16_t)~BK_STREAM_BUSY;
         send_all(s);
-        tell_writable(s);
     }
     int reads = BK_READS_PER_EVENT;
     if (any || events & (BK_READ | BK_HANGUP))
@@ -501,6 +500,16 @@ int bk_stream_new(bk_loop *loop, bk_transport *transport, const bk_protocol *pro
         *ret_stream = s;
     open_stream(s);
     return 0;
+}
+
+int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
+                         void *user, bk_stream **ret_stream) {
+    int code = make(loop, transport, protocol, user, ret_stream);
+    if (code == 0) {
+        (*ret_stream)->flags |= BK_STREAM_PAUSED;
+        open_stream(*ret_stream);
+    }
+    return code;
 }
 
 int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,

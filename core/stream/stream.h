@@ -63,6 +63,9 @@ struct bk_stream {
    close() gives up); and then its way into life, over the transport that has come of it. */
 int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                              void *user, bk_stream **ret_stream);
+/* As bk_stream_new(), but paused from the first: nothing is watched until it is resumed. */
+int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
+                         void *user, bk_stream **ret_stream);
 void bk_stream_connected(bk_stream *s, bk_transport *transport);
 
 /* Close with that code, now; what is queued is dropped. closed() follows. */
@@ -74,8 +77,9 @@ struct sockaddr;
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport);
 
-/* Of a socket's transport: its close() will not close the socket, whose owner has taken it back. */
+/* Its close() will not touch the descriptors, whose owner has taken them back. */
 void bk_socket_transport_disown(bk_transport *t);
+void bk_fd_transport_disown(bk_transport *t);
 
 /* The queue (queue.c). Bytes that are "borrowed" are good until the callback returns. */
 void bk_release_borrowed(void *arg);

@@ -16,7 +16,7 @@
     X(data_received) X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made)            \
     X(connection_lost) X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach)     \
     X(_detach) X(_stopping) X(_task_factory) X(_waiter) X(_buffer) X(_paused) X(_limit)            \
-    X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno)   \
+    X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)   \
     X(_transport) X(name) X(context) X(loop) X(eager_start) X(_slow_callback) X(_check_callback)   \
     X(slow_callback_duration) X(_source_traceback) X(_set_name)
 
@@ -76,12 +76,13 @@ typedef struct TransportObject {
     bk_stream *stream; /* NULL: not any more */
     LoopObject *loop;
     PyObject *protocol, *context, *server;
-    PyObject *socket; /* socket.socket, once somebody asked, or if it came with one */
+    PyObject *socket; /* socket.socket, once somebody asked, or if it came with one; or the pipe */
     PyObject *reader; /* weak reference to the StreamReader that is filled from here */
     PyObject *error;  /* the exception for connection_lost() */
     int fd;
     uint8_t lost_writes;
     bool closing, eof, paused, started;
+    bool is_pipe, writes_only;
 } TransportObject;
 
 typedef struct ListenerObject {
@@ -128,6 +129,7 @@ int transport_attach(TransportObject *t, bk_stream *s);
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
 void transport_fail(TransportObject *t, const char *message);
 void transport_made(TransportObject *t);
+int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
 
 /* streams.c */

@@ -172,12 +172,15 @@ void handle_call(HandleObject *h) {
     PyObject *callback = Py_NewRef(h->callback); /* it may cancel its own handle */
     PyObject *result = call(h);
     Py_DECREF(callback);
-    if (result == NULL)
-        report(h);
-    else
-        Py_DECREF(result);
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
     if (PyContext_Exit(h->context) < 0)
         PyErr_WriteUnraisable((PyObject *)h);
+    PyErr_Restore(type, value, tb);
+    if (result == NULL)
+        report(h); /* out of the context: asyncio calls the exception handler in it */
+    else
+        Py_DECREF(result);
 }
 
 /* In debug mode: as above, and the loop's Python side hears of slow callbacks. */

@@ -649,7 +649,7 @@ static PyObject *loop_new_transport(LoopObject *self, PyObject *args) {
     t->socket = Py_NewRef(socket);
     bk_transport *core = core_transport(self, fd);
     bk_stream *s;
-    int code = core == NULL ? -1 : bk_stream_new(self->core, core, &transport_plain, t, &s);
+    int code = core == NULL ? -1 : bk_stream_new_paused(self->core, core, &transport_plain, t, &s);
     if (code < 0 && core != NULL) {
         loop_raise(code);
         bk_socket_transport_disown(core);
@@ -659,6 +659,62 @@ static PyObject *loop_new_transport(LoopObject *self, PyObject *args) {
         Py_DECREF((PyObject *)t);
         return NULL;
     }
+    return (PyObject *)t;
+}
+
+static bk_transport *core_pipe(LoopObject *self, int fd, bool writes) {
+    int kind = self->core->os->fd_kind(self->core->os, fd);
+    bk_transport *t;
+    if (kind == BK_FD_FILE) {
+        PyErr_SetString(PyExc_ValueError,
+                        writes ? "Pipe transport is only for pipes, sockets and character devices"
+                               : "Pipe transport is for pipes/sockets only.");
+        return NULL;
+    }
+    int code = kind < 0 ? kind : bk_fd_transport(self->core, writes ? -1 : fd, writes ? fd : -1, 0, &t);
+    if (code < 0)
+        loop_raise(code);
+    return code < 0 ? NULL : t;
+}
+
+static int open_pipe(LoopObject *self, TransportObject *t) {
+    bk_transport *core = core_pipe(self, t->fd, t->writes_only);
+    bk_stream *s;
+    if (core == NULL)
+        return -1;
+    int code = bk_stream_new_paused(self->core, core, &transport_plain, t, &s);
+    if (code < 0) {
+        bk_fd_transport_disown(core);
+        core->ops->close(core);
+        return loop_raise(code);
+    }
+    if (transport_attach(t, s) < 0)
+        return -1;
+    /* As in asyncio: of a terminal nobody tells when it is closed. */
+    int kind = self->core->os->fd_kind(self->core->os, t->fd);
+    bool tells = kind == BK_FD_PIPE || kind == BK_FD_SOCKET;
+    return t->writes_only && tells ? transport_watch_reader(t) : 0;
+}
+
+/* _new_pipe_transport(pipe, protocol, writes) -> Transport, not yet started. */
+static PyObject *loop_new_pipe_transport(LoopObject *self, PyObject *args) {
+    PyObject *pipe, *protocol;
+    int writes;
+    if (!PyArg_ParseTuple(args, "OOp:_new_pipe_transport", &pipe, &protocol, &writes) ||
+        loop_check_open(self) < 0)
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(pipe);
+    PyObject *context = fd < 0 ? NULL : PyContext_CopyCurrent();
+    TransportObject *t = context != NULL ? transport_new(self, protocol, context, NULL) : NULL;
+    Py_XDECREF(context);
+    if (t == NULL)
+        return NULL;
+    t->fd = fd;
+    t->socket = Py_NewRef(pipe);
+    t->is_pipe = true;
+    t->writes_only = writes;
+    if (open_pipe(self, t) < 0)
+        Py_CLEAR(t);
     return (PyObject *)t;
 }
 
@@ -722,6 +778,7 @@ static PyMethodDef loop_methods[] = {
     {"_watching", (PyCFunction)loop_watching, METH_O, NULL},
     {"_ensure_fd_no_transport", (PyCFunction)loop_ensure_fd_no_transport, METH_O, NULL},
     {"_new_transport", (PyCFunction)loop_new_transport, METH_VARARGS, NULL},
+    {"_new_pipe_transport", (PyCFunction)loop_new_pipe_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -61,6 +61,16 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
     return type;
 }
 
+/* asyncio's start_tls() and sendfile() ask a transport for these. */
+static int mark_compatible(PyObject *type) {
+    PyObject *modes = import_from("asyncio.constants", "_SendfileMode");
+    PyObject *fallback = modes == NULL ? NULL : PyObject_GetAttrString(modes, "FALLBACK");
+    int code = fallback == NULL ? -1 : PyObject_SetAttrString(type, "_sendfile_compatible", fallback);
+    Py_XDECREF(fallback);
+    Py_XDECREF(modes);
+    return code < 0 ? code : PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
+}
+
 /* Our transports are asyncio.Transport's: they begin with its one slot. */
 static PyTypeObject *add_transport_type(PyObject *module) {
     PyObject *base = import_from("asyncio", "Transport");
@@ -75,9 +85,7 @@ static PyTypeObject *add_transport_type(PyObject *module) {
                      (Py_ssize_t)offsetof(TransportObject, dict));
     else
         type = add_type(module, &transport_spec, base);
-    /* loop.start_tls() asks for this: asyncio's TLS may take the place of our protocol. */
-    if (type != NULL &&
-        PyObject_SetAttrString((PyObject *)type, "_start_tls_compatible", Py_True) < 0)
+    if (type != NULL && mark_compatible((PyObject *)type) < 0)
         Py_CLEAR(type);
     Py_DECREF(base);
     return type;

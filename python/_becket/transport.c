@@ -180,7 +180,7 @@ static int ended(bk_stream *s) {
         transport_fail(t, "Fatal error: protocol.eof_received() call failed.");
         return 0;
     }
-    int keep = PyObject_IsTrue(result);
+    int keep = t->is_pipe ? 0 : PyObject_IsTrue(result); /* a pipe has no other half */
     Py_DECREF(result);
     if (keep <= 0)
         t->closing = true;
@@ -223,6 +223,14 @@ static PyObject *reason(TransportObject *t, int why) {
 static void part_from_socket(TransportObject *t) {
     if (t->socket == NULL)
         return;
+    if (t->is_pipe) {
+        bk_fd_transport_disown(bk_stream_transport(t->stream));
+        PyObject *result = PyObject_CallMethodNoArgs(t->socket, t->loop->state->str_close);
+        if (result == NULL)
+            PyErr_WriteUnraisable(t->socket);
+        Py_XDECREF(result);
+        return;
+    }
     PyObject *fd = PyObject_CallMethodNoArgs(t->socket, t->loop->state->str_detach);
     if (fd == NULL || PyLong_AsLong(fd) != t->fd) {
         PyErr_Clear();
@@ -250,6 +258,24 @@ static void warn_unclosed(TransportObject *t) {
         PyErr_WriteUnraisable((PyObject *)t);
 }
 
+static PyObject *find_extra(TransportObject *t, const char *name);
+
+/* Who still has the transport may ask it who that was, as asyncio's transports can tell. */
+static void remember_names(TransportObject *t) {
+    static const char *const names[] = {"peername", "sockname", "pipe"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (t->extra != NULL && PyDict_GetItemString(t->extra, names[i]) != NULL)
+            continue;
+        PyObject *found = find_extra(t, names[i]);
+        if (found != NULL && t->extra == NULL)
+            t->extra = PyDict_New();
+        if (found != NULL && t->extra != NULL)
+            (void)PyDict_SetItemString(t->extra, names[i], found);
+        Py_XDECREF(found);
+        PyErr_Clear();
+    }
+}
+
 static void closed(bk_stream *s, int why) {
     TransportObject *t = bk_stream_user(s);
     if (t->stream == NULL) { /* never attached: its maker is dealing with it */
@@ -265,14 +291,16 @@ static void closed(bk_stream *s, int why) {
                         NULL);
         Py_DECREF(e);
     }
-    part_from_socket(t);
     detach_from_server(t);
     t->closing = true;
-    t->stream = NULL;
     (void)loop_owns_fd(t->loop, t->fd, NULL);
     Py_CLEAR(t->protocol);
     Py_CLEAR(t->reader);
     Py_CLEAR(t->error);
+    if (Py_REFCNT(t) > 1)
+        remember_names(t);
+    part_from_socket(t);
+    t->stream = NULL;
     Py_CLEAR(t->socket);
     Py_DECREF((PyObject *)t); /* the stream's */
 }
@@ -342,7 +370,8 @@ int transport_attach(TransportObject *t, bk_stream *s) {
     bk_stream_set_user(s, Py_NewRef((PyObject *)t));
     t->stream = s;
     bk_stream_pause(s);
-    (void)bk_stream_query(s, BK_QUERY_FD, &t->fd, &size);
+    if (t->fd < 0)
+        (void)bk_stream_query(s, BK_QUERY_FD, &t->fd, &size);
     int code = loop_owns_fd(t->loop, t->fd, t) ? 0 : -1;
     if (code < 0)
         PyErr_NoMemory();
@@ -366,8 +395,23 @@ void transport_made(TransportObject *t) {
             bk_stream_abort(t->stream);
         return;
     }
-    if (t->stream != NULL && !t->paused && !t->closing)
+    if (t->stream != NULL && !t->paused && !t->closing && !t->writes_only)
         bk_stream_resume(t->stream);
+}
+
+/* What we only write to has become readable: its reader has closed it. */
+static void reader_gone(void *arg, unsigned events) {
+    TransportObject *t = arg;
+    (void)events;
+    if (t->stream == NULL || t->stream->flags & BK_STREAM_CLOSED)
+        return;
+    t->closing = true;
+    bk_stream_fail(t->stream, t->stream->queued > 0 ? -EPIPE : 0);
+}
+
+int transport_watch_reader(TransportObject *t) {
+    int code = bk_watch_set(t->loop->core, t->fd, BK_READ, reader_gone, t);
+    return code < 0 ? loop_raise(code) : 0;
 }
 
 static int transport_traverse(TransportObject *t, visitproc visit, void *arg) {
@@ -460,6 +504,8 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     size_t size = sizeof address;
     if (t->stream == NULL)
         return NULL;
+    if (t->is_pipe)
+        return strcmp(name, "pipe") == 0 ? Py_NewRef(t->socket) : NULL;
     if (strcmp(name, "socket") == 0)
         return make_socket(t);
     bool peer = strcmp(name, "peername") == 0;
@@ -517,7 +563,7 @@ static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED
 static PyObject *transport_resume_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
     if (!is_closing(t) && t->paused) {
         t->paused = false;
-        if (t->started)
+        if (t->started && !t->writes_only)
             bk_stream_resume(t->stream);
     }
     Py_RETURN_NONE;
@@ -765,6 +811,16 @@ static PyMemberDef transport_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+/* Whether pause_writing() was called last; for asyncio's sendfile(). */
+static PyObject *transport_get_protocol_paused(TransportObject *t, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED);
+}
+
+static PyGetSetDef transport_getset[] = {
+    {"_protocol_paused", (getter)transport_get_protocol_paused, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot transport_slots[] = {
     {Py_tp_doc, "An asyncio transport over a stream of the core."},
     {Py_tp_dealloc, transport_dealloc},
@@ -773,6 +829,7 @@ static PyType_Slot transport_slots[] = {
     {Py_tp_repr, transport_repr},
     {Py_tp_methods, transport_methods},
     {Py_tp_members, transport_members},
+    {Py_tp_getset, transport_getset},
     {0, NULL},
 };
 

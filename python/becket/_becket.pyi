@@ -25,6 +25,7 @@ class TimerHandle(Handle):
 
 @final
 class Transport(asyncio.Transport):
+    _protocol_paused: bool
     def _set_extra(self, name: str, value: object, /) -> None: ...
 
 @final
@@ -93,6 +94,9 @@ class Loop:
         protocol: asyncio.BaseProtocol,
         server: asyncio.AbstractServer | None = None,
         /,
+    ) -> Transport: ...
+    def _new_pipe_transport(
+        self, pipe: object, protocol: asyncio.BaseProtocol, writes: bool, /
     ) -> Transport: ...
     def _start_transport(
         self, transport: Transport, waiter: asyncio.Future[None] | None, /

@@ -9,9 +9,12 @@ of Python, as that version does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
+import signal
 import socket
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from becket import _becket
@@ -38,6 +41,18 @@ class _NoSelector:
 
     def close(self) -> None:
         self._loop = None
+
+
+class _FlowControl(asyncio.transports._FlowControlMixin):  # type: ignore[name-defined, misc]
+    """A transport of ours in the only form that asyncio's sendfile() takes."""
+
+    def __init__(self, transport: _becket.Transport) -> None:
+        self._protocol_paused = transport._protocol_paused
+        for name in (
+            "get_protocol", "set_protocol", "is_closing", "is_reading", "pause_reading",
+            "resume_reading", "write",
+        ):
+            setattr(self, name, getattr(transport, name))
 
 
 def _run_unless_cancelled(handle: asyncio.Handle) -> None:
@@ -67,6 +82,26 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         )
 
     # ---- Running ----
+
+    def run_forever(self) -> None:
+        """Run until stop() is called."""
+        with self._signals_wake():
+            super().run_forever()
+
+    @contextlib.contextmanager
+    def _signals_wake(self) -> Iterator[None]:
+        """A signal that comes just before a wait must end it, for its handler to be run."""
+        if threading.current_thread() is not threading.main_thread() or self.is_closed():
+            yield
+            return
+        own = self._csock.fileno()
+        before = signal.set_wakeup_fd(own)
+        try:
+            yield
+        finally:
+            after = signal.set_wakeup_fd(before)
+            if after not in (own, -1):  # whoever set another one meanwhile keeps it
+                signal.set_wakeup_fd(after)
 
     def close(self) -> None:
         """Close the loop; it must not be running. What still waits is dropped."""
@@ -121,10 +156,52 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         server: asyncio.AbstractServer | None = None,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
-        transport = self._new_transport(sock, protocol, server)
-        if extra:
-            for name, value in extra.items():
-                transport._set_extra(name, value)
+        return self._start(self._new_transport(sock, protocol, server), waiter, extra)
+
+    async def _sendfile_fallback(
+        self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
+    ) -> int:
+        if isinstance(transp, _becket.Transport):
+            transp = _FlowControl(transp)
+        return await super()._sendfile_fallback(transp, file, offset, count)  # type: ignore[misc, no-any-return]
+
+    def _make_read_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.ReadTransport:
+        return self._make_pipe_transport(pipe, protocol, waiter, extra, writes=False)
+
+    def _make_write_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.WriteTransport:
+        return self._make_pipe_transport(pipe, protocol, waiter, extra, writes=True)
+
+    def _make_pipe_transport(
+        self,
+        pipe: Any,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[None] | None,
+        extra: dict[str, Any] | None,
+        *,
+        writes: bool,
+    ) -> asyncio.Transport:
+        return self._start(self._new_pipe_transport(pipe, protocol, writes), waiter, extra)
+
+    def _start(
+        self,
+        transport: _becket.Transport,
+        waiter: asyncio.Future[None] | None,
+        extra: dict[str, Any] | None,
+    ) -> _becket.Transport:
+        for name, value in (extra or {}).items():
+            transport._set_extra(name, value)
         self.call_soon(self._start_transport, transport, waiter)
         return transport
 

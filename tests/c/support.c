@@ -6,6 +6,7 @@
 
 #include "tests/conformance/case.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,6 +94,10 @@ static long walk_fired(void *arg) {
     return fired(((walk_state *)arg)->f);
 }
 
+static bool is_error(faults_kind kind) {
+    return kind == FAULTS_ERROR || kind == FAULTS_NO_MEMORY;
+}
+
 /* One run of a case with the n-th call failing; returns how many calls there were. */
 static long walk_step(walk_state *s, bk_conform_case *c, long n) {
     const char *kind = faults_kind_name(s->walk->kind);
@@ -111,26 +116,23 @@ static long walk_step(walk_state *s, bk_conform_case *c, long n) {
     return calls;
 }
 
-/* n == 0 stands for "about every second call", where a part can live with that. Where there are
-   more calls than runs allowed, the first half is walked one by one and the rest is sampled. */
+/* Each call in turn; where that would be more runs than allowed, the first half of them one by one,
+   and the rest spread over the calls that are left. */
 static void walk_case(void *arg, bk_conform_case *c) {
     walk_state *s = arg;
     support_walk *w = s->walk;
-    bool often = w->kind != FAULTS_ERROR && w->kind != FAULTS_NO_MEMORY;
     int failed = c->report->failed;
     if (bk_conform_long(c))
         return;
-    long first = w->kind == FAULTS_INTERRUPTED || !often ? 1 : 0, step = 1;
-    for (long n = first, runs = 0; c->report->failed - failed < 3; n += step, runs++) {
-        long calls = walk_step(s, c, n);
-        if (n > 0 && calls < n)
-            break;
-        if (n > 0 && runs >= w->most / 2 && runs < w->most)
-            step = (calls - n) / (w->most - w->most / 2) + 1;
-        if (step > 1 && runs >= w->most)
-            break;
-        w->sampled += step > 1;
+    long calls = walk_step(s, c, LONG_MAX), head = calls <= w->most ? calls : w->most / 2;
+    long step = calls <= w->most ? 1 : (calls - head) / (w->most - head) + 1;
+    for (long n = 1; n <= calls && c->report->failed - failed < 3; n += n < head ? 1 : step) {
+        (void)walk_step(s, c, n);
+        w->sampled += n > head;
     }
+    w->skipped += step == 1 ? 0 : calls - head - (calls - head) / step;
+    if (!is_error(w->kind))
+        (void)walk_step(s, c, 0); /* about every second call */
     support_guard(0, "");
 }
 
@@ -141,7 +143,7 @@ int support_walks(support_suite suite, const void *subject, const char *notifier
     report.scaffold = faults_quiet(state.f);
     report.notifier = notifier;
     report.quick = true;
-    report.invisible = walk->kind != FAULTS_ERROR && walk->kind != FAULTS_NO_MEMORY;
+    report.invisible = !is_error(walk->kind);
     report.only = getenv("BECKET_TEST_ONLY");
     suite(subject, faults_os(state.f), &report);
     walk->excused += report.excused;

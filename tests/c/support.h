@@ -25,9 +25,9 @@ int support_conforms(support_suite suite, const void *subject, const char *notif
 /* Run each case of a suite again and again, each time with another call failing. */
 typedef struct support_walk {
     faults_kind kind;
-    long most;  /* runs of a case; beyond it calls are sampled */
+    long most; /* runs of a case; of one that makes more calls, some are left out */
     /* Filled in, added to: */
-    long runs, sampled, excused;
+    long runs, sampled, skipped, excused;
 } support_walk;
 int support_walks(support_suite suite, const void *subject, const char *notifier,
                   support_walk *walk);

@@ -69,7 +69,7 @@ def every_shape() -> dict[str, bytes]:
         "long-lines": head + (b"z" * 100_000 + b"\r\n") * 3,
         "short-lines": head + b"k\r\n" * 50_000,
         "commands": head + b"RSET\r\nQUIT\r\nMAIL FROM:<b@example.org>\r\n",
-        "big": head + b"".join(b"%d %s\r\n" % (n, b"0123456789" * 6) for n in range(77_000)),
+        "big": head + b"".join(b"%d %s\r\n" % (n, b"0123456789" * 6) for n in range(79_000)),
     }
 
 

@@ -34,7 +34,7 @@ from interop.processes import Server, run_program
 BOTH = pytest.mark.parametrize("kind", ["tcp", "unix"])
 SAID = (
     r"becket: (SMTP at|mail is stored in|ended;) .*"
-    r"|  (try|or: ) .*"
+    r"|  (try|or): .*"
     r"|\d+: from <.*> to .*, \d+ bytes: \S+"
 )
 
@@ -218,7 +218,9 @@ def test_pipelining(server, kind):
         wire.send(b"third\r\n.\r\nQUIT\r\n")
         assert wire.codes(3) == ["250", "221", ""]
     assert read_by_sender(server.maildir) == {
-        "a@example.org": b"first\r\n", "b@example.org": b"second\r\n", "c@example.org": b"third\r\n",
+        "a@example.org": b"first\r\n",
+        "b@example.org": b"second\r\n",
+        "c@example.org": b"third\r\n",
     }
 
 
@@ -287,13 +289,14 @@ SMUGGLED = (
 # What some server somewhere has taken for the end of a message. With a CR or LF on its own…
 BARE_ENDS = [
     b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\r.\n", b"\n.\r",
-    b"\r\r\n.\r\n", b"\r\n.\r\r\n", b"\n\r\n.\r\n", b"\r\n\n.\r\n", b"\r\n\r.\r\n",
-    b"\r\n.\r\x00\n", b"\r\x00\n.\r\n", b"\n\n.\n\n",
+    b"\r\n.\r\r\n", b"\r\n\n.\r\n", b"\r\n\r.\r\n", b"\n\n.\n\n",
+    b"\r\n.\r\x00\n", b"\r\x00\n.\r\n",
 ]
 # … and without: parts of a message as others are.
 QUIET_ENDS = [
-    b"\r\n.\x00\r\n", b"\r\n\x00.\r\n", b"\r\n. \r\n", b"\r\n .\r\n", b"\r\n..\r\n", b"\r\n.\xa0\r\n",
-    b"\r\n.\x0b\r\n", b"\r\n.\x85\r\n", b"\x85.\x85", b"\r\n\xe2\x80\xa8.\r\n",
+    b"\r\n.\x00\r\n", b"\r\n\x00.\r\n", b"\r\n. \r\n", b"\r\n .\r\n", b"\r\n..\r\n",
+    b"\r\n.\xa0\r\n", b"\r\n.\x0b\r\n", b"\r\n.\x85\r\n", b"\x85.\x85",
+    b"\r\n\xe2\x80\xa8.\r\n",
 ]
 
 
@@ -301,26 +304,18 @@ QUIET_ENDS = [
 def test_smuggling(server, way):
     """There is one end of a message; whatever else looks like one never makes two of it."""
     expected = {}
-    ends = [(end, end in BARE_ENDS) for end in BARE_ENDS + QUIET_ENDS]
-    for number, (end, bare) in enumerate(ends):
+    for number, end in enumerate(BARE_ENDS + QUIET_ENDS):
         sender = f"s{number}@example.org"
-        # The true end of this is the last. An early end would show as replies too many.
         message = b"Subject: x\r\n\r\nlorem" + end + SMUGGLED
-        # With "\r\n.\r\n" in it, that is what ends the message: commands follow.
-        assert (b"\r\n.\r\n" in end) == (end in (b"\r\r\n.\r\n", b"\n\r\n.\r\n"))
-        early = b"\r\n.\r\n" in end
+        assert b"\r\n.\r\n" not in message
         with Wire(server.address("tcp")) as wire:
             wire.begin(sender)
             send = wire.send if way == "at once" else wire.send_bytes_singly
-            send(message + b".\r\n")
-            replies = [wire.ask(b"NOOP\r\n") if early else wire.reply()]
-            code = replies[0][:3]
-            assert code == ("554" if bare else "250"), (end, replies)
-            if early:
-                continue
-            assert wire.ask(b"QUIT\r\n")[:3] == "221", end
-            assert wire.reply() == "", end
-        if not bare:
+            send(message + b".\r\nQUIT\r\n")
+            # An early end would show as replies too many.
+            said = "250" if end in QUIET_ENDS else "554"
+            assert wire.codes(3) == [said, "221", ""], end
+        if end in QUIET_ENDS:
             expected[sender] = message.replace(b"\r\n.", b"\r\n")
     assert read_by_sender(server.maildir) == expected
 
@@ -344,14 +339,15 @@ def test_commands_end_in_crlf_only(server):
 
 @BOTH
 def test_client_drops_in_data(server, kind):
-    parts = [b"", b"Subject: lost\r\n", b"Subject: lost\r\n\r\ntext\r\n.", b"x\r\n.\r", b"y" * 900_000]
+    parts = [b"", b"Subject: x\r\n", b"\r\ntext\r\n.", b"\r\ntext\r\n.\r", b"y" * 900_000]
+    reset = struct.pack("ii", 1, 0)  # close() then sends RST
     for number, part in enumerate(parts):
         for abruptly in (False, True):
             with Wire(server.address(kind)) as wire:
                 wire.begin(f"lost{number}@example.org")
                 wire.send(part)
-                if abruptly:  # by RST
-                    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if abruptly:
+                    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
     with Session(server.address(kind)) as session:
         session.sendmail("kept@example.org", ["you@example.org"], b"kept\r\n")
     assert read_by_sender(server.maildir) == {"kept@example.org": b"kept\r\n"}

@@ -1,0 +1,219 @@
+"""aiohttp on becket.EventLoop, server and client: one process each, so that the two never share a
+loop. Others are at the other end too: http.client with a TLS of its own, wrk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import os
+import socket
+import ssl
+import warnings
+
+import aiohttp
+import pytest
+
+import becket
+from interop.processes import HERE, PATIENCE, Server, run_program, run_wrk
+
+STREAMED = b"".join(b"%d:%s\n" % (n, b"s" * (n * 100)) for n in range(100))
+
+
+class AiohttpServer(Server):
+    """aiohttp_app.py"""
+
+    def __init__(self, folder, *certificate) -> None:
+        self.path = str(folder / "http.sock")
+        super().__init__(
+            HERE / "aiohttp_app.py", self.path, *certificate, expected=r"listening at \d+|ended"
+        )
+
+    def __enter__(self) -> AiohttpServer:
+        self.port = int(self.wait_for(r"listening at (\d+)")[1])
+        return self
+
+
+@pytest.fixture
+def server(tmp_path):
+    with AiohttpServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """For localhost, made by openssl, with its key."""
+    folder = tmp_path_factory.mktemp("certificate")
+    files = folder / "certificate.pem", folder / "key.pem"
+    run_program(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+        "-nodes", "-days", 2, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+        "-out", files[0], "-keyout", files[1],
+    )
+    return files
+
+
+def run(main) -> None:
+    """Run a client on a loop of its own, in debug mode; what the loop was told of as an error, or
+    was left behind, is one."""
+    reported = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with asyncio.Runner(debug=True, loop_factory=becket.EventLoop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: reported.append(context))
+            runner.get_loop().slow_callback_duration = PATIENCE
+            runner.run(asyncio.wait_for(main, PATIENCE))
+    assert not reported, reported
+
+
+async def read(response) -> tuple[int, bytes]:
+    async with response as answer:
+        return answer.status, await answer.read()
+
+
+async def every_route(session: aiohttp.ClientSession) -> None:
+    assert await read(session.get("/loop")) == (200, b"becket.loop.EventLoop")
+    for _ in range(50):
+        assert await read(session.get("/")) == (200, b"Hello, world!")
+    assert (await read(session.get("/none")))[0] == 404
+    assert await read(session.get("/stream")) == (200, STREAMED)
+    for size in (0, 1, 65_535, 65_536, 65_537, 10_000_000):
+        body = os.urandom(size)
+        status, answer = await read(session.post("/echo", data=body))
+        assert status == 200
+        assert hashlib.sha256(answer).digest() == hashlib.sha256(body).digest()
+
+    async def pieces():
+        for number in range(300):
+            yield b"p" * (number * 100)
+
+    size = sum(number * 100 for number in range(300))
+    assert await read(session.post("/length", data=pieces())) == (200, b"%d" % size)
+
+
+async def sockets(session: aiohttp.ClientSession) -> None:
+    async with session.ws_connect("/ws", max_msg_size=32 * 1024 * 1024) as ws:
+        for size in (0, 1, 125, 126, 65_535, 65_536, 10_000_000):
+            data = os.urandom(size)
+            await ws.send_bytes(data)
+            answer = await ws.receive_bytes()
+            assert hashlib.sha256(answer).digest() == hashlib.sha256(data).digest()
+        texts = [f"message {number} " + "ü" * (number % 50) for number in range(2000)]
+
+        async def send() -> None:
+            for text in texts:
+                await ws.send_str(text)
+
+        sending = asyncio.create_task(send())
+        assert [await ws.receive_str() for _ in texts] == texts
+        await sending
+    assert ws.close_code == aiohttp.WSCloseCode.OK
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
+@pytest.mark.parametrize("what", [every_route, sockets])
+def test_server_and_client(tmp_path, request, kind, what):
+    pair = request.getfixturevalue("certificate") if kind == "tls" else ()
+
+    async def main() -> None:
+        context = ssl.create_default_context(cafile=pair[0]) if pair else True
+        connector = (
+            aiohttp.UnixConnector(server.path) if kind == "unix"
+            else aiohttp.TCPConnector(ssl=context)
+        )
+        base = f"https://localhost:{server.port}" if pair else f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession(base, connector=connector) as session:
+            await what(session)
+
+    with AiohttpServer(tmp_path, *pair) as server:
+        run(main())
+
+
+def test_sessions_at_once(server):
+    async def main() -> None:
+        connector = aiohttp.TCPConnector(limit=50)
+        base = f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession(base, connector=connector) as session:
+            async def echo(number: int) -> None:
+                body = f"{number} ".encode() * (number * 7)
+                assert await read(session.post("/echo", data=body)) == (200, body)
+
+            await asyncio.gather(*(echo(number) for number in range(500)))
+
+    run(main())
+
+
+def ask(connection: http.client.HTTPConnection, method: str, path: str, body=None):
+    connection.request(method, path, body)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def test_connection_is_kept(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    assert ask(connection, "GET", "/") == (200, b"Hello, world!")
+    kept = connection.sock
+    for number in range(200):
+        body = b"%d" % number
+        assert ask(connection, "POST", "/echo", body) == (200, body)
+    assert ask(connection, "GET", "/stream") == (200, STREAMED)
+    assert connection.sock is kept
+    connection.close()
+
+
+def test_tls_with_another_client(tmp_path, certificate):
+    context = ssl.create_default_context(cafile=certificate[0])
+    with AiohttpServer(tmp_path, *certificate) as server:
+        connection = http.client.HTTPSConnection(
+            "localhost", server.port, timeout=PATIENCE, context=context
+        )
+        body = os.urandom(1_000_000)
+        assert ask(connection, "POST", "/echo", body) == (200, body)
+        assert ask(connection, "GET", "/stream") == (200, STREAMED)
+        connection.close()
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS: turned away, no answer
+            assert b"200" not in sock.recv(100)
+
+
+def test_clients_that_leave(server):
+    """In the middle of a request, a response and a WebSocket; no handler stays behind."""
+    for request in (
+        b"GET / HT", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
+        b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+    ):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+                sock.sendall(request)
+                if request.startswith((b"GET /e", b"GET /w")):
+                    assert sock.recv(100).startswith(b"HTTP/1.1 ")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    while ask(connection, "GET", "/others") != (200, b"0"):  # pytest's time limit ends this
+        pass
+    connection.close()
+
+
+def test_server_that_leaves(tmp_path):
+    """It is ended with a client in the middle of a response: that client learns of it."""
+    async def main() -> None:
+        base = f"http://127.0.0.1:{server.port}"
+        async with aiohttp.ClientSession(base) as session, session.get("/endless") as response:
+            await response.content.readexactly(1_000_000)
+            await asyncio.to_thread(server.end, 9)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+
+    with AiohttpServer(tmp_path) as server:
+        run(main())
+
+
+def test_under_wrk(tmp_path, certificate):
+    with AiohttpServer(tmp_path) as server:
+        where = f"http://127.0.0.1:{server.port}"
+        for path in ("/", "/stream"):
+            assert run_wrk("-t", 2, "-c", 20, "-d", "1s", where + path) > 20
+        assert run_wrk("-t", 2, "-c", 20, "-d", "1s", "-s", HERE / "echo.lua", where) > 20
+    with AiohttpServer(tmp_path, *certificate) as server:
+        assert run_wrk("-t", 2, "-c", 20, "-d", "1s", f"https://127.0.0.1:{server.port}/") > 20
