@@ -16,8 +16,8 @@ look() {
     need swaks command -v swaks
     need postfix command -v smtp-source
     need wrk command -v wrk
+    need pkg-config command -v pkg-config
     if [ "${1-}" = bench ]; then
-        need pkg-config command -v pkg-config
         need libuv1-dev pkg-config --exists libuv
         need libevent-dev pkg-config --exists libevent
     fi

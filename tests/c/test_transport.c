@@ -1,6 +1,6 @@
 /*
- * test_transport.c: every kind of transport through tests/conformance, with a look at what it leaves
- * behind; and what is true of one kind alone.
+ * test_transport.c: every kind of transport through tests/conformance, with a look at what it
+ * leaves behind; and what is true of one kind alone.
  */
 #include "tests/c/check.h"
 #include "tests/c/support.h"

@@ -73,7 +73,7 @@ static int send_once(side *x, size_t n, pair_mode mode) {
     return code;
 }
 
-/* "Nothing was queued": so the same bytes may be written once more, and nobody sees a difference. */
+/* "Nothing was queued": the same bytes may be written once more, and nobody sees a difference. */
 bool side_send(side *x, size_t n, pair_mode mode) {
     int code = send_once(x, n, mode);
     if (!FAILED(x->c, code))
@@ -345,7 +345,8 @@ static ssize_t filter_read(bk_transport *t, void *room, size_t n) {
 static ssize_t filter_write(bk_transport *t, const struct iovec *v, int n) {
     unsigned char bytes[FILTER_BYTES];
     filter *f = filter_of(t);
-    size_t all = 0, used = 0, most = f->most != 0 && f->most < sizeof bytes ? f->most : sizeof bytes;
+    size_t most = f->most != 0 && f->most < sizeof bytes ? f->most : sizeof bytes;
+    size_t all = 0, used = 0;
     for (int i = 0; i < n; i++) {
         size_t take = v[i].iov_len < most - used ? v[i].iov_len : most - used;
         memcpy(bytes + used, v[i].iov_base, take);

@@ -1,10 +1,10 @@
 /*
- * pair.h: two streams over two transports that are joined, each with a protocol that checks all that
+ * pair.h: two streams over two transports that are joined, each with a protocol that checks what
  * becket.h promises to every protocol, whatever a case makes it do. For transport.c.
  *
  * What a side sends is a pattern that depends on the position, so that each byte that arrives tells
- * whether it is the right one; memory handed over by reference is freed when it is released, so that
- * whoever uses it longer is found out under AddressSanitizer.
+ * whether it is the right one; memory handed over by reference is freed when it is released, so
+ * that whoever uses it longer is found out under AddressSanitizer.
  */
 #ifndef BK_CONFORM_PAIR_H
 #define BK_CONFORM_PAIR_H

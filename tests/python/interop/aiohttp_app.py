@@ -19,17 +19,17 @@ import becket
 
 MIB = 1024 * 1024
 routes = web.RouteTableDef()
-HANDLING = web.AppKey("handling", set)
+HANDLING = web.AppKey("handling", list)
 
 
 @web.middleware
 async def count(request: web.Request, handler) -> web.StreamResponse:
     handling = request.app[HANDLING]
-    handling.add(request)
+    handling.append(None)
     try:
         return await handler(request)
     finally:
-        handling.discard(request)
+        handling.pop()
 
 
 @routes.get("/")
@@ -107,7 +107,7 @@ async def main(path: str, certificate: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     app = web.Application(client_max_size=64 * MIB, middlewares=[count])
-    app[HANDLING] = set()
+    app[HANDLING] = []
     app.add_routes(routes)
     context = None
     if certificate:

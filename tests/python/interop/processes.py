@@ -102,7 +102,7 @@ class Server:
             line for line in self.lines
             if not self._expected.fullmatch(line) and not SLOW.fullmatch(line)
         ]
-        assert not unexpected, "the server said:\n" + "\n".join(unexpected)
+        assert not unexpected, "the server said:\n" + "\n".join(unexpected[:100])
         status = -signal.SIGKILL if self._ended_by == signal.SIGKILL else 0
         assert self.process.returncode == status, self.output
 
@@ -121,7 +121,7 @@ class Server:
             self._reader.join(PATIENCE)
             self.process.stdout.close()
             if kind is not None:
-                print("\n".join(["The server said:", *self.lines]))
+                print("\n".join(["The server said:", *self.lines[:100]]))
 
 
 def run_wrk(*arguments: object) -> int:

@@ -9,7 +9,9 @@ import http.client
 import os
 import socket
 import ssl
+import time
 import warnings
+from contextlib import closing
 
 import aiohttp
 import pytest
@@ -143,6 +145,12 @@ def test_sessions_at_once(server):
     run(main())
 
 
+def connect(server: Server, tls: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+    if tls is None:
+        return http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    return http.client.HTTPSConnection("localhost", server.port, timeout=PATIENCE, context=tls)
+
+
 def ask(connection: http.client.HTTPConnection, method: str, path: str, body=None):
     connection.request(method, path, body)
     response = connection.getresponse()
@@ -150,27 +158,23 @@ def ask(connection: http.client.HTTPConnection, method: str, path: str, body=Non
 
 
 def test_connection_is_kept(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    assert ask(connection, "GET", "/") == (200, b"Hello, world!")
-    kept = connection.sock
-    for number in range(200):
-        body = b"%d" % number
-        assert ask(connection, "POST", "/echo", body) == (200, body)
-    assert ask(connection, "GET", "/stream") == (200, STREAMED)
-    assert connection.sock is kept
-    connection.close()
+    with closing(connect(server)) as connection:
+        assert ask(connection, "GET", "/") == (200, b"Hello, world!")
+        kept = connection.sock
+        for number in range(200):
+            body = b"%d" % number
+            assert ask(connection, "POST", "/echo", body) == (200, body)
+        assert ask(connection, "GET", "/stream") == (200, STREAMED)
+        assert connection.sock is kept
 
 
 def test_tls_with_another_client(tmp_path, certificate):
     context = ssl.create_default_context(cafile=certificate[0])
     with AiohttpServer(tmp_path, *certificate) as server:
-        connection = http.client.HTTPSConnection(
-            "localhost", server.port, timeout=PATIENCE, context=context
-        )
         body = os.urandom(1_000_000)
-        assert ask(connection, "POST", "/echo", body) == (200, body)
-        assert ask(connection, "GET", "/stream") == (200, STREAMED)
-        connection.close()
+        with closing(connect(server, context)) as connection:
+            assert ask(connection, "POST", "/echo", body) == (200, body)
+            assert ask(connection, "GET", "/stream") == (200, STREAMED)
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS: turned away, no answer
             assert b"200" not in sock.recv(100)
@@ -189,10 +193,10 @@ def test_clients_that_leave(server):
                 sock.sendall(request)
                 if request.startswith((b"GET /e", b"GET /w")):
                     assert sock.recv(100).startswith(b"HTTP/1.1 ")
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    while ask(connection, "GET", "/others") != (200, b"0"):  # pytest's time limit ends this
-        pass
-    connection.close()
+    deadline = time.monotonic() + PATIENCE
+    with closing(connect(server)) as connection:
+        while (others := ask(connection, "GET", "/others")) != (200, b"0"):
+            assert time.monotonic() < deadline, others
 
 
 def test_server_that_leaves(tmp_path):

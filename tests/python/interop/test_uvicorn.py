@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import os
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -43,24 +44,23 @@ def ask(connection, method, path, body=None, **options):
 
 
 def test_every_route_on_one_connection(server):
-    connection = connect(server)
-    assert ask(connection, "GET", "/loop") == (200, b"becket.loop.EventLoop")
-    kept = connection.sock
-    assert ask(connection, "GET", "/") == (200, b"Hello, world!")
-    assert ask(connection, "GET", "/none") == (404, b"there is no such page")
-    assert ask(connection, "HEAD", "/") == (404, b"")
-    for size in (0, 1, 65_535, 65_536, 65_537, 5_000_000):
-        body = os.urandom(size)
-        assert ask(connection, "POST", "/echo", body) == (200, body)
-    pieces = [os.urandom(size) for size in (1, 100_000, 7, 65_536)]
-    assert ask(connection, "POST", "/echo", iter(pieces), encode_chunked=True, headers={
-        "Transfer-Encoding": "chunked"
-    }) == (200, b"".join(pieces))
-    streamed = b"".join(b"%d:%s\n" % (n, b"s" * (n * 100)) for n in range(100))
-    assert ask(connection, "GET", "/stream") == (200, streamed)
-    assert ask(connection, "GET", "/large") == (200, bytes(range(256)) * 40_000)
-    assert connection.sock is kept
-    connection.close()
+    with closing(connect(server)) as connection:
+        assert ask(connection, "GET", "/loop") == (200, b"becket.loop.EventLoop")
+        kept = connection.sock
+        assert ask(connection, "GET", "/") == (200, b"Hello, world!")
+        assert ask(connection, "GET", "/none") == (404, b"there is no such page")
+        assert ask(connection, "HEAD", "/") == (404, b"")
+        for size in (0, 1, 65_535, 65_536, 65_537, 5_000_000):
+            body = os.urandom(size)
+            assert ask(connection, "POST", "/echo", body) == (200, body)
+        pieces = [os.urandom(size) for size in (1, 100_000, 7, 65_536)]
+        assert ask(connection, "POST", "/echo", iter(pieces), encode_chunked=True, headers={
+            "Transfer-Encoding": "chunked"
+        }) == (200, b"".join(pieces))
+        streamed = b"".join(b"%d:%s\n" % (n, b"s" * (n * 100)) for n in range(100))
+        assert ask(connection, "GET", "/stream") == (200, streamed)
+        assert ask(connection, "GET", "/large") == (200, bytes(range(256)) * 40_000)
+        assert connection.sock is kept
 
 
 def test_pipelined_requests(server):
@@ -94,9 +94,8 @@ def test_clients_that_leave(server):
             sock.sendall(request)
             if request.startswith(b"GET /l"):
                 assert sock.recv(100)
-    connection = connect(server)
-    assert ask(connection, "GET", "/") == (200, b"Hello, world!")
-    connection.close()
+    with closing(connect(server)) as connection:
+        assert ask(connection, "GET", "/") == (200, b"Hello, world!")
 
 
 def test_under_wrk(server):
