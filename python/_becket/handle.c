@@ -156,23 +156,16 @@ static void report(HandleObject *h) {
     Py_XDECREF(text);
 }
 
-static void call_timed(HandleObject *h);
-
-void handle_call(HandleObject *h) {
-    if (h->cancelled)
-        return;
-    if (h->loop->debug) {
-        call_timed(h);
-        return;
-    }
+static void call_in_context(HandleObject *h) {
     if (PyContext_Enter(h->context) < 0) {
         report(h);
         return;
     }
-    PyObject *callback = Py_NewRef(h->callback); /* it may cancel its own handle */
-    PyObject *result = call(h);
+    /* It may cancel its own handle, which then lets go of them. */
+    PyObject *callback = Py_NewRef(h->callback), *args = Py_XNewRef(h->args);
+    PyObject *result = call(h), *type, *value, *tb;
     Py_DECREF(callback);
-    PyObject *type, *value, *tb;
+    Py_XDECREF(args);
     PyErr_Fetch(&type, &value, &tb);
     if (PyContext_Exit(h->context) < 0)
         PyErr_WriteUnraisable((PyObject *)h);
@@ -186,21 +179,27 @@ void handle_call(HandleObject *h) {
 /* In debug mode: as above, and the loop's Python side hears of slow callbacks. */
 static void call_timed(HandleObject *h) {
     LoopObject *loop = (LoopObject *)Py_NewRef((PyObject *)h->loop);
-    int64_t from = loop->core->os->clock(loop->core->os);
-    loop->debug = false;
-    handle_call(h);
-    loop->debug = true;
-    if (loop->core == NULL || loop->error != NULL) {
-        Py_DECREF((PyObject *)loop);
-        return;
+    bk_os *os = loop->core->os;
+    int64_t from = os->clock(os);
+    call_in_context(h);
+    double seconds = (double)(os->clock(os) - from) / 1e9;
+    if (loop->debug && loop->error == NULL) {
+        PyObject *result =
+            PyObject_CallMethod((PyObject *)loop, "_slow_callback", "Od", (PyObject *)h, seconds);
+        if (result == NULL)
+            PyErr_WriteUnraisable((PyObject *)h);
+        Py_XDECREF(result);
     }
-    double seconds = (double)(loop->core->os->clock(loop->core->os) - from) / 1e9;
-    PyObject *result =
-        PyObject_CallMethod((PyObject *)loop, "_slow_callback", "Od", (PyObject *)h, seconds);
-    if (result == NULL)
-        PyErr_WriteUnraisable((PyObject *)h);
-    Py_XDECREF(result);
     Py_DECREF((PyObject *)loop);
+}
+
+void handle_call(HandleObject *h) {
+    if (h->cancelled)
+        return;
+    if (h->loop->debug)
+        call_timed(h);
+    else
+        call_in_context(h);
 }
 
 void handle_run(void *arg) {

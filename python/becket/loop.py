@@ -14,12 +14,29 @@ import selectors
 import signal
 import socket
 import threading
+from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from becket import _becket
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class _Base(asyncio.SelectorEventLoop):
+        """What asyncio's loop has beyond its documentation, and we lean on."""
+
+        _csock: socket.socket
+        def _check_thread(self) -> None: ...
+        def _check_callback(self, callback: object, method: str) -> None: ...
+        def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
+        def _stop_serving(self, sock: socket.socket) -> None: ...
+        async def _sendfile_fallback(
+            self, transp: Any, file: Any, offset: int, count: int | None
+        ) -> int: ...
+else:
+    _Base = asyncio.SelectorEventLoop
 
 
 class _NoSelector:
@@ -43,7 +60,7 @@ class _NoSelector:
         self._loop = None
 
 
-class _FlowControl(asyncio.transports._FlowControlMixin):  # type: ignore[name-defined, misc]
+class _FlowControl(asyncio.transports._FlowControlMixin):
     """A transport of ours in the only form that asyncio's sendfile() takes."""
 
     def __init__(self, transport: _becket.Transport) -> None:
@@ -60,7 +77,7 @@ def _run_unless_cancelled(handle: asyncio.Handle) -> None:
         handle._run()  # type: ignore[attr-defined]
 
 
-class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
+class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     """An asyncio event loop whose transfer is one unit in C.
 
     *notifier* names how to wait for descriptors: one of ``becket.notifiers``; by default what the
@@ -72,7 +89,7 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
 
     def __init__(self, notifier: str | None = None) -> None:
         _becket.Loop.__init__(self, notifier)
-        asyncio.SelectorEventLoop.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
+        _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
         self._listeners: dict[int, _becket.Listener] = {}
 
     def __repr__(self) -> str:
@@ -137,7 +154,7 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
         """In debug mode, after each callback."""
         if seconds >= self.slow_callback_duration:
             description = asyncio.base_events._format_handle(handle)  # type: ignore[attr-defined]
-            asyncio.log.logger.warning("Executing %s took %.3f seconds", description, seconds)
+            logger.warning("Executing %s took %.3f seconds", description, seconds)
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
         # asyncio's add_signal_handler() makes a handle of its own kind, and queues it when the
@@ -163,7 +180,7 @@ class EventLoop(_becket.Loop, asyncio.SelectorEventLoop):  # type: ignore[misc]
     ) -> int:
         if isinstance(transp, _becket.Transport):
             transp = _FlowControl(transp)
-        return await super()._sendfile_fallback(transp, file, offset, count)  # type: ignore[misc, no-any-return]
+        return await super()._sendfile_fallback(transp, file, offset, count)
 
     def _make_read_pipe_transport(
         self,

@@ -50,8 +50,8 @@ def compile_c(source: str, prefix: Path, folder: Path) -> Path:
     program = folder / "program"
     (folder / "program.c").write_text(source)
     subprocess.run(
-        [os.environ.get("CC", "cc"), "-Wall", "-Wextra", "-Werror", str(folder / "program.c"), *flags,
-         f"-Wl,-rpath,{pc.parent.parent}", "-o", str(program)],
+        [os.environ.get("CC", "cc"), "-Wall", "-Wextra", "-Werror",
+         str(folder / "program.c"), *flags, f"-Wl,-rpath,{pc.parent.parent}", "-o", str(program)],
         env=environment, check=True,
     )
     return program

@@ -111,6 +111,7 @@ async def main(path: str, certificate: list[str]) -> None:
     app.add_routes(routes)
     context = None
     if certificate:
+        loop.set_debug(False)  # in debug mode, asyncio reports each client whose handshake fails
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True)

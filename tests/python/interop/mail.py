@@ -73,6 +73,15 @@ def every_shape() -> dict[str, bytes]:
     }
 
 
+def smtp_source_payload(size: int) -> bytes:
+    """What smtp-source -l sends after its header: lines of 80 with a digit, then X, in front."""
+    text = bytearray(b"X" * size)
+    for end in range(80, size, 80):
+        text[end - 80] = ord("0") + end // 80 % 10
+        text[end - 2:end] = b"\r\n"
+    return bytes(text)
+
+
 class Session(smtplib.SMTP):
     """smtplib on TCP, or on a UNIX socket when the host is a path."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import io
 import os
 import socket
 import ssl
@@ -81,7 +82,7 @@ async def every_route(session: aiohttp.ClientSession) -> None:
     assert await read(session.get("/stream")) == (200, STREAMED)
     for size in (0, 1, 65_535, 65_536, 65_537, 10_000_000):
         body = os.urandom(size)
-        status, answer = await read(session.post("/echo", data=body))
+        status, answer = await read(session.post("/echo", data=io.BytesIO(body)))
         assert status == 200
         assert hashlib.sha256(answer).digest() == hashlib.sha256(body).digest()
 

@@ -28,6 +28,7 @@ from interop.mail import (
     list_maildir,
     read_by_sender,
     read_maildir,
+    smtp_source_payload,
 )
 from interop.processes import Server, run_program
 
@@ -148,15 +149,6 @@ def test_many_recipients(server):
     assert {code for code, _ in refused.values()} == {452}
     assert read_by_sender(server.maildir) == {"me@example.org": b"Subject: many\r\n\r\n"}
     server.wait_for(re.escape(f"to {', '.join(recipients[:100])}, "))
-
-
-def smtp_source_payload(size: int) -> bytes:
-    """What smtp-source -l sends after its header: lines of 80 with a digit, then X, in front."""
-    text = bytearray(b"X" * size)
-    for end in range(80, size, 80):
-        text[end - 80] = ord("0") + end // 80 % 10
-        text[end - 2:end] = b"\r\n"
-    return bytes(text)
 
 
 @pytest.mark.parametrize("kind, notifier", [
