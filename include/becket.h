@@ -386,8 +386,8 @@ typedef struct bk_transport_ops {
        the stream would do next (BK_READ, BK_WRITE), what is to be waited for. TLS may need to write
        in order to read, and a file is never "not ready": BK_NOW. */
     unsigned (*wants)(bk_transport *t, unsigned directions);
-    /* Our direction is over: FIN, close_notify. -EAGAIN: wait for BK_WRITE and call again.
-       -ENOTSUP: this transport cannot half-close. */
+    /* Optional; NULL: cannot half-close. Our direction is over: FIN, close_notify. -EAGAIN: wait
+       for BK_WRITE and call again. -ENOTSUP: not this one, which then says so at once. */
     int (*end)(bk_transport *t);
     /* Let go of everything, t itself too. Never waits, never fails. */
     void (*close)(bk_transport *t);
@@ -446,8 +446,8 @@ struct bk_protocol {
        Negative closes the stream with that code; a size of 0 is -ENOBUFS. */
     int (*room)(bk_stream *s, bk_room *ret_room);
     void (*received)(bk_stream *s, const void *data, size_t n); /* n > 0 */
-    /* The peer will send no more. Return 1 to go on writing; 0, or NULL, closes after what is
-       queued has been sent. */
+    /* The peer will send no more. Return 1 to go on writing, until bk_stream_close(); 0, or NULL,
+       closes after what is queued has been sent. */
     int (*ended)(bk_stream *s);
     void (*blocked)(bk_stream *s);  /* more is queued than the high-water mark: stop writing */
     void (*writable)(bk_stream *s); /* no more is queued than the low-water mark: go on */

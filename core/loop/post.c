@@ -58,7 +58,8 @@ void bk_loop_wake(bk_loop *loop) {
         return;
     const struct iovec v = {(void *)&one, sizeof one};
     int before = errno;
-    (void)loop->os->write(loop->os, loop->wake_fds[1], &v, 1); /* -EAGAIN: is readable already */
+    while (loop->os->write(loop->os, loop->wake_fds[1], &v, 1) == -EINTR)
+        ; /* (-EAGAIN: is readable already) */
     errno = before;
 }
 

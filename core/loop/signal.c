@@ -34,15 +34,14 @@ int bk_signal_set(bk_loop *loop, int signum, bk_fn fn, void *arg) {
         if (loop->signal_calls == NULL)
             return -ENOMEM;
     }
-    bk_loop *nobody = NULL;
-    if (!atomic_compare_exchange_strong(&owners[signum], &nobody, loop) && nobody != loop)
+    bk_loop *owner = NULL;
+    if (!atomic_compare_exchange_strong(&owners[signum], &owner, loop) && owner != loop)
         return -EBUSY;
-    loop->signal_calls[signum] = (bk_call){fn, arg};
-    int code = loop->os->signal_catch(loop->os, signum, handle);
-    if (code < 0) {
-        loop->signal_calls[signum] = (bk_call){NULL, NULL};
+    int code = owner == loop ? 0 : loop->os->signal_catch(loop->os, signum, handle);
+    if (code < 0)
         atomic_store(&owners[signum], NULL);
-    }
+    else
+        loop->signal_calls[signum] = (bk_call){fn, arg};
     return code;
 }
 

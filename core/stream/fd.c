@@ -111,14 +111,6 @@ static int fd_fd(bk_transport *t, unsigned direction) {
 
 /* ---- Questions ---- */
 
-static int answer(void *ret_value, size_t *size, const void *value, size_t n) {
-    if (*size < n)
-        return -ENOSPC;
-    memcpy(ret_value, value, n);
-    *size = n;
-    return 0;
-}
-
 static int fd_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     fd_transport *self = (fd_transport *)t;
     bk_os *os = self->loop->os;
@@ -126,9 +118,9 @@ static int fd_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     int code = -ENOTSUP;
     switch (what) {
     case BK_QUERY_FD:
-        return self->in.fd < 0 ? -ENOTSUP : answer(ret_value, size, &self->in.fd, sizeof(int));
+        return self->in.fd < 0 ? -ENOTSUP : bk_query_answer(ret_value, size, &self->in.fd, sizeof(int));
     case BK_QUERY_NAME:
-        return answer(ret_value, size, "fd", sizeof "fd");
+        return bk_query_answer(ret_value, size, "fd", sizeof "fd");
     case BK_QUERY_PEER:
         if (self->in.is_socket)
             code = os->getpeername(os, self->in.fd, ret_value, &room);

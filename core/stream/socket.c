@@ -73,25 +73,17 @@ static void remember_peer(socket_transport *self, const struct sockaddr *peer) {
     }
 }
 
-static int answer(void *ret_value, size_t *size, const void *value, size_t n) {
-    if (*size < n)
-        return -ENOSPC;
-    memcpy(ret_value, value, n);
-    *size = n;
-    return 0;
-}
-
 static int query_peer(socket_transport *self, void *ret_value, size_t *size) {
     if (self->family == AF_INET) {
         struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = self->port};
         memcpy(&in.sin_addr, self->address, sizeof in.sin_addr);
-        return answer(ret_value, size, &in, sizeof in);
+        return bk_query_answer(ret_value, size, &in, sizeof in);
     }
     if (self->family == AF_INET6) {
         struct sockaddr_in6 in6 = {
             .sin6_family = AF_INET6, .sin6_port = self->port, .sin6_scope_id = self->scope};
         memcpy(&in6.sin6_addr, self->address, sizeof in6.sin6_addr);
-        return answer(ret_value, size, &in6, sizeof in6);
+        return bk_query_answer(ret_value, size, &in6, sizeof in6);
     }
     unsigned room = (unsigned)*size;
     int code = self->os->getpeername(self->os, self->fd, ret_value, &room);
@@ -104,9 +96,9 @@ static int socket_query(bk_transport *t, int what, void *ret_value, size_t *size
     unsigned room = (unsigned)*size;
     switch (what) {
     case BK_QUERY_FD:
-        return answer(ret_value, size, &self->fd, sizeof self->fd);
+        return bk_query_answer(ret_value, size, &self->fd, sizeof self->fd);
     case BK_QUERY_NAME:
-        return answer(ret_value, size, t->ops->name, strlen(t->ops->name) + 1);
+        return bk_query_answer(ret_value, size, t->ops->name, strlen(t->ops->name) + 1);
     case BK_QUERY_PEER:
         return query_peer(self, ret_value, size);
     case BK_QUERY_LOCAL: {

@@ -634,11 +634,13 @@ bk_transport *bk_stream_transport(const bk_stream *s) {
 }
 
 void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {
-    if (s == NULL || transport == NULL || s->flags & BK_STREAM_CLOSED)
+    if (s == NULL || transport == NULL)
         return;
     if (s->watched != 0)
         watch(s, 0);
-    adopt(s, transport);
+    adopt(s, transport); /* of a stream that is closed too: it closes what it has */
+    if (s->flags & BK_STREAM_CLOSED)
+        return;
     if (s->head != NULL)
         mark_dirty(s);
     update(s);

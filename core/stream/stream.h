@@ -77,6 +77,15 @@ struct sockaddr;
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport);
 
+/* For a transport's query(): n bytes of an answer. */
+static inline int bk_query_answer(void *ret_value, size_t *size, const void *value, size_t n) {
+    if (*size < n)
+        return -ENOSPC;
+    memcpy(ret_value, value, n);
+    *size = n;
+    return 0;
+}
+
 /* Its close() will not touch the descriptors, whose owner has taken them back. */
 void bk_socket_transport_disown(bk_transport *t);
 void bk_fd_transport_disown(bk_transport *t);

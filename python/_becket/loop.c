@@ -34,12 +34,8 @@ int loop_check_open(LoopObject *loop) {
     return -1;
 }
 
-/* A callback that raises SystemExit or KeyboardInterrupt ends the run, as in asyncio; what is ready
-   stays queued. The first one counts. */
-bool loop_take_fatal(LoopObject *loop) {
-    if (!PyErr_ExceptionMatches(PyExc_SystemExit) &&
-        !PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
-        return false;
+/* The exception that is set ends the run, and what is ready stays queued. The first one counts. */
+static void end_run(LoopObject *loop) {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
     PyErr_NormalizeException(&type, &value, &tb);
@@ -53,6 +49,14 @@ bool loop_take_fatal(LoopObject *loop) {
         Py_DECREF(value);
     if (loop->core != NULL)
         bk_loop_break(loop->core);
+}
+
+/* A callback that raises SystemExit or KeyboardInterrupt ends the run, as in asyncio. */
+bool loop_take_fatal(LoopObject *loop) {
+    if (!PyErr_ExceptionMatches(PyExc_SystemExit) &&
+        !PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return false;
+    end_run(loop);
     return true;
 }
 
@@ -100,9 +104,9 @@ static void after_wait(void *arg) {
     LoopObject *self = arg;
     PyEval_RestoreThread(self->thread);
     self->thread = NULL;
-    /* Handlers of signals run here; they may raise KeyboardInterrupt. */
-    if (PyErr_CheckSignals() < 0 && !loop_take_fatal(self))
-        loop_report(self, "Exception in a signal handler", NULL, NULL, NULL);
+    /* Handlers of signals run here. What they raise comes out of the run, as out of any call. */
+    if (PyErr_CheckSignals() < 0)
+        end_run(self);
 }
 
 static const bk_loop_hooks hooks = {.before_wait = before_wait, .after_wait = after_wait};

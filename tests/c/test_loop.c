@@ -241,6 +241,15 @@ static void model_change(int64_t now) {
     m.model[i].order = m.order++;
 }
 
+/* Nearly all at once, which leaves more gaps than timers. */
+static void model_stop_most(void) {
+    for (int i = 0; i < MODEL_TIMERS; i++)
+        if (m.model[i].runs && chance(5) != 0) {
+            bk_timer_stop(m.loop, &m.timers[i]);
+            m.model[i].runs = false;
+        }
+}
+
 /* Everything that was due before the turn began has fired in it. */
 static void model_turn(void) {
     m.last_when = -1;
@@ -257,6 +266,8 @@ static void timers_follow_the_model(void) {
     m.loop = new_loop();
     for (int step = 0; step < MODEL_STEPS && check_failures == 0; step++) {
         model_change(bk_loop_now(m.loop) + 1);
+        if (chance(700) == 0)
+            model_stop_most();
         if (chance(20) == 0) {
             faults_pass_time(support_faults(), chance(30000));
             model_turn();

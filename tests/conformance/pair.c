@@ -89,6 +89,10 @@ void side_pump(side *x) {
         size_t piece = x->piece != 0 ? x->piece : 1 + (size_t)(x->sent * 37 % 70001);
         if (!side_send(x, left < piece ? (size_t)left : piece, x->mode))
             return;
+        bool told = x->stopped || bk_stream_queued(x->s) <= x->high;
+        MUST(x->c, told); /* or we would write for ever */
+        if (!told)
+            x->goal = x->sent;
     }
 }
 

@@ -63,7 +63,7 @@ def every_shape() -> dict[str, bytes]:
         "ends-in-dots": head + b"x\r\n..\r\n.\r\n",
         "dots-elsewhere": head + b"a.\r\nb..\r\nc. .\r\n",
         "empty-lines": head + b"\r\n\r\n\r\n\r\n",
-        "eight-bit": head + bytes(c for c in range(256) if c not in b"\r\n") * 4 + b"\r\n",
+        "eight-bit": head + (bytes(c for c in range(256) if c not in b"\r\n") + b"\r\n") * 4,
         "utf-8": head + "Grüße, 你好, 🪢\r\n".encode() * 50,
         "line-of-998": head + b"y" * 998 + b"\r\n",
         "long-lines": head + (b"z" * 100_000 + b"\r\n") * 3,

@@ -1,0 +1,120 @@
+"""What the tests of Python share: the loops they run on, guards against leaks, and BECKET_NO_SKIP.
+
+A test that takes `loop` runs on a becket loop for each notifier and on asyncio's own loop, whose
+behaviour is the reference: what fails there is a wrong test. One that takes `becket_loop` is about
+something that asyncio does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import becket
+from becket import _becket
+from support import Reports
+
+REFERENCE = "asyncio"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Where BECKET_NO_SKIP=1 says that nothing may be left out, a skipped test has failed."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.skipped and os.environ.get("BECKET_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and BECKET_NO_SKIP is set: {report.longrepr}"
+
+
+def make_loop(kind: str) -> asyncio.AbstractEventLoop:
+    """A new loop: REFERENCE, or the name of a notifier."""
+    return asyncio.SelectorEventLoop() if kind == REFERENCE else becket.EventLoop(kind)
+
+
+def descriptors() -> dict[str, str]:
+    """The descriptors that are open in this process, and what they are."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir() if Path("/proc/self/fd").is_dir() else ():
+        try:
+            found[entry.name] = str(entry.readlink())
+        except OSError:
+            pass  # the one that lists the folder
+    return found
+
+
+def transports() -> list[object]:
+    """The transports of becket that are alive."""
+    gc.collect()
+    return [o for o in gc.get_objects() if isinstance(o, _becket.Transport)]
+
+
+def finish(loop: asyncio.AbstractEventLoop) -> None:
+    """End a loop as asyncio.run() does, then close it."""
+    if not loop.is_closed():
+        pending = asyncio.all_tasks(loop)
+        for task in pending:
+            task.cancel()
+        if pending:
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def run_guarded(loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.AbstractEventLoop]:
+    """Lend a loop to a test; then nothing of it may be left, nor anything reported unseen."""
+    reports = Reports(loop)
+    asyncio.set_event_loop(None)
+    yield loop
+    finish(loop)
+    assert not reports.unseen, "the loop's exception handler heard of something: see reports"
+
+
+@pytest.fixture(params=[REFERENCE, *becket.notifiers])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which loop a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """What a test opened is closed when it ends, and no transport of becket outlives it."""
+    gc.collect()
+    before, known = descriptors(), {id(t) for t in transports()}
+    yield
+    assert [t for t in transports() if id(t) not in known] == []
+    assert descriptors() == before
+
+
+@pytest.fixture
+def loop(kind: str, no_leaks: None) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of each kind, closed afterwards."""
+    yield from run_guarded(make_loop(kind))
+
+
+@pytest.fixture(params=becket.notifiers)
+def becket_loop(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[becket.EventLoop]:
+    """A becket loop with each notifier, closed afterwards."""
+    yield from run_guarded(becket.EventLoop(request.param))  # type: ignore[misc]
+
+
+@pytest.fixture
+def reports(loop: asyncio.AbstractEventLoop) -> Reports:
+    """What the loop's exception handler was told; a test that takes it expects to find something."""
+    return Reports(loop, expected=True)
+
+
+@pytest.fixture
+def short_path() -> Iterator[str]:
+    """A path for a UNIX socket, whose length is limited as pytest's own folders' is not."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="bk-") as folder:
+        yield str(Path(folder) / "s")
