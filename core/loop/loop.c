@@ -82,16 +82,26 @@ int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop) {
     return 0;
 }
 
+static void close_layers(bk_loop *loop) {
+    for (int i = 0; i < BK_LAYERS; i++)
+        if (loop->layers[i] != NULL)
+            loop->layers[i]->close(loop);
+}
+
 /* Workers end first, because what they finish may still use streams; then those who make streams,
    then the streams. Their callbacks may start things anew, so it is done until nothing is left. */
 static void end_all(bk_loop *loop) {
     loop->turning = true;
-    while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL) {
+    do {
         bk_workers_close(loop);
-        bk_listeners_close(loop);
-        bk_streams_close(loop);
-    }
-    bk_streams_close(loop);
+        close_layers(loop);
+    } while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL);
+}
+
+static void turn_layers(bk_loop *loop) {
+    for (int i = 0; i < BK_LAYERS && !loop->broken; i++)
+        if (loop->layers[i] != NULL && loop->layers[i]->turn != NULL)
+            loop->layers[i]->turn(loop);
 }
 
 int bk_loop_free(bk_loop *loop) {
@@ -225,8 +235,7 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
         bk_timers_fire(loop);
     if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
         bk_posts_take(loop);
-    if (!loop->broken)
-        bk_streams_turn(loop);
+    turn_layers(loop);
     if (!loop->broken)
         call_ready(loop);
     loop->turning = false;

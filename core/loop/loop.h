@@ -35,6 +35,16 @@ typedef struct bk_timer_entry {
     bk_timer *timer; /* NULL: stopped */
 } bk_timer_entry;
 
+/* How the loop serves the layers above it, which it does not know: one puts its table into
+   loop->layers when it first has something on the loop. */
+typedef struct bk_layer {
+    void (*settle)(bk_loop *loop); /* a callback returned, and loop->dirty is not empty */
+    void (*turn)(bk_loop *loop);   /* once a turn; may be NULL */
+    void (*close)(bk_loop *loop);  /* the loop is being freed: end all that is left */
+} bk_layer;
+
+enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYERS };
+
 typedef struct bk_chunk bk_chunk;
 typedef struct bk_block bk_block;
 typedef struct bk_pool bk_pool;
@@ -76,7 +86,9 @@ struct bk_loop {
     atomic_uint_fast64_t signals; /* delivered and not yet told: a bit each (signal.c) */
     bk_call *signal_calls;        /* [BK_SIGNALS], once one is set */
 
-    /* Streams (stream.c). */
+    const bk_layer *layers[BK_LAYERS]; /* NULL: has nothing here */
+
+    /* Streams (core/stream). */
     bk_stream *streams; /* all of them */
     bk_stream *dirty;   /* to be sent when the callback returns */
     bk_stream *awake;   /* to be looked at in the next turn, ready or not */
@@ -125,16 +137,10 @@ void bk_signals_close(bk_loop *loop);
 void bk_workers_take(bk_loop *loop);
 void bk_workers_close(bk_loop *loop);
 
-/* Of the layers above, which the loop only calls when it ends, or when a callback has returned. */
-void bk_streams_flush_dirty(bk_loop *loop);
-void bk_streams_turn(bk_loop *loop);
-void bk_streams_close(bk_loop *loop);
-void bk_listeners_close(bk_loop *loop);
-
 /* After each callback: what it wrote is sent. */
 static inline void bk_loop_settle(bk_loop *loop) {
     if (loop->dirty != NULL)
-        bk_streams_flush_dirty(loop);
+        loop->layers[BK_LAYER_STREAMS]->settle(loop);
 }
 
 void bk_loop_log(bk_loop *loop, int code, const char *format, ...)

@@ -9,6 +9,13 @@
 
 /* ---- The handle ---- */
 
+static void close_all(bk_loop *loop) {
+    while (loop->listeners != NULL)
+        bk_listener_close(loop->listeners);
+}
+
+static const bk_layer layer = {.close = close_all};
+
 int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), void *arg,
                     bk_listener **ret_listener) {
     if (loop == NULL || name == NULL || close == NULL || ret_listener == NULL)
@@ -24,6 +31,7 @@ int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), v
     if (l->next != NULL)
         l->next->link = &l->next;
     loop->listeners = l;
+    loop->layers[BK_LAYER_LISTENERS] = &layer;
     *ret_listener = l;
     return 0;
 }
@@ -36,11 +44,6 @@ void bk_listener_close(bk_listener *listener) {
         listener->next->link = listener->link;
     listener->close(listener->arg);
     bk_dealloc(listener->loop->os, listener);
-}
-
-void bk_listeners_close(bk_loop *loop) {
-    while (loop->listeners != NULL)
-        bk_listener_close(loop->listeners);
 }
 
 const char *bk_listener_name(const bk_listener *listener) {

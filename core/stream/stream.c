@@ -3,7 +3,7 @@
  * between them. It never asks what its transport is. Called by owners of streams, by the loop's
  * watches when a descriptor is ready, and by the turn in loop.c.
  *
- * A stream is freed in one place only, bk_streams_turn(), so every other function may call the
+ * A stream is freed in one place only, finish(), in a turn of its own, so every other function may call the
  * protocol and go on to use the stream after it; it only has to look whether it is closed now.
  */
 #include "core/stream/stream.h"
@@ -223,7 +223,7 @@ static void own_borrowed(bk_stream *s) {
         bk_stream_fail(s, code);
 }
 
-void bk_streams_flush_dirty(bk_loop *loop) {
+static void flush_dirty(bk_loop *loop) {
     bk_stream *s;
     while ((s = loop->dirty) != NULL) {
         loop->dirty = s->next_due;
@@ -402,7 +402,7 @@ static void finish_closing(bk_loop *loop) {
     }
 }
 
-void bk_streams_turn(bk_loop *loop) {
+static void take_turn(bk_loop *loop) {
     finish_closing(loop);
     bk_stream *s = loop->awake;
     loop->awake = NULL;
@@ -446,6 +446,10 @@ void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
 
 /* ---- Life ---- */
 
+static void close_all(bk_loop *loop);
+
+static const bk_layer layer = {.settle = flush_dirty, .turn = take_turn, .close = close_all};
+
 static void adopt(bk_stream *s, bk_transport *t) {
     s->transport = t;
     t->stream = s;
@@ -474,6 +478,7 @@ static int make(bk_loop *loop, bk_transport *t, const bk_protocol *protocol, voi
     if (s->next != NULL)
         s->next->link = &s->next;
     loop->streams = s;
+    loop->layers[BK_LAYER_STREAMS] = &layer;
     adopt(s, t);
     *ret_stream = s;
     return 0;
@@ -647,7 +652,7 @@ void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {
 }
 
 /* For bk_loop_free(): those that are left are aborted, and told. */
-void bk_streams_close(bk_loop *loop) {
+static void close_all(bk_loop *loop) {
     while (loop->streams != NULL) {
         for (bk_stream *s = loop->streams; s != NULL; s = s->next)
             bk_stream_fail(s, -ECANCELED);

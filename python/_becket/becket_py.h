@@ -15,10 +15,9 @@
 #define BK_NAMES(X)                                                                                \
     X(data_received) X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made)            \
     X(connection_lost) X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach)     \
-    X(_detach) X(_stopping) X(_task_factory) X(_waiter) X(_buffer) X(_paused) X(_limit)            \
-    X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)   \
-    X(_transport) X(name) X(context) X(loop) X(eager_start) X(_slow_callback) X(_check_callback)   \
-    X(slow_callback_duration) X(_source_traceback) X(_set_name)
+    X(_detach) X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)        \
+    X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
+    X(_transport) X(context) X(loop)
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
