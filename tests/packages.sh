@@ -16,6 +16,7 @@ look() {
     need swaks command -v swaks
     need postfix command -v smtp-source
     need wrk command -v wrk
+    need openssl command -v openssl
     need pkg-config command -v pkg-config
     if [ "${1-}" = bench ]; then
         need libuv1-dev pkg-config --exists libuv

@@ -104,6 +104,7 @@ TimerHandleObject *timer_handle_new(LoopObject *loop, double when, PyObject *cal
 void handle_run(void *arg);       /* of the ready queue: takes over the reference */
 void handle_fire(void *arg);      /* of a timer: likewise */
 void handle_call(HandleObject *h); /* keeps it */
+void handle_drop(HandleObject *h); /* of the ready queue: the reference, uncalled */
 void handle_cancel(HandleObject *h);
 int handle_traverse(HandleObject *h, visitproc visit, void *arg);
 void handles_free(module_state *state);

@@ -202,12 +202,17 @@ void handle_call(HandleObject *h) {
         call_in_context(h);
 }
 
-void handle_run(void *arg) {
-    HandleObject *h = arg;
-    handle_call(h);
+/* The queue's reference goes; should somebody else have one, the collector is told. */
+void handle_drop(HandleObject *h) {
     if (Py_REFCNT(h) > 1 && !PyObject_GC_IsTracked((PyObject *)h))
         PyObject_GC_Track(h);
     Py_DECREF((PyObject *)h);
+}
+
+void handle_run(void *arg) {
+    HandleObject *h = arg;
+    handle_call(h);
+    handle_drop(h);
 }
 
 void handle_fire(void *arg) {

@@ -28,7 +28,7 @@ int loop_raise(int code) {
 }
 
 int loop_check_open(LoopObject *loop) {
-    if (loop->core != NULL)
+    if (loop->core != NULL && !loop->ending)
         return 0;
     PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
     return -1;
@@ -166,7 +166,7 @@ static void drop_handles(LoopObject *self) {
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
         if (call->fn == handle_run)
-            Py_DECREF((PyObject *)call->arg);
+            handle_drop(call->arg);
     }
     core->ring_count = 0;
     for (uint32_t i = 0; i < core->timer_count; i++) {
@@ -320,6 +320,11 @@ static HandleObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_
     HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
     if (h == NULL)
         return NULL;
+    /* Making it may have run the collector, in which other threads have their turn. */
+    if (loop_check_open(self) < 0) {
+        Py_DECREF((PyObject *)h);
+        return NULL;
+    }
     int code = bk_loop_soon(self->core, handle_run, h);
     if (code < 0) {
         Py_DECREF((PyObject *)h);
@@ -358,6 +363,10 @@ static PyObject *schedule_at(LoopObject *self, double when, PyObject *const *arg
     TimerHandleObject *h = timer_handle_new(self, when, args[0], args + 1, n - 1, context);
     if (h == NULL)
         return NULL;
+    if (loop_check_open(self) < 0) {
+        Py_DECREF((PyObject *)h);
+        return NULL;
+    }
     /* Rounded up, so that loop.time() >= when holds when it fires; far future is for ever. */
     double ns = ceil(when * 1e9);
     int64_t core_when = ns >= 9.2e18 ? INT64_MAX : ns <= 0 ? 0 : (int64_t)ns;
@@ -491,6 +500,7 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
     HandleObject *h = handle_new(self, args[1], args + 2, n - 2, NULL);
     if (h == NULL)
         return NULL;
+    PyObject_GC_Track(h);
     HandleObject *before = watched(self, fd, direction);
     int code = bk_watch_set(self->core, fd, direction, watch_run, h);
     if (code >= 0 && before == NULL)

@@ -87,6 +87,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     Not thread-safe, but for call_soon_threadsafe().
     """
 
+    _closed = True  # until it is open: should that fail, there is nothing to close
+
     def __init__(self, notifier: str | None = None) -> None:
         _becket.Loop.__init__(self, notifier)
         _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]

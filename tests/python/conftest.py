@@ -21,6 +21,7 @@ from becket import _becket
 from support import Reports
 
 REFERENCE = "asyncio"
+FAILED = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -28,9 +29,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Where BECKET_NO_SKIP=1 says that nothing may be left out, a skipped test has failed."""
     outcome: Any = yield
     report = outcome.get_result()
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     if report.skipped and os.environ.get("BECKET_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, and BECKET_NO_SKIP is set: {report.longrepr}"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the tests is not theirs: the collector need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_loop(kind: str) -> asyncio.AbstractEventLoop:
@@ -68,13 +76,14 @@ def finish(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def run_guarded(loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.AbstractEventLoop]:
+def run_guarded(
+    loop: asyncio.AbstractEventLoop, request: pytest.FixtureRequest
+) -> Iterator[asyncio.AbstractEventLoop]:
     """Lend a loop to a test; then nothing of it may be left, nor anything reported unseen."""
     reports = Reports(loop)
-    asyncio.set_event_loop(None)
     yield loop
     finish(loop)
-    assert not reports.unseen, "the loop's exception handler heard of something: see reports"
+    assert request.node.stash.get(FAILED, False) or not reports.unseen, "the loop's exception handler heard of something: see reports"
 
 
 @pytest.fixture(params=[REFERENCE, *becket.notifiers])
@@ -84,31 +93,37 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test opened is closed when it ends, and no transport of becket outlives it."""
-    gc.collect()
-    before, known = descriptors(), {id(t) for t in transports()}
+    known = {id(t) for t in transports()}
+    before = descriptors()
     yield
+    if request.node.stash.get(FAILED, False):
+        return  # it did not come to its end, and its frames are kept for the report
     assert [t for t in transports() if id(t) not in known] == []
     assert descriptors() == before
 
 
 @pytest.fixture
-def loop(kind: str, no_leaks: None) -> Iterator[asyncio.AbstractEventLoop]:
+def loop(
+    request: pytest.FixtureRequest, kind: str, no_leaks: None
+) -> Iterator[asyncio.AbstractEventLoop]:
     """A loop of each kind, closed afterwards."""
-    yield from run_guarded(make_loop(kind))
+    yield from run_guarded(make_loop(kind), request)
 
 
 @pytest.fixture(params=becket.notifiers)
 def becket_loop(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[becket.EventLoop]:
     """A becket loop with each notifier, closed afterwards."""
-    yield from run_guarded(becket.EventLoop(request.param))  # type: ignore[misc]
+    yield from run_guarded(becket.EventLoop(request.param), request)  # type: ignore[misc]
 
 
 @pytest.fixture
-def reports(loop: asyncio.AbstractEventLoop) -> Reports:
+def reports(loop: asyncio.AbstractEventLoop) -> Iterator[Reports]:
     """What the loop's exception handler was told; a test that takes it expects to find something."""
-    return Reports(loop, expected=True)
+    reports = Reports(loop, expected=True)
+    yield reports
+    reports.all.clear()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import socket
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,10 @@ BOTH = pytest.mark.parametrize("kind", ["tcp", "unix"])
 class AiosmtpdServer(Server):
     """aiosmtpd_app.py"""
 
-    def __init__(self, folder) -> None:
+    def __init__(self, folder: Path, path: str) -> None:
         self.kept = folder / "kept"
         self.kept.mkdir()
-        self.path = str(folder / "smtp.sock")
+        self.path = path
         with socket.create_server(("127.0.0.1", 0)) as sock:  # its controller needs a number
             self.port = sock.getsockname()[1]
         super().__init__(
@@ -44,8 +45,8 @@ class AiosmtpdServer(Server):
 
 
 @pytest.fixture
-def server(tmp_path):
-    with AiosmtpdServer(tmp_path) as server:
+def server(tmp_path, short_path):
+    with AiosmtpdServer(tmp_path, short_path) as server:
         yield server
 
 

@@ -43,9 +43,9 @@ SAID = (
 class SmtpServer(Server):
     """``becket serve smtp`` on a free port and a UNIX socket, into a Maildir in *folder*."""
 
-    def __init__(self, folder: Path, *options: object) -> None:
+    def __init__(self, folder: Path, path: str, *options: object) -> None:
         self.maildir = folder / "Maildir"
-        self.path = str(folder / "smtp.sock")
+        self.path = path
         super().__init__(
             "-m", "becket", "serve", "smtp", "--maildir", self.maildir,
             "--hostname", "mx.example.org", *options, "tcp://127.0.0.1:0", f"unix:{self.path}",
@@ -66,8 +66,8 @@ class SmtpServer(Server):
 
 
 @pytest.fixture
-def server(tmp_path):
-    with SmtpServer(tmp_path) as server:
+def server(tmp_path, short_path):
+    with SmtpServer(tmp_path, short_path) as server:
         yield server
         server.end()
         server.check()
@@ -154,10 +154,10 @@ def test_many_recipients(server):
 @pytest.mark.parametrize("kind, notifier", [
     *(("tcp", notifier) for notifier in becket.notifiers), ("unix", None),
 ])
-def test_smtp_source(tmp_path, kind, notifier):
+def test_smtp_source(tmp_path, short_path, kind, notifier):
     """1,000 messages of 10 kB over 20 sessions at once, a new connection each."""
     options = ["--notifier", notifier] if notifier else []
-    with SmtpServer(tmp_path, *options) as server:
+    with SmtpServer(tmp_path, short_path, *options) as server:
         where = f"inet:127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
         said = run_program(
             "smtp-source", "-c", "-s", 20, "-m", 1000, "-l", 10_000, "-f", "from@example.org",
@@ -254,9 +254,9 @@ def test_client_that_does_not_read(server):
 
 
 @BOTH
-def test_too_big_message_is_refused(tmp_path, kind):
+def test_too_big_message_is_refused(tmp_path, short_path, kind):
     fits = b"Subject: fits\r\n\r\n".ljust(4998, b"x") + b"\r\n"
-    with SmtpServer(tmp_path, "--max-message", 5000) as server:
+    with SmtpServer(tmp_path, short_path, "--max-message", 5000) as server:
         with Session(server.address(kind)) as session:
             session.ehlo()
             assert session.esmtp_features["size"] == "5000"
@@ -348,22 +348,21 @@ def test_client_drops_in_data(server, kind):
 
 
 @BOTH
-def test_acknowledged_mail_survives_kill(tmp_path, kind):
+def test_acknowledged_mail_survives_kill(tmp_path, short_path, kind):
     """The process is killed right after a 250: that message is there."""
     expected = {}
     for number in range(3):
         sender, text = f"k{number}@example.org", b"kill me\r\n" * (10 ** (2 * number))
-        with SmtpServer(tmp_path) as server, Wire(server.address(kind)) as wire:
+        with SmtpServer(tmp_path, short_path) as server, Wire(server.address(kind)) as wire:
             wire.begin(sender)
             reply = wire.ask(text + b".\r\n")
             server.end(signal.SIGKILL)
             assert reply[:3] == "250"
-        (tmp_path / "smtp.sock").unlink(missing_ok=True)
         expected[sender] = text
     assert digest(read_by_sender(server.maildir)) == digest(expected)
 
 
-def test_kill_among_many_messages(tmp_path):
+def test_kill_among_many_messages(tmp_path, short_path):
     """Killed with deliveries under way: all that was acknowledged is whole, and new/ has nothing
     that is not."""
     acknowledged, begun = set(), threading.Barrier(9)
@@ -376,7 +375,7 @@ def test_kill_among_many_messages(tmp_path):
                 session.sendmail(sender, ["you@example.org"], sender.encode() * 1000 + b"\r\n")
                 acknowledged.add(sender)
 
-    with SmtpServer(tmp_path) as server:
+    with SmtpServer(tmp_path, short_path) as server:
         address = server.address("tcp")
         threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -396,9 +395,9 @@ def test_kill_among_many_messages(tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_in_mid_session(tmp_path, kind, number):
+def test_signal_in_mid_session(tmp_path, short_path, kind, number):
     """It ends at once and cleanly, whatever its clients are at; only whole messages are stored."""
-    with SmtpServer(tmp_path) as server, contextlib.ExitStack() as stack:
+    with SmtpServer(tmp_path, short_path) as server, contextlib.ExitStack() as stack:
         def wire() -> Wire:
             return stack.enter_context(Wire(server.address(kind)))
 
@@ -477,9 +476,9 @@ def small_disk(tmp_path):
     run_program("umount", folder)
 
 
-def test_disk_full(small_disk):
+def test_disk_full(small_disk, short_path):
     small, large = b"small\r\n", b"l" * 300_000 + b"\r\n"
-    with SmtpServer(small_disk) as server:
+    with SmtpServer(small_disk, short_path) as server:
         with Session(server.address("tcp")) as session:
             for number in range(3):
                 with pytest.raises(smtplib.SMTPDataError) as refusal:
