@@ -1,6 +1,6 @@
 /*
- * loop.c: the loop's life and its turn. A turn waits for descriptors, tells who is ready, fires
- * timers, takes what other threads brought, and calls the ready queue once through. Called by
+ * loop.c: the loop's life and its turn. A turn waits for descriptors, tells who is ready, takes
+ * what other threads brought, calls the ready queue once through, and fires timers. Called by
  * whoever runs a loop: bk_serve(), the Python extension, a program of its own.
  */
 #include "core/loop/loop.h"
@@ -71,7 +71,6 @@ int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop) {
     loop->os = os;
     loop->options = o;
     loop->notifier = (bk_notifier){.ops = ops, .os = os};
-    loop->closing_end = &loop->closing;
     atomic_store(&loop->waiting, true);
     code = open_parts(loop);
     if (code < 0) {
@@ -162,9 +161,7 @@ int bk_loop_soon(bk_loop *loop, bk_fn fn, void *arg) {
    keep everybody else waiting. */
 static void call_ready(bk_loop *loop) {
     for (uint32_t left = loop->ring_count; left > 0 && !loop->broken; left--) {
-        bk_call call = loop->ring[loop->ring_head];
-        loop->ring_head = (loop->ring_head + 1) & loop->ring_mask;
-        loop->ring_count--;
+        bk_call call = bk_loop_next(loop);
         call.fn(call.arg);
         bk_loop_settle(loop);
     }
@@ -231,13 +228,13 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
     int count = loop->broken ? 0 : wait(loop, timeout_ns);
     if (count > 0)
         bk_watches_dispatch(loop, count);
-    if (!loop->broken)
-        bk_timers_fire(loop);
     if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
         bk_posts_take(loop);
     turn_layers(loop);
     if (!loop->broken)
         call_ready(loop);
+    if (!loop->broken) /* last: what was ready before their time came goes before them */
+        bk_timers_fire(loop);
     loop->turning = false;
     return count < 0 ? count : 0;
 }

@@ -92,7 +92,7 @@ struct bk_loop {
     bk_stream *streams; /* all of them */
     bk_stream *dirty;   /* to be sent when the callback returns */
     bk_stream *awake;   /* to be looked at in the next turn, ready or not */
-    bk_stream *closing, **closing_end; /* whose closed() is due */
+    bk_stream *closing; /* whose closed() is due, and which the ready queue had no room for */
     bool receiving;                    /* what lies in scratch is being handed to received() */
     bk_timer sweep;                    /* coarse time-outs */
     uint32_t timed_streams;
@@ -110,6 +110,14 @@ struct bk_loop {
 
     bk_ready ready[BK_EVENTS_PER_WAIT];
 };
+
+/* Take the first call off the ready queue, which must not be empty. */
+static inline bk_call bk_loop_next(bk_loop *loop) {
+    bk_call call = loop->ring[loop->ring_head];
+    loop->ring_head = (loop->ring_head + 1) & loop->ring_mask;
+    loop->ring_count--;
+    return call;
+}
 
 /* The turn ends after the callback it is in, and so does the run: an exception is on its way. */
 static inline void bk_loop_break(bk_loop *loop) {

@@ -3,7 +3,7 @@
  * between them. It never asks what its transport is. Called by owners of streams, by the loop's
  * watches when a descriptor is ready, and by the turn in loop.c.
  *
- * A stream is freed in one place only, finish(), in a turn of its own, so every other function may call the
+ * A stream is freed in one place only, finish(), which the ready queue calls, so every other function may call the
  * protocol and go on to use the stream after it; it only has to look whether it is closed now.
  */
 #include "core/stream/stream.h"
@@ -85,16 +85,21 @@ static void forget_fds(bk_stream *s) {
 
 /* ---- The end ---- */
 
+static void finish(void *arg);
+
 static void close_with(bk_stream *s, int why) {
     bk_loop *loop = s->loop;
     s->flags |= BK_STREAM_CLOSED | BK_STREAM_CLOSING;
     s->why = why;
     if (s->watched != 0)
         watch(s, 0);
-    if (!(s->flags & BK_STREAM_DIRTY)) { /* else flush_dirty finds it closed, and lists it */
-        s->next_due = NULL;
-        *loop->closing_end = s;
-        loop->closing_end = &s->next_due;
+    if (s->flags & BK_STREAM_DIRTY)
+        return; /* flush_dirty finds it closed, and comes here again */
+    /* The end keeps its place among the calls: what was to be called before it, will be. Without
+       memory it comes all the same, if in no order. */
+    if (bk_loop_soon(loop, finish, s) < 0) {
+        s->next_due = loop->closing;
+        loop->closing = s;
     }
 }
 
@@ -113,7 +118,9 @@ static void unlist_awake(bk_stream *s) {
     *link = s->next_awake;
 }
 
-static void finish(bk_stream *s) {
+/* The last call of all; of the ready queue. */
+static void finish(void *arg) {
+    bk_stream *s = arg;
     bk_loop *loop = s->loop;
     if (s->flags & BK_STREAM_AWAKE)
         unlist_awake(s);
@@ -384,21 +391,13 @@ void bk_transport_wake(bk_transport *t) {
     schedule(t->stream);
 }
 
+/* Those the ready queue had no room for. */
 static void finish_closing(bk_loop *loop) {
-    bk_stream *s = loop->closing;
-    loop->closing = NULL;
-    loop->closing_end = &loop->closing;
-    while (s != NULL) {
-        bk_stream *next = s->next_due;
-        if (loop->broken) { /* in the next turn */
-            s->next_due = NULL;
-            *loop->closing_end = s;
-            loop->closing_end = &s->next_due;
-        } else {
-            finish(s);
-            bk_loop_settle(loop);
-        }
-        s = next;
+    while (loop->closing != NULL && !loop->broken) {
+        bk_stream *s = loop->closing;
+        loop->closing = s->next_due;
+        finish(s);
+        bk_loop_settle(loop);
     }
 }
 
@@ -651,6 +650,15 @@ void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {
     update(s);
 }
 
+/* Of the ready queue nothing else will be called any more. */
+static void finish_queued(bk_loop *loop) {
+    while (loop->ring_count > 0) {
+        bk_call call = bk_loop_next(loop);
+        if (call.fn == finish)
+            finish(call.arg);
+    }
+}
+
 /* For bk_loop_free(): those that are left are aborted, and told. */
 static void close_all(bk_loop *loop) {
     while (loop->streams != NULL) {
@@ -658,6 +666,7 @@ static void close_all(bk_loop *loop) {
             bk_stream_fail(s, -ECANCELED);
         bk_loop_settle(loop);
         finish_closing(loop);
+        finish_queued(loop);
     }
     bk_queue_free_kept(loop);
 }

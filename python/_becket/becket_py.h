@@ -44,7 +44,8 @@ typedef struct LoopObject {
     PyObject *error; /* what a callback raised that ends the run */
     PyObject *spare; /* bytes to read much into */
     PyObject *kept;  /* objects that the core refers to for as long as the loop lives */
-    PyObject *lent;  /* keeps alive what a BufferedProtocol lent for one read */
+    PyObject *lent;      /* what a BufferedProtocol lent for one read, … */
+    Py_buffer lent_view; /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
     bool debug, ending, has_task_factory;
@@ -81,6 +82,7 @@ typedef struct TransportObject {
     int fd;
     uint8_t lost_writes;
     bool closing, eof, paused, started;
+    bool calling; /* within a call of its protocol, in its context */
     bool is_pipe, writes_only;
 } TransportObject;
 
@@ -117,6 +119,7 @@ PyObject *exception_of(int code);            /* a new exception, or NULL with on
 bool loop_take_fatal(LoopObject *loop);      /* SystemExit and KeyboardInterrupt end the run */
 void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
                  PyObject *handle);          /* the exception that is set, to the handler */
+void loop_return_lent(LoopObject *loop);
 int loop_keep(LoopObject *loop, PyObject *object); /* alive until the loop is closed */
 bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport);
 
@@ -129,6 +132,7 @@ int transport_attach(TransportObject *t, bk_stream *s);
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
 void transport_fail(TransportObject *t, const char *message);
 void transport_made(TransportObject *t);
+bool transport_is_ours(const bk_stream *s);
 int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
 

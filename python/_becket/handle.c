@@ -79,8 +79,7 @@ static int handle_clear(HandleObject *h) {
     Py_CLEAR(h->context);
     Py_CLEAR(h->traceback);
     Py_CLEAR(h->name);
-    Py_CLEAR(h->loop);
-    return 0;
+    return 0; /* not the loop: methods need it, and a loop clears itself of its handles */
 }
 
 int handle_traverse(HandleObject *h, visitproc visit, void *arg) {
@@ -179,7 +178,7 @@ static void call_in_context(HandleObject *h) {
 /* In debug mode: as above, and the loop's Python side hears of slow callbacks. */
 static void call_timed(HandleObject *h) {
     LoopObject *loop = (LoopObject *)Py_NewRef((PyObject *)h->loop);
-    bk_os *os = loop->core->os;
+    bk_os *os = loop->core != NULL ? loop->core->os : bk_os_default();
     int64_t from = os->clock(os);
     call_in_context(h);
     double seconds = (double)(os->clock(os) - from) / 1e9;

@@ -21,7 +21,9 @@ static const bk_protocol no_protocol = {
 static PyObject *make_protocol(ListenerObject *self, PyObject *context) {
     if (PyContext_Enter(context) < 0)
         return NULL;
-    PyObject *protocol = PyObject_CallNoArgs(self->factory);
+    PyObject *factory = Py_NewRef(self->factory);
+    PyObject *protocol = PyObject_CallNoArgs(factory);
+    Py_DECREF(factory);
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
     (void)PyContext_Exit(context);
@@ -34,12 +36,14 @@ static TransportObject *make_transport(ListenerObject *self) {
     PyObject *context = PyContext_Copy(self->context);
     if (context == NULL)
         return NULL;
+    Py_INCREF((PyObject *)self); /* the factory may close the server, and us with it */
     PyObject *protocol = make_protocol(self, context);
     TransportObject *t = NULL;
     if (protocol != NULL)
         t = transport_new(self->loop, protocol, context, self->server);
     Py_XDECREF(protocol);
     Py_DECREF(context);
+    Py_DECREF((PyObject *)self);
     return t;
 }
 

@@ -160,23 +160,31 @@ static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
     return code < 0 ? loop_raise(code) : 0;
 }
 
+static bk_timer *next_handle_timer(bk_loop *core) {
+    for (uint32_t i = core->timer_count; i-- > 0;) {
+        bk_timer *timer = core->timers[i].timer;
+        if (timer != NULL && timer->fn == handle_fire)
+            return timer;
+    }
+    return NULL;
+}
+
 /* What the queues of the core own of ours is given back, uncalled. */
 static void drop_handles(LoopObject *self) {
     bk_loop *core = self->core;
+    /* Each is out of the queue before it goes: what goes with it may run Python, the collector too.
+       The core's own calls stay. */
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
-        if (call->fn == handle_run)
-            handle_drop(call->arg);
-    }
-    core->ring_count = 0;
-    for (uint32_t i = 0; i < core->timer_count; i++) {
-        bk_timer *timer = core->timers[i].timer;
-        if (timer == NULL || timer->fn != handle_fire)
+        if (call->fn != handle_run)
             continue;
-        core->timers[i].timer = NULL;
-        core->timer_stopped++;
-        timer->place = 0;
-        Py_DECREF((PyObject *)timer->arg);
+        call->fn = bk_release_static;
+        handle_drop(call->arg);
+    }
+    for (bk_timer *timer; (timer = next_handle_timer(core)) != NULL;) {
+        PyObject *handle = timer->arg;
+        bk_timer_stop(core, timer);
+        Py_DECREF(handle);
     }
 }
 
@@ -246,16 +254,16 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
         for (int slot = 0; slot < 2; slot++)
             if (core->watches[fd].fn[slot] == watch_run)
                 Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
+    for (const bk_stream *s = core->streams; s != NULL; s = s->next)
+        if (transport_is_ours(s))
+            Py_VISIT((PyObject *)s->user);
     return 0;
 }
 
 static int loop_clear(LoopObject *self) {
-    if (self->core != NULL) {
-        drop_handles(self);
-        drop_watches(self);
-    }
+    end_core(self);
     Py_CLEAR(self->error);
-    Py_CLEAR(self->lent);
+    loop_return_lent(self);
     return 0;
 }
 
@@ -266,7 +274,7 @@ static void loop_dealloc(LoopObject *self) {
         PyObject_ClearWeakRefs((PyObject *)self);
     end_core(self);
     Py_CLEAR(self->error);
-    Py_CLEAR(self->lent);
+    loop_return_lent(self);
     Py_CLEAR(self->spare);
     type->tp_free(self);
     Py_DECREF(type);
@@ -489,6 +497,17 @@ static HandleObject *watched(LoopObject *self, int fd, unsigned direction) {
     return w->fn[slot] == watch_run ? w->arg[slot] : NULL;
 }
 
+/* The core's own watches, of a transport that is closing, or a listener, are not for others. */
+static int check_free(LoopObject *self, int fd, unsigned direction) {
+    if ((uint32_t)fd >= self->core->watch_count)
+        return 0;
+    bk_watch_fn fn = self->core->watches[fd].fn[direction == BK_WRITE];
+    if (fn == NULL || fn == watch_run)
+        return 0;
+    PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or a server", fd);
+    return -1;
+}
+
 static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                            unsigned direction) {
     if (need_args("_add_reader", n, 2, "a descriptor and a callback") < 0 ||
@@ -501,6 +520,11 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
     if (h == NULL)
         return NULL;
     PyObject_GC_Track(h);
+    /* Asked again: fileno() may have done anything. */
+    if (loop_check_open(self) < 0 || check_free(self, fd, direction) < 0) {
+        Py_DECREF((PyObject *)h);
+        return NULL;
+    }
     HandleObject *before = watched(self, fd, direction);
     int code = bk_watch_set(self->core, fd, direction, watch_run, h);
     if (code >= 0 && before == NULL)
@@ -519,11 +543,11 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
 }
 
 static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned direction) {
-    if (self->core == NULL)
-        Py_RETURN_FALSE;
     int fd = PyObject_AsFileDescriptor(arg);
     if (fd < 0)
         return NULL;
+    if (self->core == NULL)
+        Py_RETURN_FALSE;
     HandleObject *h = watched(self, fd, direction);
     if (h == NULL)
         Py_RETURN_FALSE;
@@ -652,7 +676,7 @@ static PyObject *loop_new_transport(LoopObject *self, PyObject *args) {
         loop_check_open(self) < 0)
         return NULL;
     int fd = PyObject_AsFileDescriptor(socket);
-    if (fd < 0)
+    if (fd < 0 || loop_check_open(self) < 0)
         return NULL;
     PyObject *context = PyContext_CopyCurrent();
     TransportObject *t =
@@ -707,7 +731,11 @@ static int open_pipe(LoopObject *self, TransportObject *t) {
     /* As in asyncio: of a terminal nobody tells when it is closed. */
     int kind = self->core->os->fd_kind(self->core->os, t->fd);
     bool tells = kind == BK_FD_PIPE || kind == BK_FD_SOCKET;
-    return t->writes_only && tells ? transport_watch_reader(t) : 0;
+    if (!t->writes_only || !tells || transport_watch_reader(t) == 0)
+        return 0;
+    t->closing = true;
+    bk_stream_abort(s);
+    return -1;
 }
 
 /* _new_pipe_transport(pipe, protocol, writes) -> Transport, not yet started. */
@@ -718,7 +746,8 @@ static PyObject *loop_new_pipe_transport(LoopObject *self, PyObject *args) {
         loop_check_open(self) < 0)
         return NULL;
     int fd = PyObject_AsFileDescriptor(pipe);
-    PyObject *context = fd < 0 ? NULL : PyContext_CopyCurrent();
+    PyObject *context =
+        fd < 0 || loop_check_open(self) < 0 ? NULL : PyContext_CopyCurrent();
     TransportObject *t = context != NULL ? transport_new(self, protocol, context, NULL) : NULL;
     Py_XDECREF(context);
     if (t == NULL)

@@ -26,20 +26,29 @@ static const bk_protocol transport_big, transport_buffered, transport_reader;
 
 /* Call protocol.method(arg) (arg NULL: without) in the transport's context. */
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result) {
-    PyObject *args[3] = {NULL, t->protocol, arg};
+    PyObject *protocol = Py_NewRef(t->protocol); /* set_protocol() may take its place meanwhile */
+    PyObject *args[3] = {NULL, protocol, arg};
     PyObject *context = t->context;
-    if (PyContext_Enter(context) < 0)
+    bool nested = t->calling; /* pause_writing() within data_received(): in the context already */
+    if (!nested && PyContext_Enter(context) < 0) {
+        Py_DECREF(protocol);
         return -1;
+    }
+    t->calling = true;
     PyObject *result = PyObject_VectorcallMethod(
         method, args + 1, (arg != NULL ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    t->calling = nested;
     if (result == NULL) {
         PyObject *type, *value, *tb;
         PyErr_Fetch(&type, &value, &tb);
-        (void)PyContext_Exit(context);
+        if (!nested)
+            (void)PyContext_Exit(context);
+        Py_DECREF(protocol);
         PyErr_Restore(type, value, tb);
         return -1;
     }
-    if (PyContext_Exit(context) < 0) {
+    Py_DECREF(protocol);
+    if (!nested && PyContext_Exit(context) < 0) {
         Py_DECREF(result);
         return -1;
     }
@@ -59,7 +68,10 @@ void transport_fail(TransportObject *t, const char *message) {
     if (t->error == NULL && value != NULL && PyExceptionInstance_Check(value))
         t->error = Py_NewRef(value);
     PyErr_Restore(type, value, tb);
-    loop_report(t->loop, message, (PyObject *)t, t->protocol, NULL);
+    if (PyErr_ExceptionMatches(PyExc_OSError) && !t->loop->debug)
+        PyErr_Clear(); /* connections break: that is no news, and connection_lost() gets it */
+    else
+        loop_report(t->loop, message, (PyObject *)t, t->protocol, NULL);
     t->closing = true;
     if (t->stream != NULL)
         bk_stream_abort(t->stream);
@@ -120,26 +132,41 @@ static void big_received(bk_stream *s, const void *data, size_t n) {
     Py_XDECREF(bytes);
 }
 
-/* The memory is good until somebody resizes it, and between this and the read nobody can: so the
-   buffer need not stay exported, and a protocol may resize it in buffer_updated(). */
-static int lend_room(TransportObject *t, bk_room *ret_room) {
-    PyObject *hint = PyLong_FromLong(-1), *object = NULL;
+void loop_return_lent(LoopObject *loop) {
+    PyBuffer_Release(&loop->lent_view);
+    Py_CLEAR(loop->lent);
+}
+
+/* Of a bytearray or a memoryview, memory is good until somebody resizes it, and before the read
+   nobody can: it need not stay exported, and a protocol may resize it whenever it is called. What
+   other types do when a view is released is their own affair. */
+static int lend(LoopObject *loop, PyObject *object, bk_room *ret_room) {
     Py_buffer view;
-    if (hint == NULL)
+    if (PyObject_GetBuffer(object, &view, PyBUF_WRITABLE) < 0)
         return -1;
-    int code = transport_call(t, t->loop->state->str_get_buffer, hint, &object);
-    Py_DECREF(hint);
-    if (code < 0 || PyObject_GetBuffer(object, &view, PyBUF_WRITABLE) < 0) {
-        Py_XDECREF(object);
-        return -1;
-    }
     *ret_room = (bk_room){view.buf, (size_t)view.len};
-    PyBuffer_Release(&view);
-    Py_XSETREF(t->loop->lent, object);
+    if (PyByteArray_CheckExact(object) || PyMemoryView_Check(object))
+        PyBuffer_Release(&view);
+    else
+        loop->lent_view = view;
+    loop->lent = Py_NewRef(object);
     if (ret_room->size > 0)
         return 0;
     PyErr_SetString(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
     return -1;
+}
+
+static int lend_room(TransportObject *t, bk_room *ret_room) {
+    PyObject *hint = PyLong_FromLong(-1), *object = NULL;
+    if (hint == NULL)
+        return -1;
+    loop_return_lent(t->loop);
+    int code = transport_call(t, t->loop->state->str_get_buffer, hint, &object);
+    Py_DECREF(hint);
+    if (code == 0)
+        code = lend(t->loop, object, ret_room);
+    Py_XDECREF(object);
+    return code;
 }
 
 static int buffered_room(bk_stream *s, bk_room *ret_room) {
@@ -155,7 +182,7 @@ static int buffered_room(bk_stream *s, bk_room *ret_room) {
 static void buffered_received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     (void)data;
-    Py_CLEAR(t->loop->lent);
+    loop_return_lent(t->loop);
     if (is_silent(t))
         return;
     PyObject *count = PyLong_FromSize_t(n);
@@ -173,7 +200,7 @@ static void reader_received(bk_stream *s, const void *data, size_t n) {
 static int ended(bk_stream *s) {
     TransportObject *t = bk_stream_user(s);
     PyObject *result = NULL;
-    Py_CLEAR(t->loop->lent);
+    loop_return_lent(t->loop);
     if (is_silent(t))
         return 0;
     if (transport_call(t, t->loop->state->str_eof_received, NULL, &result) < 0) {
@@ -305,6 +332,10 @@ static void closed(bk_stream *s, int why) {
     Py_DECREF((PyObject *)t); /* the stream's */
 }
 
+bool transport_is_ours(const bk_stream *s) {
+    return s->protocol->closed == closed && s->user != NULL;
+}
+
 #define COMMON                                                                                     \
     .size = sizeof(bk_protocol), .ended = ended, .blocked = blocked, .writable = writable,         \
     .closed = closed
@@ -369,6 +400,7 @@ int transport_attach(TransportObject *t, bk_stream *s) {
     size_t size = sizeof t->fd;
     bk_stream_set_user(s, Py_NewRef((PyObject *)t));
     t->stream = s;
+    bk_stream_set_protocol(s, &transport_plain); /* whatever fails below, closed() lets go of us */
     bk_stream_pause(s);
     if (t->fd < 0)
         (void)bk_stream_query(s, BK_QUERY_FD, &t->fd, &size);
@@ -376,6 +408,7 @@ int transport_attach(TransportObject *t, bk_stream *s) {
     if (code < 0)
         PyErr_NoMemory();
     if (code < 0 || adopt_protocol(t, t->protocol) < 0 || attach_to_server(t) < 0) {
+        Py_CLEAR(t->server); /* it was not attached, and must not be detached */
         t->closing = true;
         bk_stream_abort(s);
         return -1;
@@ -611,8 +644,8 @@ static int write_object(TransportObject *t, PyObject *data) {
         return code <= 0 ? code : write_stream(t, PyBytes_AS_STRING(data), n, data);
     }
     if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
-        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not %R",
-                     PyType_GetName(Py_TYPE(data)));
+        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not '%.100s'",
+                     _PyType_Name(Py_TYPE(data)));
         return -1;
     }
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)

@@ -14,6 +14,7 @@ import selectors
 import signal
 import socket
 import threading
+from asyncio import sslproto
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -114,7 +115,11 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             yield
             return
         own = self._csock.fileno()
-        before = signal.set_wakeup_fd(own)
+        try:
+            before = signal.set_wakeup_fd(own)
+        except ValueError:  # the main thread of a subinterpreter: signals are not for it
+            yield
+            return
         try:
             yield
         finally:
@@ -177,10 +182,31 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         self._ensure_fd_no_transport(sock)
         return self._start(self._new_transport(sock, protocol, server), waiter, extra)
 
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: asyncio.AbstractServer | None = None,
+        **timeouts: float | None,
+    ) -> asyncio.Transport:
+        """TLS is asyncio's own, over a transport of ours."""
+        tls = sslproto.SSLProtocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        return tls._app_transport
+
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
     ) -> int:
         if isinstance(transp, _becket.Transport):
+            file.seek(offset)  # as asyncio's transports, which take the way without a fallback
             transp = _FlowControl(transp)
         return await super()._sendfile_fallback(transp, file, offset, count)
 
@@ -238,6 +264,10 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         if sslcontext is not None:
             super()._start_serving(protocol_factory, sock, sslcontext, server, *args, **kwargs)
             return
+        # One whose socket somebody closed without telling us must not end the new one's watch.
+        stale = self._listeners.pop(sock.fileno(), None)
+        if stale is not None:
+            stale.close()
         listener = _becket.Listener(self, sock.fileno(), protocol_factory, server)
         self._listeners[sock.fileno()] = listener
 

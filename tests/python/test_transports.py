@@ -690,8 +690,11 @@ def test_set_protocol_outside_of_a_callback(loop: Loop) -> None:
 @pytest.mark.parametrize("size", [1, 100, 5000, 300_000])
 @pytest.mark.parametrize("type_", [bytes, bytearray, memoryview])
 def test_what_the_caller_does_to_its_buffer_after_write_does_not_matter(
-    loop: Loop, type_: type, size: int
+    loop: Loop, kind: str, type_: type, size: int
 ) -> None:
+    if kind == REFERENCE:
+        return  # since Python 3.12 it keeps a view of the buffer, and sends what is there later
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         await pair(loop, near, far)
@@ -778,7 +781,7 @@ def test_writing_nothing(loop: Loop) -> None:
     run(loop, main())
 
 
-def test_writelines(loop: Loop) -> None:
+def test_writelines(loop: Loop, kind: str) -> None:
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         await pair(loop, near, far)
@@ -788,7 +791,7 @@ def test_writelines(loop: Loop) -> None:
         near.transport.writelines(line for line in (b"a", b"b"))
         whole = b"".join(lines) + b"bytesbytearrayviewab"
         assert await far.received(len(whole)) == whole
-        for wrong in (5, None, [5], ["text"]):
+        for wrong in (5, None, [5], ["text"]) if kind != REFERENCE else ():
             with pytest.raises(TypeError):
                 near.transport.writelines(wrong)
         await end(near, far)
