@@ -23,7 +23,7 @@ static const struct {
     {BK_ELIMIT, "a limit was reached"},
 };
 
-#if defined(__GLIBC__)
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || (__GLIBC__ == 2 && __GLIBC_MINOR__ >= 32))
 /* Unlike strerror, these are static and in no language. */
 static const char *system_text(int number) {
     return strerrordesc_np(number);

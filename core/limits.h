@@ -28,6 +28,9 @@ enum {
     /* Default water marks of what a stream has queued: asyncio's. */
     BK_WATER_LOW = 16 * 1024,
     BK_WATER_HIGH = 64 * 1024,
+    /* Pieces are gathered for one call until they are this many bytes: no kernel takes more, and
+       some refuse more than INT_MAX. */
+    BK_SEND_BYTES = 1 << 30,
     /* Small copied writes are gathered in blocks of this size; that many are kept for reuse. */
     BK_BLOCK_BYTES = 4096,
     BK_BLOCKS_KEPT = 16,

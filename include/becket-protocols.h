@@ -261,7 +261,8 @@ typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_messag
  * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
  * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
  * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
- * get its context. stored may be NULL. Free it by bk_machine_protocol_free().
+ * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free it
+ * by bk_machine_protocol_free().
  */
 BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
                                bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);

@@ -255,6 +255,7 @@ typedef void (*bk_log_fn)(void *arg, int code, const char *text);
 
 /* Called around what the loop does, for a host that has a lock or signals of its own. */
 typedef struct bk_loop_hooks {
+    size_t size;
     void (*before_wait)(void *arg);  /* the wait that follows may block */
     void (*after_wait)(void *arg);   /* the wait is over */
     void (*interrupted)(void *arg);  /* a signal ended the wait */
@@ -273,8 +274,9 @@ typedef struct bk_loop_options {
 /* A new loop; options may be NULL. BK_ENOTIFIER when the notifier's name is not known. */
 BK_API int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop);
 
-/* Ends all that still belongs to the loop (streams are closed with -ECANCELED), then frees it.
-   -EBUSY from within one of its own callbacks. */
+/* Ends all that still belongs to the loop, then frees it: works are finished and told; listeners are
+   closed, and their handles are no more; streams are closed with -ECANCELED. Calls that are still
+   queued are dropped. -EBUSY from within a callback of its own or of its streams. */
 BK_API int bk_loop_free(bk_loop *loop);
 
 /* Turn until bk_loop_stop(). Returns 0, or the code of a wait that failed. */
@@ -284,7 +286,7 @@ BK_API int bk_loop_run(bk_loop *loop);
 BK_API void bk_loop_stop(bk_loop *loop);
 
 /* One turn, for a program that has its own loop: wait at most timeout_ns (< 0: for ever) for
-   something to do, and do it. Returns 0; -EBUSY when called from within a turn. */
+   something to do, and do it. Returns 0; -EBUSY from within a callback. Heeds no bk_loop_stop(). */
 BK_API int bk_loop_turn(bk_loop *loop, int64_t timeout_ns);
 
 /* A descriptor that is readable when a turn has something to do, for another loop to watch
@@ -300,7 +302,8 @@ BK_API int64_t bk_loop_now(const bk_loop *loop);
 BK_API const char *bk_loop_notifier(const bk_loop *loop);
 BK_API bk_os *bk_loop_os(const bk_loop *loop);
 
-/* After fork, in the child, before anything else is done with the loop. */
+/* After fork, in the child, before anything else is done with the loop. Works that a thread had
+   begun are the parent's: their done() is not called in the child. */
 BK_API int bk_loop_forked(bk_loop *loop);
 
 /* Call fn(arg) in the next turn; calls keep their order. -ENOMEM. */
@@ -341,7 +344,7 @@ BK_API int bk_watch_apply(bk_loop *loop, int fd);
 /* Forget fd in both directions, at once: always before it is closed. */
 BK_API void bk_watch_forget(bk_loop *loop, int fd);
 
-/* Call fn(arg) on the loop for each delivery of signum. One loop per signal and process: -EBUSY
+/* Call fn(arg) on the loop when signum was delivered, once or more often since the last call. One loop per signal and process: -EBUSY
    when another has it. fn NULL gives the signal back its earlier disposition. */
 BK_API int bk_signal_set(bk_loop *loop, int signum, bk_fn fn, void *arg);
 
@@ -479,7 +482,8 @@ BK_API int bk_stream_write(bk_stream *s, const void *data, size_t n, bk_release 
 BK_API void bk_stream_flush(bk_stream *s);
 
 /* Our direction is over once what is queued has been sent; reading goes on. -ENOTSUP where the
-   transport cannot. Repeating it is not an error. */
+   transport cannot: found now when nothing is queued; later, it is over without the peer's hearing
+   of it. Repeating it is not an error. */
 BK_API int bk_stream_end(bk_stream *s);
 
 /* Stop reading, send what is queued, close; closed() follows, never from within this call. */
@@ -498,8 +502,8 @@ BK_API int bk_stream_set_water(bk_stream *s, size_t low, size_t high);
 /* Bytes that are queued and not yet taken by the transport. */
 BK_API size_t bk_stream_queued(const bk_stream *s);
 
-/* Close with -ETIMEDOUT when nothing was read or sent for that many seconds (0: never); coarse: up
-   to a second late. It costs no timer. */
+/* Close with -ETIMEDOUT when nothing was read or sent for that many seconds (0: never; at most
+   65535); coarse: up to a second late. It costs no timer. */
 BK_API void bk_stream_set_timeout(bk_stream *s, unsigned seconds);
 
 /* Answer a BK_QUERY_…; see bk_transport_ops.query. */

@@ -1,6 +1,7 @@
 /*
- * loop.c: the loop's life and its turn. A turn waits for descriptors, tells who is ready, takes
- * what other threads brought, calls the ready queue once through, and fires timers. Called by
+ * loop.c: the loop's life and its turn. A turn waits for descriptors, takes what other threads
+ * brought, calls the ready queue once through, tells who is ready, and fires timers: asyncio's order,
+ * in which what was queued earlier goes before what has only become ready. Called by
  * whoever runs a loop: bk_serve(), the Python extension, a program of its own.
  */
 #include "core/loop/loop.h"
@@ -81,6 +82,11 @@ int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop) {
     return 0;
 }
 
+/* Within a callback; of a stream also outside a turn, as within bk_stream_new(). */
+static bool is_busy(const bk_loop *loop) {
+    return loop->turning || loop->calling > 0;
+}
+
 static void close_layers(bk_loop *loop) {
     for (int i = 0; i < BK_LAYERS; i++)
         if (loop->layers[i] != NULL)
@@ -92,6 +98,7 @@ static void close_layers(bk_loop *loop) {
 static void end_all(bk_loop *loop) {
     loop->turning = true;
     do {
+        loop->broken = false; /* there is no next turn to leave anything to */
         bk_workers_close(loop);
         close_layers(loop);
     } while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL);
@@ -106,7 +113,7 @@ static void turn_layers(bk_loop *loop) {
 int bk_loop_free(bk_loop *loop) {
     if (loop == NULL)
         return 0;
-    if (loop->turning)
+    if (is_busy(loop))
         return -EBUSY;
     bk_os *os = loop->os;
     end_all(loop);
@@ -126,7 +133,9 @@ int bk_loop_forked(bk_loop *loop) {
     if (loop == NULL)
         return -EINVAL;
     int code = loop->notifier.ops->forked(&loop->notifier);
-    return code < 0 ? code : bk_posts_forked(loop);
+    if (code >= 0)
+        code = bk_posts_forked(loop);
+    return code < 0 ? code : bk_workers_forked(loop);
 }
 
 /* ---- The ready queue ---- */
@@ -176,7 +185,7 @@ static bool has_work(const bk_loop *loop) {
 
 /* How long a wait may last, which the caller allows to last timeout_ns. */
 static int64_t wait_time(bk_loop *loop, int64_t timeout_ns) {
-    if (timeout_ns == 0 || loop->stopping || has_work(loop))
+    if (timeout_ns == 0 || (loop->running && loop->stopping) || has_work(loop))
         return 0;
     int64_t when = bk_timers_next(loop), left = 0;
     if (when >= 0) {
@@ -206,15 +215,15 @@ static int wait(bk_loop *loop, int64_t timeout_ns) {
     if (need_not_poll(loop))
         return 0;
     int64_t time = wait_time(loop, timeout_ns);
-    if (time != 0 && hooks != NULL && hooks->before_wait != NULL)
+    if (time != 0 && hooks != NULL && BK_HAS(hooks, before_wait))
         hooks->before_wait(loop->options.arg);
     int count = loop->notifier.ops->wait(&loop->notifier, time, loop->ready, BK_EVENTS_PER_WAIT);
-    if (time != 0 && hooks != NULL && hooks->after_wait != NULL)
+    if (time != 0 && hooks != NULL && BK_HAS(hooks, after_wait))
         hooks->after_wait(loop->options.arg);
     atomic_store_explicit(&loop->waiting, false, memory_order_relaxed);
     loop->now_known = false;
     loop->fruitless = count > 0 || time != 0 ? 0 : loop->fruitless + 1;
-    if (count == -EINTR && hooks != NULL && hooks->interrupted != NULL)
+    if (count == -EINTR && hooks != NULL && BK_HAS(hooks, interrupted))
         hooks->interrupted(loop->options.arg);
     return count == -EINTR ? 0 : count;
 }
@@ -222,18 +231,19 @@ static int wait(bk_loop *loop, int64_t timeout_ns) {
 static int turn(bk_loop *loop, int64_t timeout_ns) {
     loop->turning = true;
     loop->broken = false;
+    loop->now_known = false;
     bk_loop_settle(loop); /* what was written between turns */
     if (bk_watches_apply(loop))
         timeout_ns = 0;
     int count = loop->broken ? 0 : wait(loop, timeout_ns);
-    if (count > 0)
-        bk_watches_dispatch(loop, count);
     if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
         bk_posts_take(loop);
     turn_layers(loop);
     if (!loop->broken)
         call_ready(loop);
-    if (!loop->broken) /* last: what was ready before their time came goes before them */
+    if (!loop->broken && count > 0)
+        bk_watches_dispatch(loop, count);
+    if (!loop->broken)
         bk_timers_fire(loop);
     loop->turning = false;
     return count < 0 ? count : 0;
@@ -242,7 +252,7 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
 int bk_loop_turn(bk_loop *loop, int64_t timeout_ns) {
     if (loop == NULL)
         return -EINVAL;
-    if (loop->turning)
+    if (is_busy(loop))
         return -EBUSY;
     loop->fruitless = 0;
     int code = turn(loop, timeout_ns);
@@ -259,13 +269,14 @@ int bk_loop_run(bk_loop *loop) {
     int code;
     if (loop == NULL)
         return -EINVAL;
-    if (loop->turning)
+    if (is_busy(loop))
         return -EBUSY;
     loop->fruitless = 0;
+    loop->running = true;
     do
         code = turn(loop, -1);
     while (code == 0 && !loop->stopping);
-    loop->stopping = false;
+    loop->stopping = loop->running = false;
     atomic_store(&loop->waiting, true);
     return code;
 }
@@ -287,7 +298,7 @@ int bk_loop_fd(const bk_loop *loop) {
 int64_t bk_loop_deadline(const bk_loop *loop) {
     if (loop == NULL)
         return -EINVAL;
-    if (has_work(loop) || loop->dirty != NULL || loop->change_count > 0 || loop->stopping)
+    if (has_work(loop) || loop->dirty != NULL || loop->change_count > 0)
         return 0;
     int64_t when = bk_timers_next((bk_loop *)loop);
     if (when < 0)
@@ -303,7 +314,7 @@ int64_t bk_loop_now(const bk_loop *loop) {
     bk_loop *l = (bk_loop *)loop;
     if (!l->now_known) {
         l->now = l->os->clock(l->os);
-        l->now_known = true;
+        l->now_known = l->turning; /* between turns time goes on */
     }
     return l->now;
 }

@@ -62,20 +62,23 @@ struct bk_loop {
     bk_call *ring;
     uint32_t ring_head, ring_count, ring_mask;
 
-    bool turning;  /* within bk_loop_turn */
+    bool turning;  /* within a turn */
+    bool running;  /* within bk_loop_run */
+    uint32_t calling; /* calls of streams' owners under way, in a turn or not */
     bool stopping; /* bk_loop_run ends after this turn */
     bool broken;   /* the turn itself ends after this callback; what is left stays queued */
 
     /* Descriptors (watch.c). */
     bk_watch *watches;
     uint32_t watch_count;
-    int *changes; /* as large as watches: noting a change cannot fail */
+    int *changes; /* room for all watches, twice: noting a change cannot fail */
     uint32_t change_count;
 
     /* Timers (timer.c): a 4-ary heap. */
     bk_timer_entry *timers;
     uint32_t timer_count, timer_room, timer_stopped;
     uint64_t timer_order;
+    int64_t firing; /* the time up to which timers are just being fired; 0: they are not */
 
     /* From other threads (post.c). */
     bk_lock *lock;
@@ -143,6 +146,7 @@ void bk_signals_fire(bk_loop *loop);
 void bk_signals_close(bk_loop *loop);
 
 void bk_workers_take(bk_loop *loop);
+int bk_workers_forked(bk_loop *loop);
 void bk_workers_close(bk_loop *loop);
 
 /* After each callback: what it wrote is sent. */

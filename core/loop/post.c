@@ -18,6 +18,7 @@ static void close_fds(bk_loop *loop) {
     bk_close_fd(loop->os, loop->wake_fds[0]);
     if (loop->wake_fds[1] != loop->wake_fds[0])
         bk_close_fd(loop->os, loop->wake_fds[1]);
+    loop->wake_fds[0] = loop->wake_fds[1] = -1;
 }
 
 static int open_fds(bk_loop *loop) {
@@ -43,8 +44,14 @@ int bk_posts_open(bk_loop *loop) {
     return code;
 }
 
-/* The child shares the parent's wake descriptor until it has one of its own. */
+/* The child shares the parent's wake descriptor until it has one of its own; and a thread that is
+   the parent's may have held the lock. */
 int bk_posts_forked(bk_loop *loop) {
+    bk_lock *lock = bk_lock_new(loop->os);
+    if (lock == NULL)
+        return -ENOMEM;
+    bk_lock_abandon(loop->os, loop->lock);
+    loop->lock = lock;
     close_fds(loop);
     return open_fds(loop);
 }
@@ -108,8 +115,12 @@ void bk_posts_take(bk_loop *loop) {
     }
     if (post != NULL)
         put_back(loop, post);
-    bk_workers_take(loop);
-    bk_signals_fire(loop);
+    if (!loop->broken)
+        bk_workers_take(loop);
+    if (!loop->broken)
+        bk_signals_fire(loop);
+    if (loop->broken)
+        atomic_store(&loop->posted, true); /* the rest in the next turn */
 }
 
 /* Calls that nobody will make any more: the loop is going. */

@@ -6,13 +6,16 @@
 #include "core/loop/loop.h"
 
 static _Atomic(bk_loop *) owners[BK_SIGNALS];
+static atomic_int handling; /* handlers under way, in any thread */
 
 static void handle(int signum) {
+    atomic_fetch_add(&handling, 1);
     bk_loop *loop = atomic_load(&owners[signum]);
-    if (loop == NULL)
-        return;
-    atomic_fetch_or(&loop->signals, UINT64_C(1) << (signum - 1));
-    bk_loop_wake(loop);
+    if (loop != NULL) {
+        atomic_fetch_or(&loop->signals, UINT64_C(1) << (signum - 1));
+        bk_loop_wake(loop);
+    }
+    atomic_fetch_sub(&handling, 1);
 }
 
 static int give_back(bk_loop *loop, int signum) {
@@ -20,6 +23,8 @@ static int give_back(bk_loop *loop, int signum) {
         return 0;
     int code = loop->os->signal_catch(loop->os, signum, NULL);
     atomic_store(&owners[signum], NULL);
+    while (atomic_load(&handling) > 0)
+        ; /* a few instructions of another thread, which may still have the loop in hand */
     loop->signal_calls[signum] = (bk_call){NULL, NULL};
     return code;
 }
@@ -54,6 +59,10 @@ void bk_signals_fire(bk_loop *loop) {
         if (call.fn != NULL)
             call.fn(call.arg);
         bk_loop_settle(loop);
+        if (loop->broken) {
+            atomic_fetch_or(&loop->signals, (due & ~UINT64_C(1)) << (signum - 1));
+            return;
+        }
     }
 }
 

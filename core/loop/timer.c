@@ -86,7 +86,9 @@ int bk_timer_start(bk_loop *loop, bk_timer *timer, int64_t when, bk_fn fn, void 
     timer->order = loop->timer_order++;
     timer->fn = fn;
     timer->arg = arg;
-    sift_up(loop, loop->timer_count++, (bk_timer_entry){when, timer->order, timer});
+    /* One that starts itself anew in the past must not come before those that are due. */
+    int64_t due = when > loop->firing ? when : loop->firing;
+    sift_up(loop, loop->timer_count++, (bk_timer_entry){due, timer->order, timer});
     return 0;
 }
 
@@ -116,7 +118,7 @@ void bk_timers_fire(bk_loop *loop) {
     if (loop->timer_count == 0)
         return;
     uint64_t started = loop->timer_order;
-    int64_t now = bk_loop_now(loop);
+    int64_t now = loop->firing = bk_loop_now(loop);
     while (!loop->broken && loop->timer_count > 0) {
         const bk_timer_entry *first = &loop->timers[0];
         if (first->timer != NULL && (first->when > now || first->order >= started))
@@ -127,6 +129,7 @@ void bk_timers_fire(bk_loop *loop) {
         timer->fn(timer->arg);
         bk_loop_settle(loop);
     }
+    loop->firing = 0;
 }
 
 void bk_timers_close(bk_loop *loop) {

@@ -14,7 +14,8 @@ static int make_room(bk_loop *loop, int fd) {
     uint32_t count = loop->watch_count ? loop->watch_count : 64;
     while (count <= (uint32_t)fd)
         count += count / 4; /* by little: the rest is memory for connections that are not there */
-    int *changes = loop->os->resize(loop->os, loop->changes, count * sizeof *changes);
+    /* Twice as many: while bk_watches_apply() goes through them, each may be listed once more. */
+    int *changes = loop->os->resize(loop->os, loop->changes, 2 * (size_t)count * sizeof *changes);
     if (changes == NULL)
         return -ENOMEM;
     loop->changes = changes;

@@ -99,6 +99,18 @@ int bk_work_start(bk_loop *loop, bk_work *work) {
     return code;
 }
 
+static void put_back(bk_pool *pool, bk_work *rest) {
+    bk_work **end = &rest->next;
+    while (*end != NULL)
+        end = &(*end)->next;
+    bk_lock_take(pool->lock);
+    *end = pool->done;
+    if (pool->done == NULL)
+        pool->done_end = end;
+    pool->done = rest;
+    bk_lock_drop(pool->lock);
+}
+
 void bk_workers_take(bk_loop *loop) {
     bk_pool *pool = loop->pool;
     if (pool == NULL)
@@ -108,12 +120,29 @@ void bk_workers_take(bk_loop *loop) {
     pool->done = NULL;
     pool->done_end = &pool->done;
     bk_lock_drop(pool->lock);
-    while (work != NULL) {
+    while (work != NULL && !loop->broken) {
         bk_work *next = work->next;
         work->done(work);
         bk_loop_settle(loop);
         work = next;
     }
+    if (work != NULL)
+        put_back(pool, work);
+}
+
+/* In the child of a fork no thread of the pool is left. What no thread had taken yet is done here;
+   what was under way is the parent's. */
+int bk_workers_forked(bk_loop *loop) {
+    bk_pool *pool = loop->pool;
+    if (pool == NULL)
+        return 0;
+    bk_lock *lock = bk_lock_new(loop->os);
+    if (lock == NULL)
+        return -ENOMEM;
+    bk_lock_abandon(loop->os, pool->lock);
+    pool->lock = lock;
+    pool->count = pool->idle = 0;
+    return pool->todo != NULL ? ensure_thread(loop) : 0;
 }
 
 /* What was started is finished, and told: its owner frees its memory then. */

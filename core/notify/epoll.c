@@ -58,7 +58,9 @@ static int epoll_forked(bk_notifier *n) {
     s->epoll = fresh;
     for (int fd = 0; fd < s->count; fd++) {
         int code = s->fds[fd].events ? control(n, EPOLL_CTL_ADD, fd) : 0;
-        if (code < 0)
+        if (code == -EBADF) /* closed behind our back */
+            s->fds[fd].events = 0;
+        else if (code < 0)
             return code;
     }
     return 0;

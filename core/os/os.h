@@ -45,6 +45,7 @@ static inline void bk_close_fd(bk_os *os, int fd) {
 typedef struct bk_lock bk_lock;
 bk_lock *bk_lock_new(bk_os *os);
 void bk_lock_free(bk_os *os, bk_lock *lock);
+void bk_lock_abandon(bk_os *os, bk_lock *lock); /* after fork: whoever held it is not here */
 void bk_lock_take(bk_lock *lock);
 void bk_lock_drop(bk_lock *lock);
 /* Each lock has one condition; waiting drops the lock and takes it again. */

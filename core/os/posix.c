@@ -135,9 +135,13 @@ static int posix_set_nonblocking(bk_os *os, int fd, int on) {
 }
 
 #if !defined(__linux__)
+/* On failure the descriptor is closed. */
 static int make_quiet(int fd) {
-    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
-        return -errno;
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
+        int code = -errno;
+        close(fd);
+        return code;
+    }
 #if defined(SO_NOSIGPIPE)
     int on = 1;
     (void)setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
@@ -147,13 +151,14 @@ static int make_quiet(int fd) {
 
 static int make_pair_quiet(int fds[2]) {
     int code = make_quiet(fds[0]);
-    if (code >= 0)
-        code = make_quiet(fds[1]);
-    if (code >= 0)
-        return 0;
-    close(fds[0]);
-    close(fds[1]);
-    return code;
+    if (code < 0) {
+        close(fds[1]);
+        return code;
+    }
+    code = make_quiet(fds[1]);
+    if (code < 0)
+        close(fds[0]);
+    return code < 0 ? code : 0;
 }
 #endif
 
@@ -282,12 +287,17 @@ static int posix_poll(bk_os *os, struct pollfd *fds, unsigned n, int64_t timeout
     RESULT(poll(fds, n, to_milliseconds(timeout_ns)));
 }
 
+/* Some systems refuse more than 100,000,000 seconds; to wake once a day costs nothing. */
+#define SELECT_MAX_US (INT64_C(86400) * 1000000)
+
 static int posix_select(bk_os *os, int n, void *reads, void *writes, void *excepts,
                         int64_t timeout_ns) {
     (void)os;
     struct timeval t, *timeout = NULL;
     if (timeout_ns >= 0) {
-        int64_t us = (timeout_ns + 999) / 1000;
+        int64_t us = timeout_ns / 1000 + (timeout_ns % 1000 != 0);
+        if (us > SELECT_MAX_US)
+            us = SELECT_MAX_US;
         t = (struct timeval){.tv_sec = us / 1000000, .tv_usec = us % 1000000};
         timeout = &t;
     }
@@ -452,6 +462,11 @@ void bk_lock_free(bk_os *os, bk_lock *lock) {
         return;
     pthread_cond_destroy(&lock->condition);
     pthread_mutex_destroy(&lock->mutex);
+    bk_dealloc(os, lock);
+}
+
+/* To destroy one that is held is not allowed; its memory alone goes. */
+void bk_lock_abandon(bk_os *os, bk_lock *lock) {
     bk_dealloc(os, lock);
 }
 

@@ -28,6 +28,9 @@ enum {
     BK_SMTP_MESSAGE_MAX = 25 * 1024 * 1024,
     /* The least that RFC 5321, 4.5.3.1.8 allows; clients send the rest as another message. */
     BK_SMTP_RECIPIENTS_MAX = 100,
+    /* A session ends when it was refused this many times as many recipients as a message may have,
+       without a message accepted. */
+    BK_SMTP_CROWD_FACTOR = 10,
     /* Honest clients make few errors; those who try out addresses make many. */
     BK_SMTP_ERRORS_MAX = 20,
     /* Commands that bring no mail: NOOP keeps a connection open for nothing. */

@@ -23,10 +23,14 @@ enum {
 };
 
 int bk_machine_ready(const bk_machine *m) {
+    if (m == NULL)
+        return 0;
     return !(m->flags & MACHINE_STOPS);
 }
 
 int bk_machine_wants(const bk_machine *m) {
+    if (m == NULL)
+        return 0;
     return !(m->flags & (MACHINE_PAUSED | MACHINE_CLOSED | MACHINE_END));
 }
 
@@ -107,15 +111,15 @@ static void machine_settle(bk_machine *m) {
 }
 
 int bk_machine_send(bk_machine *m, const void *data, size_t n, bk_release release, void *arg) {
-    if (m->runner != NULL && !(m->flags & MACHINE_CLOSED))
+    if (m != NULL && m->runner != NULL && !(m->flags & MACHINE_CLOSED))
         return m->runner->send(m, data, n, release, arg);
     if (release != BK_COPY)
         release(arg);
-    return -EPIPE;
+    return m == NULL ? -EINVAL : -EPIPE;
 }
 
 static void machine_close(bk_machine *m, int why) {
-    if (m->flags & MACHINE_CLOSED)
+    if (m == NULL || m->flags & MACHINE_CLOSED)
         return;
     m->flags |= MACHINE_CLOSED;
     if (m->runner != NULL)
@@ -132,25 +136,29 @@ void bk_machine_abort(bk_machine *m, int why) {
 }
 
 void bk_machine_wait(bk_machine *m) {
+    if (m == NULL)
+        return;
     m->flags |= MACHINE_WAITING;
     machine_settle(m);
 }
 
 void bk_machine_go(bk_machine *m) {
+    if (m == NULL)
+        return;
     m->flags &= ~(unsigned)MACHINE_WAITING;
     machine_settle(m);
 }
 
 void bk_machine_timeout(bk_machine *m, unsigned seconds) {
-    if (m->runner != NULL && BK_HAS(m->runner, timeout))
+    if (m != NULL && m->runner != NULL && BK_HAS(m->runner, timeout))
         m->runner->timeout(m, seconds);
 }
 
 void bk_machine_peer(bk_machine *m, char *ret_text, size_t room) {
-    if (room == 0)
+    if (ret_text == NULL || room == 0)
         return;
     ret_text[0] = '\0';
-    if (m->runner != NULL && BK_HAS(m->runner, peer))
+    if (m != NULL && m->runner != NULL && BK_HAS(m->runner, peer))
         m->runner->peer(m, ret_text, room);
 }
 
@@ -169,6 +177,8 @@ int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state) {
 }
 
 int bk_machine_feed(bk_machine *m, const void *data, size_t n) {
+    if (m == NULL)
+        return -EINVAL;
     if (m->flags & MACHINE_BUSY)
         return -EBUSY;
     assert(m->held == NULL || !bk_machine_ready(m)); /* what is held goes first */
@@ -181,11 +191,15 @@ int bk_machine_feed(bk_machine *m, const void *data, size_t n) {
 }
 
 void bk_machine_end(bk_machine *m) {
+    if (m == NULL)
+        return;
     m->flags |= MACHINE_END;
     machine_settle(m);
 }
 
 void bk_machine_block(bk_machine *m, int on) {
+    if (m == NULL)
+        return;
     if (on)
         m->flags |= MACHINE_BLOCKED;
     else

@@ -31,6 +31,7 @@ struct bk_smtp_session {
     bk_smtp_config config; /* checked, with its defaults filled in */
     bk_smtp_message *message; /* from MAIL on */
     unsigned errors, idle;
+    unsigned crowded; /* recipients refused because there were too many */
 
     /* The command that is arriving. */
     bk_buffer line;   /* what came of it in earlier pieces */
@@ -276,9 +277,19 @@ static const char *rcpt_refusal(bk_smtp_session *s, const char *arg, size_t n,
                : NULL;
 }
 
+/* A client with a long list hears this often, and sends the rest anew; but not for ever. */
+static bool is_crowded(bk_smtp_session *s) {
+    return s->message->recipient_count >= s->config.max_recipients &&
+           ++s->crowded / BK_SMTP_CROWD_FACTOR > s->config.max_recipients;
+}
+
 static void smtp_rcpt(bk_smtp_session *s, const char *arg, size_t n) {
     bk_smtp_path path;
     const char *reply = rcpt_refusal(s, arg, n, &path);
+    if (s->message != NULL && is_crowded(s)) {
+        smtp_hang_up(s, "too many recipients");
+        return;
+    }
     if (reply != NULL) {
         smtp_reply(s, reply);
         return;
@@ -507,6 +518,9 @@ static void data_end(bk_smtp_session *s) {
         return;
     }
     s->answer_due = true;
+    /* While we owe the answer, silence is not the client's: a message that is stored must not be
+       sent again because nobody could say so. */
+    bk_machine_timeout(&s->machine, 0);
     bk_machine_wait(&s->machine);
     s->config.message(s->config.context, s, message);
 }
@@ -602,7 +616,8 @@ void bk_smtp_answer(bk_smtp_session *s, const char *reply) {
         return;
     }
     if (smtp_relay(s, reply != NULL ? reply : "250 2.0.0 message accepted") == '2')
-        s->errors = s->idle = 0;
+        s->errors = s->idle = s->crowded = 0;
+    bk_machine_timeout(&s->machine, s->config.timeout);
     bk_machine_go(&s->machine);
 }
 
@@ -615,11 +630,11 @@ static const bk_machine_ops smtp_ops = {
 };
 
 const char *bk_smtp_peer(const bk_smtp_session *s) {
-    return s->peer;
+    return s == NULL ? "" : s->peer;
 }
 
 const char *bk_smtp_helo(const bk_smtp_session *s) {
-    return s->name;
+    return s == NULL ? "" : s->name;
 }
 
 /* ---- Configuration ---- */

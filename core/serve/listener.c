@@ -181,9 +181,11 @@ static void once_transport_close(bk_transport *t) {
     o->transport = NULL;
     t->ops = o->before;
     t->ops->close(t);
-    if (o->listener != NULL)
-        bk_listener_end(o->listener);
-    once_release(o);
+    if (o->listener == NULL) {
+        once_release(o);
+        return;
+    }
+    bk_listener_end(o->listener); /* which may close it, and release us */
 }
 
 static void once_listener_close(void *arg) {

@@ -114,25 +114,21 @@ static int fd_fd(bk_transport *t, unsigned direction) {
 static int fd_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     fd_transport *self = (fd_transport *)t;
     bk_os *os = self->loop->os;
-    unsigned room = (unsigned)*size;
-    int code = -ENOTSUP;
+    const side *in = &self->in;
     switch (what) {
     case BK_QUERY_FD:
-        return self->in.fd < 0 ? -ENOTSUP : bk_query_answer(ret_value, size, &self->in.fd, sizeof(int));
+        return in->fd < 0 ? -ENOTSUP : bk_query_answer(ret_value, size, &in->fd, sizeof in->fd);
     case BK_QUERY_NAME:
         return bk_query_answer(ret_value, size, "fd", sizeof "fd");
     case BK_QUERY_PEER:
-        if (self->in.is_socket)
-            code = os->getpeername(os, self->in.fd, ret_value, &room);
-        break;
+        return in->is_socket ? bk_query_name(os, os->getpeername, in->fd, ret_value, size)
+                             : -ENOTSUP;
     case BK_QUERY_LOCAL:
-        if (self->in.is_socket)
-            code = os->getsockname(os, self->in.fd, ret_value, &room);
-        break;
+        return in->is_socket ? bk_query_name(os, os->getsockname, in->fd, ret_value, size)
+                             : -ENOTSUP;
+    default:
+        return -ENOTSUP;
     }
-    if (code >= 0)
-        *size = room;
-    return code;
 }
 
 static const bk_transport_ops fd_ops = {

@@ -104,7 +104,8 @@ int bk_queue_copy(bk_stream *s, const void *data, size_t n) {
 int bk_queue_gather(const bk_stream *s, struct iovec *ret_v, int room, size_t *ret_bytes) {
     int n = 0;
     size_t bytes = 0;
-    for (const bk_chunk *chunk = s->head; chunk != NULL && n < room; chunk = chunk->next) {
+    for (const bk_chunk *chunk = s->head; chunk != NULL && n < room && bytes < BK_SEND_BYTES;
+         chunk = chunk->next) {
         ret_v[n++] = (struct iovec){(void *)chunk->data, chunk->size};
         bytes += chunk->size;
     }

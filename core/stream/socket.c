@@ -85,15 +85,11 @@ static int query_peer(socket_transport *self, void *ret_value, size_t *size) {
         memcpy(&in6.sin6_addr, self->address, sizeof in6.sin6_addr);
         return bk_query_answer(ret_value, size, &in6, sizeof in6);
     }
-    unsigned room = (unsigned)*size;
-    int code = self->os->getpeername(self->os, self->fd, ret_value, &room);
-    *size = code < 0 ? *size : room;
-    return code;
+    return bk_query_name(self->os, self->os->getpeername, self->fd, ret_value, size);
 }
 
 static int socket_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     socket_transport *self = (socket_transport *)t;
-    unsigned room = (unsigned)*size;
     switch (what) {
     case BK_QUERY_FD:
         return bk_query_answer(ret_value, size, &self->fd, sizeof self->fd);
@@ -101,11 +97,8 @@ static int socket_query(bk_transport *t, int what, void *ret_value, size_t *size
         return bk_query_answer(ret_value, size, t->ops->name, strlen(t->ops->name) + 1);
     case BK_QUERY_PEER:
         return query_peer(self, ret_value, size);
-    case BK_QUERY_LOCAL: {
-        int code = self->os->getsockname(self->os, self->fd, ret_value, &room);
-        *size = code < 0 ? *size : room;
-        return code;
-    }
+    case BK_QUERY_LOCAL:
+        return bk_query_name(self->os, self->os->getsockname, self->fd, ret_value, size);
     default:
         return -ENOTSUP;
     }

@@ -108,7 +108,9 @@ void bk_stream_fail(bk_stream *s, int why) {
         return;
     close_with(s, why);
     s->flags &= (uint16_t)~BK_STREAM_BORROWS;
+    s->loop->calling++;
     bk_queue_drop(s, s->queued);
+    s->loop->calling--;
 }
 
 static void unlist_awake(bk_stream *s) {
@@ -138,8 +140,8 @@ static void finish(void *arg) {
 /* ---- Sending ---- */
 
 static void send_queue(bk_stream *s) {
-    bk_transport *t = s->transport;
     while (s->head != NULL && !(s->flags & BK_STREAM_BUSY)) {
+        bk_transport *t = s->transport; /* a release may have put another in its place */
         struct iovec v[BK_IOV_MAX];
         size_t bytes;
         int n = bk_queue_gather(s, v, BK_IOV_MAX, &bytes);
@@ -168,7 +170,7 @@ static int send_rest(bk_stream *s) {
         return code;
     bool end = s->flags & BK_STREAM_ENDING || (holds && s->flags & BK_STREAM_CLOSING);
     if (end && !(s->flags & BK_STREAM_ENDED)) {
-        code = t->ops->end(t);
+        code = BK_HAS(t->ops, end) ? t->ops->end(t) : -ENOTSUP;
         if (code < 0 && code != -ENOTSUP) /* not supported: it is over, and nobody hears of it */
             return code;
         s->flags |= BK_STREAM_ENDED;
@@ -179,6 +181,14 @@ static int send_rest(bk_stream *s) {
     return code;
 }
 
+static void mark_dirty(bk_stream *s) {
+    if (s->flags & (BK_STREAM_DIRTY | BK_STREAM_CLOSED))
+        return;
+    s->flags |= BK_STREAM_DIRTY;
+    s->next_due = s->loop->dirty;
+    s->loop->dirty = s;
+}
+
 static void tell_writable(bk_stream *s) {
     if (!(s->flags & BK_STREAM_BLOCKED) || s->queued > s->low || s->flags & BK_STREAM_CLOSED)
         return;
@@ -186,9 +196,16 @@ static void tell_writable(bk_stream *s) {
     TELL(s, writable);
 }
 
-static void send_all(bk_stream *s) {
+/* `telling`: it is the loop that calls, and not the stream's owner, who would hear of it from
+   within what he is about. */
+static void send_all(bk_stream *s, bool telling) {
+    s->flags |= BK_STREAM_SENDING;
     send_queue(s);
-    tell_writable(s); /* before it may be closed */
+    s->flags &= (uint16_t)~BK_STREAM_SENDING;
+    if (telling)
+        tell_writable(s); /* before it may be closed */
+    else if (s->flags & BK_STREAM_BLOCKED && s->queued <= s->low)
+        mark_dirty(s);
     if (s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED))
         return;
     int code = send_rest(s);
@@ -199,26 +216,24 @@ static void send_all(bk_stream *s) {
 }
 
 static void tell_blocked(bk_stream *s) {
-    if (s->flags & (BK_STREAM_BLOCKED | BK_STREAM_CLOSED) || s->queued <= s->high)
+    const int not_now = BK_STREAM_BLOCKED | BK_STREAM_CLOSED | BK_STREAM_CONNECTING;
+    if (s->flags & (not_now | BK_STREAM_SENDING) || s->queued <= s->high)
         return;
     s->flags |= BK_STREAM_BLOCKED;
+    s->loop->calling++;
     TELL(s, blocked);
+    s->loop->calling--;
 }
 
 /* Send what there is, unless the transport is known to be full. */
-static void flush(bk_stream *s) {
-    if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY))
+static void flush(bk_stream *s, bool telling) {
+    if (s->flags &
+        (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY | BK_STREAM_SENDING))
         return;
-    send_all(s);
+    s->loop->calling++;
+    send_all(s, telling);
     update(s);
-}
-
-static void mark_dirty(bk_stream *s) {
-    if (s->flags & (BK_STREAM_DIRTY | BK_STREAM_CLOSED))
-        return;
-    s->flags |= BK_STREAM_DIRTY;
-    s->next_due = s->loop->dirty;
-    s->loop->dirty = s;
+    s->loop->calling--;
 }
 
 static void own_borrowed(bk_stream *s) {
@@ -239,7 +254,7 @@ static void flush_dirty(bk_loop *loop) {
             close_with(s, s->why);
             continue;
         }
-        flush(s);
+        flush(s, true);
         own_borrowed(s);
         tell_blocked(s);
     }
@@ -259,14 +274,14 @@ static int enqueue(bk_stream *s, const void *data, size_t n, bk_release release,
         s->flags |= BK_STREAM_BORROWS;
         return bk_queue_add(s, data, n, bk_release_borrowed, NULL);
     }
-    bool idle = !(s->flags & (BK_STREAM_BUSY | BK_STREAM_CONNECTING));
+    bool idle = !(s->flags & (BK_STREAM_BUSY | BK_STREAM_CONNECTING | BK_STREAM_SENDING));
     if (n < BK_BLOCK_BYTES || !idle)
         return bk_queue_copy(s, data, n);
     /* Much at once is sent at once, and only what was refused is copied. */
     int code = bk_queue_add(s, data, n, bk_release_borrowed, NULL);
     if (code < 0)
         return code;
-    flush(s);
+    flush(s, false);
     code = s->flags & BK_STREAM_CLOSED ? 0 : bk_queue_own(s);
     if (code < 0)
         bk_stream_fail(s, code);
@@ -287,7 +302,7 @@ int bk_stream_write(bk_stream *s, const void *data, size_t n, bk_release release
         return code;
     }
     if (s->queued > s->high) {
-        flush(s);
+        flush(s, false);
         tell_blocked(s);
     }
     if (s->head != NULL)
@@ -297,7 +312,7 @@ int bk_stream_write(bk_stream *s, const void *data, size_t n, bk_release release
 
 void bk_stream_flush(bk_stream *s) {
     if (s != NULL)
-        flush(s);
+        flush(s, false);
 }
 
 /* ---- Receiving ---- */
@@ -366,7 +381,7 @@ static void stream_ready(void *arg, unsigned events) {
         s->flags |= BK_STREAM_MORE;
     if ((any || events & (BK_WRITE | BK_HANGUP)) && s->flags & BK_STREAM_BUSY) {
         s->flags &= (uint16_t)~BK_STREAM_BUSY;
-        send_all(s);
+        send_all(s, true);
     }
     int reads = BK_READS_PER_EVENT;
     if (any || events & (BK_READ | BK_HANGUP))
@@ -433,6 +448,8 @@ void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
     if (s == NULL)
         return;
     bk_loop *loop = s->loop;
+    if (s->flags & BK_STREAM_CLOSED)
+        seconds = 0;
     loop->timed_streams += (seconds != 0) - (s->timeout != 0);
     s->timeout = seconds > UINT16_MAX ? UINT16_MAX : (uint16_t)seconds;
     s->active = second_of(loop);
@@ -485,7 +502,9 @@ static int make(bk_loop *loop, bk_transport *t, const bk_protocol *protocol, voi
 
 /* The descriptors are armed at once, to learn whether the notifier takes them. */
 static void open_stream(bk_stream *s) {
+    s->loop->calling++;
     int code = CALL(s, opened, s);
+    s->loop->calling--;
     if (code < 0)
         bk_stream_fail(s, code);
     update(s);
@@ -645,7 +664,7 @@ void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {
     adopt(s, transport); /* of a stream that is closed too: it closes what it has */
     if (s->flags & BK_STREAM_CLOSED)
         return;
-    if (s->head != NULL)
+    if (s->head != NULL || s->flags & (BK_STREAM_CLOSING | BK_STREAM_ENDING))
         mark_dirty(s);
     update(s);
 }

@@ -39,6 +39,7 @@ enum {
     BK_STREAM_SELF = 1 << 11,   /* its transport has no descriptor to read: it wakes the stream */
     BK_STREAM_MORE = 1 << 12,   /* … and may hold more to read */
     BK_STREAM_BORROWS = 1 << 13, /* has chunks whose bytes are good for this callback only */
+    BK_STREAM_SENDING = 1 << 14, /* within send_queue: what a release writes is sent there */
 };
 
 struct bk_stream {
@@ -84,6 +85,19 @@ static inline int bk_query_answer(void *ret_value, size_t *size, const void *val
     memcpy(ret_value, value, n);
     *size = n;
     return 0;
+}
+
+/* A socket's address, by getsockname or getpeername of the operating system's table. */
+typedef int (*bk_name_call)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
+
+static inline int bk_query_name(bk_os *os, bk_name_call call, int fd, void *ret_value,
+                                size_t *size) {
+    unsigned room = *size > 65536 ? 65536 : (unsigned)*size, got = room;
+    int code = call(os, fd, (struct sockaddr *)ret_value, &got);
+    if (code >= 0 && got > room)
+        return -ENOSPC; /* the system cuts it, and says how long it is */
+    *size = code < 0 ? *size : got;
+    return code;
 }
 
 /* Its close() will not touch the descriptors, whose owner has taken them back. */

@@ -109,7 +109,7 @@ static void after_wait(void *arg) {
         end_run(self);
 }
 
-static const bk_loop_hooks hooks = {.before_wait = before_wait, .after_wait = after_wait};
+static const bk_loop_hooks hooks = {.size = sizeof hooks, .before_wait = before_wait, .after_wait = after_wait};
 
 static void log_line(void *arg, int code, const char *text) {
     LoopObject *self = arg;

@@ -120,7 +120,7 @@ class Echo(asyncio.Protocol):
 
 async def no_more_than(work: Awaitable[T]) -> T:
     """A guard against a test that waits for ever; no test is to come near it."""
-    return await asyncio.wait_for(work, 60)
+    return await asyncio.wait_for(work, 20)
 
 
 def run(loop: Loop, work: Coroutine[Any, Any, T]) -> T:
@@ -162,6 +162,18 @@ async def pair(
     """Two transports that are connected by TCP."""
     a, b = tcp_pair()
     return await over(loop, near, a), await over(loop, far, b)
+
+
+async def receive(loop: Loop, sock: socket.socket, size: int | None = None) -> bytes:
+    """So many bytes from a socket; all, up to its end, without a number."""
+    sock.setblocking(False)
+    data = b""
+    while size is None or len(data) < size:
+        piece = await loop.sock_recv(sock, 1 << 16 if size is None else size - len(data))
+        data += piece
+        if not piece:
+            break
+    return data
 
 
 def reset(sock: socket.socket) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import REFERENCE
-from support import Loop, no_more_than, reset, run, tcp_pair, turns, until
+from support import Loop, no_more_than, receive, reset, run, tcp_pair, turns, until
 
 
 class DerivedReader(asyncio.StreamReader):
@@ -113,7 +113,7 @@ def test_the_end_before_what_was_awaited(loop: Loop, reader_kind: str) -> None:
         assert caught.value.expected == 100
         writer.write(b"the other direction lives")
         await writer.drain()
-        assert b.recv(100) == b"the other direction lives"
+        assert await receive(loop, b, 25) == b"the other direction lives"
         await close(writer)
         b.close()
 
@@ -250,7 +250,7 @@ def test_an_abandoned_reader(loop: Loop, reader_kind: str) -> None:
             b.send(b"dropped")
             await turns(5)
         writer.write(b"fine")
-        assert b.recv(100) == b"fine"
+        assert await receive(loop, b, 4) == b"fine"
         writer.transport.abort()
         await turns(5)
         b.close()
@@ -367,7 +367,7 @@ def test_what_a_writer_offers(loop: Loop) -> None:
         assert not writer.is_closing()
         writer.writelines([b"a", b"b"])
         writer.write_eof()
-        assert b.makefile("rb").read() == b"ab"
+        assert await receive(loop, b) == b"ab"
         writer.close()
         assert writer.is_closing()
         await writer.wait_closed()
