@@ -15,8 +15,11 @@ static void writable(bk_stream *s) {
     bk_stream_resume(s);
 }
 
-static const bk_protocol echo = {.size = sizeof echo, .name = "echo", .received = received,
-                                 .blocked = blocked, .writable = writable};
+static const bk_protocol echo = {.size = sizeof echo,
+                                 .name = "echo",
+                                 .received = received,
+                                 .blocked = blocked,
+                                 .writable = writable};
 
 int main(int argc, char **argv) {
     if (argc > 1) /* argv ends with a NULL, and so does the list */

@@ -191,11 +191,11 @@ typedef struct bk_smtp_config {
     const char *software; /* in the greeting; NULL: "becket" */
     unsigned flags;
     /* Limits; 0: the default. */
-    size_t max_message;     /* bytes; 25 MiB */
+    size_t max_message;      /* bytes; 25 MiB */
     unsigned max_recipients; /* of one message; 100 */
-    unsigned max_errors;    /* refusals until the connection is closed; 20 */
-    unsigned max_idle;      /* commands that bring no mail, until it is closed; 100 */
-    unsigned timeout;       /* seconds; 300 */
+    unsigned max_errors;     /* refusals until the connection is closed; 20 */
+    unsigned max_idle;       /* commands that bring no mail, until it is closed; 100 */
+    unsigned timeout;        /* seconds; 300 */
     void *context;
     /* Optional. Answer at once: NULL accepts, else the reply, which 2xx makes an acceptance too.
        The envelope holds what has been accepted up to now. */
@@ -261,8 +261,8 @@ typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_messag
  * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
  * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
  * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
- * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free it
- * by bk_machine_protocol_free().
+ * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free
+ * it by bk_machine_protocol_free().
  */
 BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
                                bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);

@@ -131,9 +131,9 @@ struct bk_os {
     void *(*resize)(bk_os *os, void *old, size_t n);
 
     /* Time and chance. */
-    int64_t (*clock)(bk_os *os);                     /* monotonic */
-    int64_t (*wall)(bk_os *os);                      /* since 1970-01-01 UTC */
-    int (*random)(bk_os *os, void *room, size_t n);  /* for names, not for keys */
+    int64_t (*clock)(bk_os *os);                    /* monotonic */
+    int64_t (*wall)(bk_os *os);                     /* since 1970-01-01 UTC */
+    int (*random)(bk_os *os, void *room, size_t n); /* for names, not for keys */
 
     /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. */
     ssize_t (*read)(bk_os *os, int fd, void *room, size_t n);
@@ -141,14 +141,14 @@ struct bk_os {
     ssize_t (*recv)(bk_os *os, int fd, void *room, size_t n);
     ssize_t (*send)(bk_os *os, int fd, const struct iovec *v, int n);
     int (*close)(bk_os *os, int fd);
-    int (*fd_kind)(bk_os *os, int fd);               /* one of BK_FD_… */
+    int (*fd_kind)(bk_os *os, int fd);                 /* one of BK_FD_… */
     int (*set_nonblocking)(bk_os *os, int fd, int on); /* returns what it was: 0 or 1 */
     int (*pipe)(bk_os *os, int ret_fds[2]);
-    int (*wake_open)(bk_os *os, int ret_fds[2]);     /* what is written to [1] makes [0] readable */
+    int (*wake_open)(bk_os *os, int ret_fds[2]); /* what is written to [1] makes [0] readable */
 
     /* Sockets. */
     int (*socket)(bk_os *os, int family, int type, int protocol);
-    int (*socketpair)(bk_os *os, int ret_fds[2]);    /* UNIX, stream */
+    int (*socketpair)(bk_os *os, int ret_fds[2]); /* UNIX, stream */
     int (*bind)(bk_os *os, int fd, const struct sockaddr *address, unsigned size);
     int (*listen)(bk_os *os, int fd, int backlog);
     int (*accept)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
@@ -158,8 +158,8 @@ struct bk_os {
     int (*getpeername)(bk_os *os, int fd, struct sockaddr *ret_address, unsigned *size);
     int (*getsockopt)(bk_os *os, int fd, int level, int name, void *ret_value, unsigned *size);
     int (*setsockopt)(bk_os *os, int fd, int level, int name, const void *value, unsigned size);
-    int (*resolve)(bk_os *os, const char *host, const char *service,
-                   const struct addrinfo *hints, struct addrinfo **ret_list); /* blocks */
+    int (*resolve)(bk_os *os, const char *host, const char *service, const struct addrinfo *hints,
+                   struct addrinfo **ret_list); /* blocks */
     void (*resolve_free)(bk_os *os, struct addrinfo *list);
 
     /* Readiness; those a system lacks are NULL. Time-outs: < 0 waits for ever. */
@@ -223,7 +223,7 @@ typedef struct bk_notifier_ops {
     size_t size;
     const char *name;
     unsigned traits;
-    int (*open)(bk_notifier *n);  /* sets n->state; nothing is left behind when it fails */
+    int (*open)(bk_notifier *n); /* sets n->state; nothing is left behind when it fails */
     void (*close)(bk_notifier *n);
     int (*forked)(bk_notifier *n); /* in the child after fork: must no longer share with the parent;
                                       all that was armed stays armed */
@@ -256,9 +256,9 @@ typedef void (*bk_log_fn)(void *arg, int code, const char *text);
 /* Called around what the loop does, for a host that has a lock or signals of its own. */
 typedef struct bk_loop_hooks {
     size_t size;
-    void (*before_wait)(void *arg);  /* the wait that follows may block */
-    void (*after_wait)(void *arg);   /* the wait is over */
-    void (*interrupted)(void *arg);  /* a signal ended the wait */
+    void (*before_wait)(void *arg); /* the wait that follows may block */
+    void (*after_wait)(void *arg);  /* the wait is over */
+    void (*interrupted)(void *arg); /* a signal ended the wait */
 } bk_loop_hooks;
 
 typedef struct bk_loop_options {
@@ -268,15 +268,15 @@ typedef struct bk_loop_options {
     bk_os *os;                           /* NULL: bk_os_default() */
     bk_log_fn log;                       /* NULL: one line to standard error */
     const bk_loop_hooks *hooks;
-    void *arg;                           /* for log and hooks */
+    void *arg; /* for log and hooks */
 } bk_loop_options;
 
 /* A new loop; options may be NULL. BK_ENOTIFIER when the notifier's name is not known. */
 BK_API int bk_loop_new(const bk_loop_options *options, bk_loop **ret_loop);
 
-/* Ends all that still belongs to the loop, then frees it: works are finished and told; listeners are
-   closed, and their handles are no more; streams are closed with -ECANCELED. Calls that are still
-   queued are dropped. -EBUSY from within a callback of its own or of its streams. */
+/* Ends all that still belongs to the loop, then frees it: works are finished and told; listeners
+   are closed, and their handles are no more; streams are closed with -ECANCELED. Calls that are
+   still queued are dropped. -EBUSY from within a callback of its own or of its streams. */
 BK_API int bk_loop_free(bk_loop *loop);
 
 /* Turn until bk_loop_stop(). Returns 0, or the code of a wait that failed. */
@@ -344,8 +344,9 @@ BK_API int bk_watch_apply(bk_loop *loop, int fd);
 /* Forget fd in both directions, at once: always before it is closed. */
 BK_API void bk_watch_forget(bk_loop *loop, int fd);
 
-/* Call fn(arg) on the loop when signum was delivered, once or more often since the last call. One loop per signal and process: -EBUSY
-   when another has it. fn NULL gives the signal back its earlier disposition. */
+/* Call fn(arg) on the loop when signum was delivered, once or more often since the last call. One
+   loop per signal and process: -EBUSY when another has it. fn NULL gives the signal back its
+   earlier disposition. */
 BK_API int bk_signal_set(bk_loop *loop, int signum, bk_fn fn, void *arg);
 
 /* Work that blocks, done by a small pool of threads. The struct is the owner's and must live until
@@ -365,10 +366,10 @@ BK_API int bk_work_start(bk_loop *loop, bk_work *work);
 /* Questions for bk_transport_ops.query and bk_stream_query(). A transport that holds another
    passes on what it does not answer itself. */
 enum {
-    BK_QUERY_FD = 1,  /* int: the descriptor that is read */
-    BK_QUERY_PEER,    /* sockaddr of the other side */
-    BK_QUERY_LOCAL,   /* sockaddr of this side */
-    BK_QUERY_NAME,    /* char[]: the transport's name, "tcp" */
+    BK_QUERY_FD = 1, /* int: the descriptor that is read */
+    BK_QUERY_PEER,   /* sockaddr of the other side */
+    BK_QUERY_LOCAL,  /* sockaddr of this side */
+    BK_QUERY_NAME,   /* char[]: the transport's name, "tcp" */
 };
 
 /*
@@ -383,7 +384,8 @@ typedef struct bk_transport_ops {
     ssize_t (*read)(bk_transport *t, void *room, size_t n);
     /* Bytes accepted, >= 0; -EAGAIN: none now; other: broken. n is never more than BK_IOV_MAX. */
     ssize_t (*write)(bk_transport *t, const struct iovec *v, int n);
-    /* Optional. Move on what it holds back: 0: it holds nothing; -EAGAIN: not all; other: broken. */
+    /* Optional. Move on what it holds back: 0: it holds nothing; -EAGAIN: not all; other: broken.
+     */
     int (*flush)(bk_transport *t);
     /* Optional; NULL: what the stream waits for is what its descriptors wait for. Else: given what
        the stream would do next (BK_READ, BK_WRITE), what is to be waited for. TLS may need to write
@@ -468,7 +470,7 @@ typedef void (*bk_release)(void *arg);
 
 /* Ways to say how long the bytes given to bk_stream_write() stay good, other than a function to be
    called (once, sooner or later, whatever happens, failure of the write included). */
-#define BK_COPY ((bk_release)0)   /* until the call returns: they are copied if need be */
+#define BK_COPY ((bk_release)0)       /* until the call returns: they are copied if need be */
 #define BK_STATIC (bk_release_static) /* for ever */
 BK_API void bk_release_static(void *arg);
 
@@ -528,8 +530,8 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
  *     stdio:                        standard input and output, one stream
- *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
- * Percent-encoding (RFC 3986) is undone in host, path and options.
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a
+ * pipe Percent-encoding (RFC 3986) is undone in host, path and options.
  */
 enum { BK_ENDPOINT_OPTIONS = 16 };
 

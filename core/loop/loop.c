@@ -1,8 +1,8 @@
 /*
  * loop.c: the loop's life and its turn. A turn waits for descriptors, takes what other threads
- * brought, calls the ready queue once through, tells who is ready, and fires timers: asyncio's order,
- * in which what was queued earlier goes before what has only become ready. Called by
- * whoever runs a loop: bk_serve(), the Python extension, a program of its own.
+ * brought, calls the ready queue once through, tells who is ready, and fires timers: asyncio's
+ * order, in which what was queued earlier goes before what has only become ready. Called by whoever
+ * runs a loop: bk_serve(), the Python extension, a program of its own.
  */
 #include "core/loop/loop.h"
 
@@ -236,6 +236,7 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
     if (bk_watches_apply(loop))
         timeout_ns = 0;
     int count = loop->broken ? 0 : wait(loop, timeout_ns);
+    bk_timers_begin(loop);
     if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
         bk_posts_take(loop);
     turn_layers(loop);

@@ -53,7 +53,7 @@ struct bk_loop {
     bk_os *os;
     bk_notifier notifier;
     bk_loop_options options;
-    int64_t now;       /* of this turn, once it is known: bk_loop_now() */
+    int64_t now; /* of this turn, once it is known: bk_loop_now() */
     bool now_known;
     uint32_t fruitless; /* polls in a row that found nothing */
     int64_t polled;     /* when that was last, if they are many */
@@ -62,11 +62,11 @@ struct bk_loop {
     bk_call *ring;
     uint32_t ring_head, ring_count, ring_mask;
 
-    bool turning;  /* within a turn */
-    bool running;  /* within bk_loop_run */
+    bool turning;     /* within a turn */
+    bool running;     /* within bk_loop_run */
     uint32_t calling; /* calls of streams' owners under way, in a turn or not */
-    bool stopping; /* bk_loop_run ends after this turn */
-    bool broken;   /* the turn itself ends after this callback; what is left stays queued */
+    bool stopping;    /* bk_loop_run ends after this turn */
+    bool broken;      /* the turn itself ends after this callback; what is left stays queued */
 
     /* Descriptors (watch.c). */
     bk_watch *watches;
@@ -78,7 +78,8 @@ struct bk_loop {
     bk_timer_entry *timers;
     uint32_t timer_count, timer_room, timer_stopped;
     uint64_t timer_order;
-    int64_t firing; /* the time up to which timers are just being fired; 0: they are not */
+    int64_t firing;        /* the time up to which this turn fires timers; 0: it fires none */
+    uint64_t firing_order; /* … of those that were started before it */
 
     /* From other threads (post.c). */
     bk_lock *lock;
@@ -96,8 +97,8 @@ struct bk_loop {
     bk_stream *dirty;   /* to be sent when the callback returns */
     bk_stream *awake;   /* to be looked at in the next turn, ready or not */
     bk_stream *closing; /* whose closed() is due, and which the ready queue had no room for */
-    bool receiving;                    /* what lies in scratch is being handed to received() */
-    bk_timer sweep;                    /* coarse time-outs */
+    bool receiving;     /* what lies in scratch is being handed to received() */
+    bk_timer sweep;     /* coarse time-outs */
     uint32_t timed_streams;
     void *scratch;
     bk_chunk *free_chunks;
@@ -106,8 +107,8 @@ struct bk_loop {
     uint32_t free_block_count;
 
     /* Who else belongs to this loop. */
-    bk_pool *pool;            /* worker.c */
-    bk_listener *listeners;   /* core/serve */
+    bk_pool *pool;          /* worker.c */
+    bk_listener *listeners; /* core/serve */
     const bk_scheme **schemes;
     uint32_t scheme_count;
 
@@ -139,6 +140,7 @@ int bk_posts_forked(bk_loop *loop);
 void bk_posts_close(bk_loop *loop);
 
 int64_t bk_timers_next(bk_loop *loop);
+void bk_timers_begin(bk_loop *loop);
 void bk_timers_fire(bk_loop *loop);
 void bk_timers_close(bk_loop *loop);
 

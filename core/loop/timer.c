@@ -75,8 +75,7 @@ int bk_timer_start(bk_loop *loop, bk_timer *timer, int64_t when, bk_fn fn, void 
         return -EBUSY;
     if (loop->timer_count == loop->timer_room) {
         uint32_t room = loop->timer_room ? loop->timer_room * 2 : 32;
-        bk_timer_entry *timers =
-            loop->os->resize(loop->os, loop->timers, room * sizeof *timers);
+        bk_timer_entry *timers = loop->os->resize(loop->os, loop->timers, room * sizeof *timers);
         if (timers == NULL)
             return -ENOMEM;
         loop->timers = timers;
@@ -113,15 +112,17 @@ int64_t bk_timers_next(bk_loop *loop) {
     return loop->timer_count > 0 ? loop->timers[0].when : -1;
 }
 
-/* Those started meanwhile wait for the next turn, even if their time has come. */
+void bk_timers_begin(bk_loop *loop) {
+    loop->firing = loop->timer_count > 0 ? bk_loop_now(loop) : 0;
+    loop->firing_order = loop->timer_order;
+}
+
+/* Those started since the turn began wait for the next, even if their time has come. */
 void bk_timers_fire(bk_loop *loop) {
-    if (loop->timer_count == 0)
-        return;
-    uint64_t started = loop->timer_order;
-    int64_t now = loop->firing = bk_loop_now(loop);
-    while (!loop->broken && loop->timer_count > 0) {
+    while (!loop->broken && loop->firing > 0 && loop->timer_count > 0) {
         const bk_timer_entry *first = &loop->timers[0];
-        if (first->timer != NULL && (first->when > now || first->order >= started))
+        bool due = first->when <= loop->firing && first->order < loop->firing_order;
+        if (first->timer != NULL && !due)
             break;
         bk_timer *timer = take_first(loop);
         if (timer == NULL)

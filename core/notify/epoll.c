@@ -84,7 +84,8 @@ static int make_room(bk_notifier *n, int fd) {
     return 0;
 }
 
-/* A descriptor that was closed behind our back, or came back, is put right here (ENOENT, EEXIST). */
+/* A descriptor that was closed behind our back, or came back, is put right here (ENOENT, EEXIST).
+ */
 static int epoll_arm(bk_notifier *n, int fd, unsigned events, uint64_t tag) {
     state *s = n->state;
     int code = make_room(n, fd);

@@ -55,8 +55,7 @@ static int select_disarm(bk_notifier *n, int fd) {
         return 0;
     FD_CLR(fd, &s->reads);
     FD_CLR(fd, &s->writes);
-    while (s->highest >= 0 && !FD_ISSET(s->highest, &s->reads) &&
-           !FD_ISSET(s->highest, &s->writes))
+    while (s->highest >= 0 && !FD_ISSET(s->highest, &s->reads) && !FD_ISSET(s->highest, &s->writes))
         s->highest--;
     return 0;
 }
@@ -70,8 +69,8 @@ static int select_wait(bk_notifier *n, int64_t timeout_ns, bk_ready *ret_ready, 
         return left;
     int found = 0, looked = 0, fd = s->next < count ? s->next : 0;
     for (; looked < count && found < room; looked++) {
-        unsigned events = (FD_ISSET(fd, &reads) ? BK_READ : 0) |
-                          (FD_ISSET(fd, &writes) ? BK_WRITE : 0);
+        unsigned events =
+            (FD_ISSET(fd, &reads) ? BK_READ : 0) | (FD_ISSET(fd, &writes) ? BK_WRITE : 0);
         if (events != 0)
             ret_ready[found++] = (bk_ready){.tag = s->tags[fd], .events = events};
         fd = fd + 1 < count ? fd + 1 : 0;

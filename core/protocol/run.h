@@ -14,7 +14,7 @@ typedef struct bk_machine_factory {
     bk_machine_maker make;
     void *context;
     bk_release release;
-    bk_os *os; /* NULL: static, and never freed */
+    bk_os *os;         /* NULL: static, and never freed */
     atomic_uint users; /* its connections, and its owner */
 } bk_machine_factory;
 
@@ -26,10 +26,13 @@ void bk_run_writable(bk_stream *s);
 void bk_run_closed(bk_stream *s, int why);
 
 #define BK_MACHINE_PROTOCOL(title)                                                                 \
-    {                                                                                              \
-        .size = sizeof(bk_protocol), .name = (title), .opened = bk_run_opened,                     \
-        .received = bk_run_received, .ended = bk_run_ended, .blocked = bk_run_blocked,             \
-        .writable = bk_run_writable, .closed = bk_run_closed                                       \
-    }
+    {.size = sizeof(bk_protocol),                                                                  \
+     .name = (title),                                                                              \
+     .opened = bk_run_opened,                                                                      \
+     .received = bk_run_received,                                                                  \
+     .ended = bk_run_ended,                                                                        \
+     .blocked = bk_run_blocked,                                                                    \
+     .writable = bk_run_writable,                                                                  \
+     .closed = bk_run_closed}
 
 #endif

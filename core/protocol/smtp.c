@@ -19,7 +19,7 @@
 
 /* Where in the data we are. Only a true CRLF leads to DATA_START. */
 typedef enum data_state {
-    DATA_START,  /* of a line */
+    DATA_START, /* of a line */
     DATA_TEXT,
     DATA_CR,     /* after a CR in a line */
     DATA_DOT,    /* after a dot that begins a line */
@@ -28,17 +28,17 @@ typedef enum data_state {
 
 struct bk_smtp_session {
     bk_machine machine;
-    bk_smtp_config config; /* checked, with its defaults filled in */
+    bk_smtp_config config;    /* checked, with its defaults filled in */
     bk_smtp_message *message; /* from MAIL on */
     unsigned errors, idle;
     unsigned crowded; /* recipients refused because there were too many */
 
     /* The command that is arriving. */
-    bk_buffer line;   /* what came of it in earlier pieces */
-    size_t length;    /* of its text so far */
-    char first[5];    /* the first bytes of that, which tell how long it may be */
-    bool cr;          /* the last byte was a CR */
-    bool skipping;    /* refused already; the rest does not matter */
+    bk_buffer line; /* what came of it in earlier pieces */
+    size_t length;  /* of its text so far */
+    char first[5];  /* the first bytes of that, which tell how long it may be */
+    bool cr;        /* the last byte was a CR */
+    bool skipping;  /* refused already; the rest does not matter */
 
     bool helo, esmtp; /* greeted; by EHLO */
     bool in_data;
@@ -272,9 +272,8 @@ static const char *rcpt_refusal(bk_smtp_session *s, const char *arg, size_t n,
     if (ret_path->used < n)
         return arg[ret_path->used] == ' ' ? "555 5.5.4 parameter is not implemented"
                                           : "501 5.1.3 address cannot be read";
-    return s->message->recipient_count >= s->config.max_recipients
-               ? "452 4.5.3 too many recipients"
-               : NULL;
+    return s->message->recipient_count >= s->config.max_recipients ? "452 4.5.3 too many recipients"
+                                                                   : NULL;
 }
 
 /* A client with a long list hears this often, and sends the rest anew; but not for ever. */
@@ -318,8 +317,8 @@ static void smtp_data(bk_smtp_session *s, const char *arg, size_t n) {
     } else if (s->message->recipient_count == 0) {
         smtp_reply(s, "554 5.5.1 no valid recipients"); /* RFC 2920, 3.1 */
     } else if (!(s->config.flags & BK_SMTP_NO_TRACE) &&
-               bk_smtp_message_trace(s->message, s->name, s->peer, s->config.hostname,
-                                     s->esmtp) < 0) {
+               bk_smtp_message_trace(s->message, s->name, s->peer, s->config.hostname, s->esmtp) <
+                   0) {
         bk_smtp_message_drop_data(s->message);
         smtp_reply(s, no_space);
     } else {

@@ -61,8 +61,8 @@ bool bk_smtp_host_valid(const char *text, size_t n) {
 
 static size_t dot_string_size(const char *text, size_t n) {
     size_t i = 0;
-    while (i < n && (is_atext((unsigned char)text[i]) ||
-                     (text[i] == '.' && i > 0 && text[i - 1] != '.')))
+    while (i < n &&
+           (is_atext((unsigned char)text[i]) || (text[i] == '.' && i > 0 && text[i - 1] != '.')))
         i++;
     return i > 0 && text[i - 1] != '.' ? i : 0;
 }
@@ -108,8 +108,8 @@ static bk_smtp_fault path_fault(const char *text, size_t n) {
 static bk_smtp_fault mailbox_parse(const char *text, size_t n, size_t at, bk_smtp_path *ret_path) {
     const char *mailbox = text + at;
     size_t left = n - at, domain = 0;
-    size_t local = mailbox[0] == '"' ? quoted_string_size(mailbox, left)
-                                     : dot_string_size(mailbox, left);
+    size_t local =
+        mailbox[0] == '"' ? quoted_string_size(mailbox, left) : dot_string_size(mailbox, left);
     size_t size = local;
     if (local == 0)
         return path_fault(text, n);

@@ -168,8 +168,8 @@ static int ask_again(connector *c) {
     if (c->tries++ == CONNECT_AGAIN_TRIES)
         return -EAGAIN;
     drop_fd(c);
-    return bk_timer_start(c->loop, &c->timer, bk_loop_now(c->loop) + CONNECT_AGAIN_MS * BK_MILLISECOND,
-                          on_timer, c);
+    return bk_timer_start(c->loop, &c->timer,
+                          bk_loop_now(c->loop) + CONNECT_AGAIN_MS * BK_MILLISECOND, on_timer, c);
 }
 
 /* 1: connected; 0: it is under way. */
@@ -201,8 +201,8 @@ static void try_next(connector *c) {
 
 static int resolve(bk_os *os, const char *host, const char *service, int flags,
                    struct addrinfo **ret_list) {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
-                             .ai_flags = flags | AI_NUMERICSERV};
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = flags | AI_NUMERICSERV};
     return os->resolve(os, host, service, &hints, ret_list);
 }
 
@@ -296,7 +296,8 @@ int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned s
         return -ENOMEM;
     memcpy(&c->address, address, size);
     c->given = (struct addrinfo){.ai_family = address->sa_family,
-                                 .ai_addr = (struct sockaddr *)&c->address, .ai_addrlen = size};
+                                 .ai_addr = (struct sockaddr *)&c->address,
+                                 .ai_addrlen = size};
     c->next = &c->given;
     return begin(c, begin_soon(c, on_timer), protocol, user, ret_stream);
 }

@@ -255,8 +255,7 @@ static int parse_all(parser *p) {
 
 /* ---- The public functions ---- */
 
-int bk_endpoint_parse(bk_os *os, const char *text, bk_endpoint *ret_endpoint,
-                      bk_error *ret_error) {
+int bk_endpoint_parse(bk_os *os, const char *text, bk_endpoint *ret_endpoint, bk_error *ret_error) {
     if (os == NULL || text == NULL || ret_endpoint == NULL)
         return bk_error_set(ret_error, -EINVAL, 0, "%s", bk_strerror(-EINVAL));
     /* Decoding never lengthens, and where a part gets its NUL the text has a delimiter; for the

@@ -107,8 +107,7 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         a.any.sa_family = AF_UNSPEC;
     if (a.any.sa_family == AF_UNIX) /* its text may fill all the room, without a NUL */
         memcpy(path, a.un.sun_path, sizeof a.un.sun_path);
-    if (a.any.sa_family == AF_INET &&
-        inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
+    if (a.any.sa_family == AF_INET && inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://%s:%d", text, ntohs(a.in.sin_port));
     else if (a.any.sa_family == AF_INET6 &&
              inet_ntop(AF_INET6, &a.in6.sin6_addr, text, sizeof text) != NULL)
@@ -213,8 +212,11 @@ int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
     once *o = bk_alloc(loop->os, sizeof *o);
     if (o == NULL)
         return -ENOMEM;
-    *o = (once){.ops = *transport->ops, .before = transport->ops, .loop = loop,
-                .protocol = protocol, .transport = transport};
+    *o = (once){.ops = *transport->ops,
+                .before = transport->ops,
+                .loop = loop,
+                .protocol = protocol,
+                .transport = transport};
     int code = bk_timer_start(loop, &o->start, bk_loop_now(loop), once_start, o);
     if (code >= 0)
         code = bk_listener_new(loop, name, once_listener_close, o, &o->listener);

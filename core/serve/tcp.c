@@ -149,7 +149,8 @@ static int tcp_resolve(tcp_plan *plan, const bk_endpoint *endpoint, bk_error *er
     bk_os *os = plan->loop->os;
     const char *host = endpoint->host;
     char service[8];
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
+    struct addrinfo hints = {.ai_family = AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
                              .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     snprintf(service, sizeof service, "%d", endpoint->port);
     if (*host == '\0' || strcmp(host, "*") == 0)

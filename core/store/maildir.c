@@ -129,8 +129,8 @@ static int delivery_name(delivery *v) {
         return r;
     int64_t wall = d->os->wall(d->os);
     snprintf(v->name, sizeof v->name, "%lld.M%06dP%dQ%uR%016llx.%s", (long long)(wall / BK_SECOND),
-             (int)(wall % BK_SECOND / 1000), d->os->getpid(d->os),
-             atomic_fetch_add(&d->counter, 1), (unsigned long long)chance, d->host);
+             (int)(wall % BK_SECOND / 1000), d->os->getpid(d->os), atomic_fetch_add(&d->counter, 1),
+             (unsigned long long)chance, d->host);
     snprintf(v->tmp, sizeof v->tmp, "%s/tmp/%s", d->path, v->name);
     snprintf(v->new, sizeof v->new, "%s/new/%s", d->path, v->name);
     return 0;

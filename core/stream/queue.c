@@ -64,8 +64,7 @@ static void release_block(void *arg) {
 }
 
 static bk_chunk *last_chunk(const bk_stream *s) {
-    return s->head == NULL ? NULL
-                           : (bk_chunk *)((char *)s->tail - offsetof(bk_chunk, next));
+    return s->head == NULL ? NULL : (bk_chunk *)((char *)s->tail - offsetof(bk_chunk, next));
 }
 
 /* On failure the bytes are not released: they are still the caller's. */

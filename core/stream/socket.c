@@ -129,8 +129,7 @@ static const bk_transport_ops unix_ops = {
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport) {
     bool local = size < sizeof peer->sa_family || peer->sa_family == AF_UNIX;
-    socket_transport *self =
-        bk_alloc_zero(loop->os, size_for(local ? AF_UNIX : peer->sa_family));
+    socket_transport *self = bk_alloc_zero(loop->os, size_for(local ? AF_UNIX : peer->sa_family));
     if (self == NULL)
         return -ENOMEM;
     self->base.ops = local ? &unix_ops : &tcp_ops;

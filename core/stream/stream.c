@@ -3,8 +3,9 @@
  * between them. It never asks what its transport is. Called by owners of streams, by the loop's
  * watches when a descriptor is ready, and by the turn in loop.c.
  *
- * A stream is freed in one place only, finish(), which the ready queue calls, so every other function may call the
- * protocol and go on to use the stream after it; it only has to look whether it is closed now.
+ * A stream is freed in one place only, finish(), which the ready queue calls, so every other
+ * function may call the protocol and go on to use the stream after it; it only has to look whether
+ * it is closed now.
  */
 #include "core/stream/stream.h"
 
@@ -227,8 +228,7 @@ static void tell_blocked(bk_stream *s) {
 
 /* Send what there is, unless the transport is known to be full. */
 static void flush(bk_stream *s, bool telling) {
-    if (s->flags &
-        (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY | BK_STREAM_SENDING))
+    if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY | BK_STREAM_SENDING))
         return;
     s->loop->calling++;
     send_all(s, telling);

@@ -26,18 +26,18 @@ struct bk_block {
 
 enum {
     BK_STREAM_CONNECTING = 1 << 0, /* of bk_connect(): not yet opened */
-    BK_STREAM_PAUSED = 1 << 1,  /* the protocol does not want to read */
-    BK_STREAM_EOF = 1 << 2,     /* the peer's direction is over */
-    BK_STREAM_ENDING = 1 << 3,  /* our direction is over once the queue is empty */
-    BK_STREAM_ENDED = 1 << 4,   /* … and the transport has been told */
-    BK_STREAM_CLOSING = 1 << 5, /* closed once the queue is empty */
-    BK_STREAM_CLOSED = 1 << 6,  /* listed in loop->closing */
-    BK_STREAM_BLOCKED = 1 << 7, /* blocked() was called, writable() not yet */
-    BK_STREAM_BUSY = 1 << 8,    /* the transport took less than it was given: wait for it */
-    BK_STREAM_DIRTY = 1 << 9,   /* listed in loop->dirty */
-    BK_STREAM_AWAKE = 1 << 10,  /* listed in loop->awake */
-    BK_STREAM_SELF = 1 << 11,   /* its transport has no descriptor to read: it wakes the stream */
-    BK_STREAM_MORE = 1 << 12,   /* … and may hold more to read */
+    BK_STREAM_PAUSED = 1 << 1,     /* the protocol does not want to read */
+    BK_STREAM_EOF = 1 << 2,        /* the peer's direction is over */
+    BK_STREAM_ENDING = 1 << 3,     /* our direction is over once the queue is empty */
+    BK_STREAM_ENDED = 1 << 4,      /* … and the transport has been told */
+    BK_STREAM_CLOSING = 1 << 5,    /* closed once the queue is empty */
+    BK_STREAM_CLOSED = 1 << 6,     /* listed in loop->closing */
+    BK_STREAM_BLOCKED = 1 << 7,    /* blocked() was called, writable() not yet */
+    BK_STREAM_BUSY = 1 << 8,       /* the transport took less than it was given: wait for it */
+    BK_STREAM_DIRTY = 1 << 9,      /* listed in loop->dirty */
+    BK_STREAM_AWAKE = 1 << 10,     /* listed in loop->awake */
+    BK_STREAM_SELF = 1 << 11,    /* its transport has no descriptor to read: it wakes the stream */
+    BK_STREAM_MORE = 1 << 12,    /* … and may hold more to read */
     BK_STREAM_BORROWS = 1 << 13, /* has chunks whose bytes are good for this callback only */
     BK_STREAM_SENDING = 1 << 14, /* within send_queue: what a release writes is sent there */
 };
@@ -47,17 +47,17 @@ struct bk_stream {
     bk_transport *transport;
     const bk_protocol *protocol;
     void *user;
-    bk_stream *next, **link;  /* in loop->streams */
-    bk_stream *next_due;      /* in loop->dirty, or in loop->closing */
-    bk_stream *next_awake;    /* in loop->awake */
-    bk_chunk *head, **tail;   /* what is queued */
+    bk_stream *next, **link; /* in loop->streams */
+    bk_stream *next_due;     /* in loop->dirty, or in loop->closing */
+    bk_stream *next_awake;   /* in loop->awake */
+    bk_chunk *head, **tail;  /* what is queued */
     size_t queued;
     uint32_t low, high;
     uint16_t flags;
-    uint8_t watched;          /* the directions that watch.c was asked for */
-    uint16_t timeout;         /* seconds; 0: none */
-    uint32_t active;          /* the second of the last progress */
-    int32_t why;              /* for closed() */
+    uint8_t watched;  /* the directions that watch.c was asked for */
+    uint16_t timeout; /* seconds; 0: none */
+    uint32_t active;  /* the second of the last progress */
+    int32_t why;      /* for closed() */
 };
 
 /* For bk_connect(): a stream that is not opened yet, over a transport that is still connecting (its

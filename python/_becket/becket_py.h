@@ -13,11 +13,12 @@
 
 /* Names that are looked up on every message or call, interned once. */
 #define BK_NAMES(X)                                                                                \
-    X(data_received) X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made)            \
-    X(connection_lost) X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach)     \
-    X(_detach) X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)        \
-    X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
-    X(_transport) X(context) X(loop)
+    X(data_received)                                                                               \
+    X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made) X(connection_lost)          \
+        X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach) X(_detach)         \
+            X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)           \
+                X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)   \
+                    X(_transport) X(context) X(loop)
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
@@ -36,24 +37,22 @@ typedef struct module_state {
 extern struct PyModuleDef becket_module;
 
 typedef struct LoopObject {
-    PyObject_HEAD
-    PyObject *weakrefs;
+    PyObject_HEAD PyObject *weakrefs;
     module_state *state;
-    bk_loop *core; /* NULL: closed */
+    bk_loop *core;         /* NULL: closed */
     PyThreadState *thread; /* while the GIL is released */
-    PyObject *error; /* what a callback raised that ends the run */
-    PyObject *spare; /* bytes to read much into */
-    PyObject *kept;  /* objects that the core refers to for as long as the loop lives */
-    PyObject *lent;      /* what a BufferedProtocol lent for one read, … */
-    Py_buffer lent_view; /* … and its memory, where that must be held; obj NULL: not */
+    PyObject *error;       /* what a callback raised that ends the run */
+    PyObject *spare;       /* bytes to read much into */
+    PyObject *kept;        /* objects that the core refers to for as long as the loop lives */
+    PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
+    Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
     bool debug, ending, has_task_factory;
 } LoopObject;
 
 typedef struct HandleObject {
-    PyObject_HEAD
-    PyObject *weakrefs;
+    PyObject_HEAD PyObject *weakrefs;
     LoopObject *loop;
     PyObject *callback;
     PyObject *args; /* a tuple; or the one argument; NULL: none */
@@ -70,8 +69,7 @@ typedef struct TimerHandleObject {
 } TimerHandleObject;
 
 typedef struct TransportObject {
-    PyObject_HEAD
-    PyObject *extra; /* asyncio.BaseTransport's slot */
+    PyObject_HEAD PyObject *extra; /* asyncio.BaseTransport's slot */
     PyObject *dict, *weakrefs;
     bk_stream *stream; /* NULL: not any more */
     LoopObject *loop;
@@ -87,8 +85,7 @@ typedef struct TransportObject {
 } TransportObject;
 
 typedef struct ListenerObject {
-    PyObject_HEAD
-    LoopObject *loop;
+    PyObject_HEAD LoopObject *loop;
     bk_listener *core;
     PyObject *factory, *server, *context;
     bk_protocol protocol; /* its context is this object */
@@ -103,8 +100,8 @@ HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *
                          PyObject *context);
 TimerHandleObject *timer_handle_new(LoopObject *loop, double when, PyObject *callback,
                                     PyObject *const *args, Py_ssize_t n, PyObject *context);
-void handle_run(void *arg);       /* of the ready queue: takes over the reference */
-void handle_fire(void *arg);      /* of a timer: likewise */
+void handle_run(void *arg);        /* of the ready queue: takes over the reference */
+void handle_fire(void *arg);       /* of a timer: likewise */
 void handle_call(HandleObject *h); /* keeps it */
 void handle_drop(HandleObject *h); /* of the ready queue: the reference, uncalled */
 void handle_cancel(HandleObject *h);
@@ -114,11 +111,11 @@ void handles_free(module_state *state);
 /* loop.c */
 extern PyType_Spec loop_spec;
 int loop_check_open(LoopObject *loop);
-int loop_raise(int code);                    /* sets the exception for a code; returns -1 */
-PyObject *exception_of(int code);            /* a new exception, or NULL with one set */
-bool loop_take_fatal(LoopObject *loop);      /* SystemExit and KeyboardInterrupt end the run */
+int loop_raise(int code);               /* sets the exception for a code; returns -1 */
+PyObject *exception_of(int code);       /* a new exception, or NULL with one set */
+bool loop_take_fatal(LoopObject *loop); /* SystemExit and KeyboardInterrupt end the run */
 void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
-                 PyObject *handle);          /* the exception that is set, to the handler */
+                 PyObject *handle); /* the exception that is set, to the handler */
 void loop_return_lent(LoopObject *loop);
 int loop_keep(LoopObject *loop, PyObject *object); /* alive until the loop is closed */
 bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport);

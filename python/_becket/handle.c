@@ -28,7 +28,8 @@ static int fill(HandleObject *h, LoopObject *loop, PyObject *callback, PyObject 
     h->cancelled = false;
     h->loop = (LoopObject *)Py_NewRef((PyObject *)loop);
     h->callback = Py_NewRef(callback);
-    h->context = context != NULL && context != Py_None ? Py_NewRef(context) : PyContext_CopyCurrent();
+    h->context =
+        context != NULL && context != Py_None ? Py_NewRef(context) : PyContext_CopyCurrent();
     if (h->context == NULL)
         return -1;
     if (n == 1) {

@@ -77,8 +77,7 @@ void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyO
     PyObject *text = PyUnicode_FromString(message), *context = PyDict_New(), *result = NULL;
     PyObject *traceback = handle != NULL ? ((HandleObject *)handle)->traceback : NULL;
     if (text != NULL && context != NULL && add_to(context, "message", text) == 0 &&
-        add_to(context, "exception", value) == 0 &&
-        add_to(context, "transport", transport) == 0 &&
+        add_to(context, "exception", value) == 0 && add_to(context, "transport", transport) == 0 &&
         add_to(context, "protocol", protocol) == 0 && add_to(context, "handle", handle) == 0 &&
         add_to(context, "source_traceback", traceback) == 0)
         result = PyObject_CallMethodOneArg((PyObject *)loop,
@@ -109,7 +108,8 @@ static void after_wait(void *arg) {
         end_run(self);
 }
 
-static const bk_loop_hooks hooks = {.size = sizeof hooks, .before_wait = before_wait, .after_wait = after_wait};
+static const bk_loop_hooks hooks = {
+    .size = sizeof hooks, .before_wait = before_wait, .after_wait = after_wait};
 
 static void log_line(void *arg, int code, const char *text) {
     LoopObject *self = arg;
@@ -142,8 +142,11 @@ static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
         PyErr_SetString(PyExc_RuntimeError, "this loop was initialised before");
         return -1;
     }
-    bk_loop_options options = {
-        .size = sizeof options, .notifier = notifier, .hooks = &hooks, .log = log_line, .arg = self};
+    bk_loop_options options = {.size = sizeof options,
+                               .notifier = notifier,
+                               .hooks = &hooks,
+                               .log = log_line,
+                               .arg = self};
     int code = bk_loop_new(&options, &self->core);
     if (code == BK_ENOTIFIER) {
         char known[120] = "";
@@ -323,7 +326,8 @@ static HandleObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_
                               PyObject *names, const char *method) {
     PyObject *context;
     if (need_args(method, n, 1, "a callback") < 0 || loop_check_open(self) < 0 ||
-        find_context(args, n, names, self->state->str_context, &context) < 0 || check_debug(self, args[0], method) < 0)
+        find_context(args, n, names, self->state->str_context, &context) < 0 ||
+        check_debug(self, args[0], method) < 0)
         return NULL;
     HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
     if (h == NULL)
@@ -400,7 +404,8 @@ static PyObject *call_timed(LoopObject *self, PyObject *const *args, Py_ssize_t 
     }
     double when = PyFloat_AsDouble(args[0]);
     if ((when == -1.0 && PyErr_Occurred()) || loop_check_open(self) < 0 ||
-        find_context(args, n, names, self->state->str_context, &context) < 0 || check_debug(self, args[1], method) < 0)
+        find_context(args, n, names, self->state->str_context, &context) < 0 ||
+        check_debug(self, args[1], method) < 0)
         return NULL;
     return schedule_at(self, relative ? now_seconds(self) + when : when, args + 1, n - 1, context);
 }
@@ -639,7 +644,6 @@ static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
 
 /* ---- Transports ---- */
 
-
 static void set_waiter(LoopObject *self, PyObject *waiter) {
     PyObject *cancelled = PyObject_CallMethodNoArgs(waiter, self->state->str_done);
     PyObject *result = NULL;
@@ -679,8 +683,7 @@ static PyObject *loop_new_transport(LoopObject *self, PyObject *args) {
     if (fd < 0 || loop_check_open(self) < 0)
         return NULL;
     PyObject *context = PyContext_CopyCurrent();
-    TransportObject *t =
-        context != NULL ? transport_new(self, protocol, context, server) : NULL;
+    TransportObject *t = context != NULL ? transport_new(self, protocol, context, server) : NULL;
     Py_XDECREF(context);
     if (t == NULL)
         return NULL;
@@ -709,7 +712,8 @@ static bk_transport *core_pipe(LoopObject *self, int fd, bool writes) {
                                : "Pipe transport is for pipes/sockets only.");
         return NULL;
     }
-    int code = kind < 0 ? kind : bk_fd_transport(self->core, writes ? -1 : fd, writes ? fd : -1, 0, &t);
+    int code =
+        kind < 0 ? kind : bk_fd_transport(self->core, writes ? -1 : fd, writes ? fd : -1, 0, &t);
     if (code < 0)
         loop_raise(code);
     return code < 0 ? NULL : t;
@@ -746,8 +750,7 @@ static PyObject *loop_new_pipe_transport(LoopObject *self, PyObject *args) {
         loop_check_open(self) < 0)
         return NULL;
     int fd = PyObject_AsFileDescriptor(pipe);
-    PyObject *context =
-        fd < 0 || loop_check_open(self) < 0 ? NULL : PyContext_CopyCurrent();
+    PyObject *context = fd < 0 || loop_check_open(self) < 0 ? NULL : PyContext_CopyCurrent();
     TransportObject *t = context != NULL ? transport_new(self, protocol, context, NULL) : NULL;
     Py_XDECREF(context);
     if (t == NULL)

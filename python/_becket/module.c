@@ -65,7 +65,8 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
 static int mark_compatible(PyObject *type) {
     PyObject *modes = import_from("asyncio.constants", "_SendfileMode");
     PyObject *fallback = modes == NULL ? NULL : PyObject_GetAttrString(modes, "FALLBACK");
-    int code = fallback == NULL ? -1 : PyObject_SetAttrString(type, "_sendfile_compatible", fallback);
+    int code =
+        fallback == NULL ? -1 : PyObject_SetAttrString(type, "_sendfile_compatible", fallback);
     Py_XDECREF(fallback);
     Py_XDECREF(modes);
     return code < 0 ? code : PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);

@@ -7,8 +7,7 @@
 #include <becket-protocols.h>
 
 typedef struct SmtpObject {
-    PyObject_HEAD
-    LoopObject *loop;
+    PyObject_HEAD LoopObject *loop;
     bk_protocol *protocol;
     bk_listener **listeners;
     Py_ssize_t listener_count;
@@ -67,9 +66,9 @@ static PyObject *smtp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     PyObject *loop, *path, *callback = Py_None;
     const char *hostname = NULL;
     Py_ssize_t max_message = 0;
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&|z$nO:Smtp", names,
-                                                      state->loop_type, &loop, PyUnicode_FSConverter,
-                                                      &path, &hostname, &max_message, &callback))
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(
+                             args, kwargs, "O!O&|z$nO:Smtp", names, state->loop_type, &loop,
+                             PyUnicode_FSConverter, &path, &hostname, &max_message, &callback))
         return NULL;
     SmtpObject *self = NULL;
     if (max_message < 0)
@@ -169,7 +168,8 @@ static void smtp_dealloc(SmtpObject *self) {
 
 static PyMethodDef smtp_methods[] = {
     {"listen", (PyCFunction)smtp_listen, METH_O,
-     "listen(endpoint) -> str\n\nReceive mail there too; returns the endpoint with the port it got. "
+     "listen(endpoint) -> str\n\nReceive mail there too; returns the endpoint with the port it "
+     "got. "
      "ValueError for an endpoint that is wrong, OSError for one that cannot be had."},
     {"close", (PyCFunction)smtp_close, METH_NOARGS,
      "close()\n\nAccept no more connections; those that are there go on."},

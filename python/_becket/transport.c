@@ -15,9 +15,9 @@
 #include <sys/un.h>
 
 enum {
-    BIG_READ = 32 * 1024,    /* after a read of this size, the next goes straight into bytes */
+    BIG_READ = 32 * 1024, /* after a read of this size, the next goes straight into bytes */
     SPARE_BYTES = 256 * 1024,
-    LOST_WRITES_LOGGED = 5,  /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
+    LOST_WRITES_LOGGED = 5, /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
 static const bk_protocol transport_big, transport_buffered, transport_reader;
@@ -341,13 +341,13 @@ bool transport_is_ours(const bk_stream *s) {
     .closed = closed
 
 const bk_protocol transport_plain = {COMMON, .name = "asyncio.Protocol", .received = received};
-static const bk_protocol transport_big = {
-    COMMON, .name = "asyncio.Protocol, much", .room = big_room, .received = big_received};
-static const bk_protocol transport_buffered = {
-    COMMON, .name = "asyncio.BufferedProtocol", .room = buffered_room,
-    .received = buffered_received};
-static const bk_protocol transport_reader = {
-    COMMON, .name = "asyncio.StreamReaderProtocol", .received = reader_received};
+static const bk_protocol transport_big = {COMMON, .name = "asyncio.Protocol, much",
+                                          .room = big_room, .received = big_received};
+static const bk_protocol transport_buffered = {COMMON, .name = "asyncio.BufferedProtocol",
+                                               .room = buffered_room,
+                                               .received = buffered_received};
+static const bk_protocol transport_reader = {COMMON, .name = "asyncio.StreamReaderProtocol",
+                                             .received = reader_received};
 
 /* ---- Life ---- */
 
@@ -358,7 +358,7 @@ static int adopt_protocol(TransportObject *t, PyObject *protocol) {
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     Py_CLEAR(t->reader);
-    const bk_protocol *table = buffered                ? &transport_buffered
+    const bk_protocol *table = buffered              ? &transport_buffered
                                : reader_recognise(t) ? &transport_reader
                                                      : &transport_plain;
     if (t->stream != NULL)

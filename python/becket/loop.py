@@ -75,7 +75,7 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
 
 def _run_unless_cancelled(handle: asyncio.Handle) -> None:
     if not handle.cancelled():
-        handle._run()  # type: ignore[attr-defined]
+        handle._run()
 
 
 class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
@@ -193,14 +193,14 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: asyncio.AbstractServer | None = None,
-        **timeouts: float | None,
+        **timeouts: Any,
     ) -> asyncio.Transport:
         """TLS is asyncio's own, over a transport of ours."""
-        tls = sslproto.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
-        )
+        made: Any = sslproto.SSLProtocol
+        tls = made(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
         self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        return tls._app_transport
+        transport: asyncio.Transport = tls._app_transport
+        return transport
 
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None

@@ -132,8 +132,7 @@ static void check_endpoint(const bk_endpoint *e, int i) {
     CHECK_INT(e->rest, strlen(good[i].scheme) + 1);
     for (int o = 0; o < e->option_count; o++) {
         size_t n = strlen(options);
-        snprintf(options + n, sizeof options - n, "%s=%s;", e->options[o].key,
-                 e->options[o].value);
+        snprintf(options + n, sizeof options - n, "%s=%s;", e->options[o].key, e->options[o].value);
         CHECK_STR(bk_endpoint_option(e, e->options[o].key), e->options[o].value);
         CHECK(strchr("?&", good[i].text[e->options[o].position - 1]) != NULL);
     }
@@ -233,9 +232,9 @@ static void mutations(void) {
 
 /* Random strings of what the grammar is made of, from a fixed seed. */
 static void random_ones(void) {
-    static const char *const pieces[] = {"tcp", "s", ":", "//", "/", "[", "]", "::1", "?", "&",
-                                         "=", "%", "%25", "%00", "80", "65536", "k", "\xc3\xa9",
-                                         " ", "\x01", "@", "*", "."};
+    static const char *const pieces[] = {
+        "tcp", "s",   ":",  "//",    "/", "[",        "]", "::1",  "?", "&", "=", "%",
+        "%25", "%00", "80", "65536", "k", "\xc3\xa9", " ", "\x01", "@", "*", "."};
     counting_os c = counting();
     uint32_t seed = 12345;
     for (int round = 0; round < 50000; round++) {
@@ -251,8 +250,8 @@ static void random_ones(void) {
 
 /* What bk_listener_name() returns is an endpoint that leads to the same place. */
 static void encoding(void) {
-    static const char *const paths[] = {"plain", "//two", "a?b&c=d", "100%", "\n\t\x7f", "\xc3\xa9",
-                                        "[x]", "/"};
+    static const char *const paths[] = {"plain",    "//two",    "a?b&c=d", "100%",
+                                        "\n\t\x7f", "\xc3\xa9", "[x]",     "/"};
     for (int i = 0; i < COUNT(paths); i++) {
         char text[64] = "unix:";
         bk_endpoint e;
@@ -279,8 +278,12 @@ static void errors_are_safe_to_show(void) {
 }
 
 int main(int argc, char **argv) {
-    static const check_case cases[] = {CASE(good_ones),   CASE(bad_ones),    CASE(arguments),
-                                       CASE(mutations),   CASE(random_ones), CASE(encoding),
+    static const check_case cases[] = {CASE(good_ones),
+                                       CASE(bad_ones),
+                                       CASE(arguments),
+                                       CASE(mutations),
+                                       CASE(random_ones),
+                                       CASE(encoding),
                                        CASE(errors_are_safe_to_show)};
     return check_main(argc, argv, cases, COUNT(cases));
 }

@@ -117,10 +117,9 @@ static void faults_strike(void) {
 
 int main(int argc, char **argv) {
     static const check_case cases[] = {
-        CASE(faults_strike), CASE(epoll_notifier), CASE(poll_notifier),
-        CASE(select_notifier), CASE(loop),         CASE(loop_over_poll),
-        CASE(memory),        CASE(tcp),            CASE(local),
-        CASE(pipes),         CASE(adopted),
+        CASE(faults_strike), CASE(epoll_notifier), CASE(poll_notifier), CASE(select_notifier),
+        CASE(loop),          CASE(loop_over_poll), CASE(memory),        CASE(tcp),
+        CASE(local),         CASE(pipes),          CASE(adopted),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }

@@ -619,24 +619,15 @@ static void checks_its_arguments(void) {
 
 int main(int argc, char **argv) {
     static const check_case cases[] = {
-        CASE(makes_its_folders),
-        CASE(refuses_what_is_no_folder),
-        CASE(stores_what_it_is_given),
-        CASE(gives_each_a_name),
-        CASE(undoes_what_fails),
-        CASE(goes_on_after_interruptions),
-        CASE(finishes_short_writes),
-        CASE(survives_without_memory),
-        CASE(tells_what_failed),
-        CASE(delivers_in_a_worker),
-        CASE(finishes_when_the_loop_ends),
-        CASE(receives_mail),
-        CASE(receives_mail_as_it_is),
-        CASE(asks_the_programs_hooks),
-        CASE(stores_for_one_who_left),
-        CASE(refuses_what_it_cannot_store),
-        CASE(serves_without_memory),
-        CASE(serves_when_calls_fail),
+        CASE(makes_its_folders),           CASE(refuses_what_is_no_folder),
+        CASE(stores_what_it_is_given),     CASE(gives_each_a_name),
+        CASE(undoes_what_fails),           CASE(goes_on_after_interruptions),
+        CASE(finishes_short_writes),       CASE(survives_without_memory),
+        CASE(tells_what_failed),           CASE(delivers_in_a_worker),
+        CASE(finishes_when_the_loop_ends), CASE(receives_mail),
+        CASE(receives_mail_as_it_is),      CASE(asks_the_programs_hooks),
+        CASE(stores_for_one_who_left),     CASE(refuses_what_it_cannot_store),
+        CASE(serves_without_memory),       CASE(serves_when_calls_fail),
         CASE(checks_its_arguments),
     };
     return check_main(argc, argv, cases, COUNT(cases));

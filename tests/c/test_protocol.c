@@ -493,8 +493,7 @@ typedef struct blocking {
     bool closed;
 } blocking;
 
-static int blocking_send(bk_machine *m, const void *data, size_t n, bk_release release,
-                         void *arg) {
+static int blocking_send(bk_machine *m, const void *data, size_t n, bk_release release, void *arg) {
     blocking *b = m->runner_state;
     const char *p = data;
     int r = 0;

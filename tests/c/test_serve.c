@@ -21,7 +21,7 @@ static struct {
     int opened, ended, closed, why; /* of clients */
     int served, gone;               /* of servers */
     size_t received;
-    int wrong;    /* bytes that are not those that were sent */
+    int wrong; /* bytes that are not those that were sent */
     int logs, log_code;
     char log[240];
 } seen;
@@ -80,8 +80,11 @@ static void echo_closed(bk_stream *s, int why) {
     seen.gone++;
 }
 
-static const bk_protocol echo = {.size = sizeof echo, .name = "echo", .opened = echo_opened,
-                                 .received = echo_received, .closed = echo_closed};
+static const bk_protocol echo = {.size = sizeof echo,
+                                 .name = "echo",
+                                 .opened = echo_opened,
+                                 .received = echo_received,
+                                 .closed = echo_closed};
 
 enum { CONTENT = 5000 };
 
@@ -125,9 +128,12 @@ static void client_closed(bk_stream *s, int why) {
     seen.why = why;
 }
 
-static const bk_protocol asking = {.size = sizeof asking, .name = "asking",
-                                   .opened = client_opened, .received = client_received,
-                                   .ended = client_ended, .closed = client_closed};
+static const bk_protocol asking = {.size = sizeof asking,
+                                   .name = "asking",
+                                   .opened = client_opened,
+                                   .received = client_received,
+                                   .ended = client_ended,
+                                   .closed = client_closed};
 
 static bk_listener *listen_at(const char *endpoint) {
     bk_error error = {0};
@@ -668,8 +674,11 @@ static int meet_connect(bk_loop *l, const bk_endpoint *endpoint, const bk_protoc
 
 static void third_party(void) {
     static const char *const options[] = {"when", NULL};
-    static const bk_scheme meet = {.size = sizeof meet, .name = "meet", .options = options,
-                                   .listen = meet_listen, .connect = meet_connect};
+    static const bk_scheme meet = {.size = sizeof meet,
+                                   .name = "meet",
+                                   .options = options,
+                                   .listen = meet_listen,
+                                   .connect = meet_connect};
     static const bk_scheme nothing = {.size = offsetof(bk_scheme, listen), .name = "nothing"};
     static const bk_scheme builtin = {.size = sizeof builtin, .name = "tcp"};
     static const bk_scheme misnamed = {.size = sizeof misnamed, .name = "Not OK"};
@@ -766,8 +775,10 @@ static void talk_received(bk_stream *s, const void *data, size_t n) {
     seen.received += n;
 }
 
-static const bk_protocol talking = {.size = sizeof talking, .opened = talk_opened,
-                                    .received = talk_received, .ended = talk_ended,
+static const bk_protocol talking = {.size = sizeof talking,
+                                    .opened = talk_opened,
+                                    .received = talk_received,
+                                    .ended = talk_ended,
                                     .closed = client_closed};
 
 /* The writing end of a pipe has nothing to read, and is not broken for that. */

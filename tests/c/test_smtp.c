@@ -117,10 +117,14 @@ static const char *judge_rcpt(void *context, bk_smtp_session *session,
     static const struct {
         const char *name, *reply;
     } replies[] = {
-        {"nobody@", "550 5.1.1 no such mailbox"}, {"plain@", "550 no such mailbox"},
-        {"later@", "450 4.2.1 try later"},        {"moved@", "251 2.1.5 will forward"},
-        {"evil@", "250 2.1.5 a\r\nb"},            {"junk@", "nonsense"},
-        {"go@", "354 go ahead"},                  {"odd@", "250 2.1234.5 odd"},
+        {"nobody@", "550 5.1.1 no such mailbox"},
+        {"plain@", "550 no such mailbox"},
+        {"later@", "450 4.2.1 try later"},
+        {"moved@", "251 2.1.5 will forward"},
+        {"evil@", "250 2.1.5 a\r\nb"},
+        {"junk@", "nonsense"},
+        {"go@", "354 go ahead"},
+        {"odd@", "250 2.1234.5 odd"},
         {"empty@", ""},
     };
     for (int i = 0; i < COUNT(replies); i++)
@@ -267,8 +271,8 @@ static void has_an_order(void) {
     EXPECT(HI FROM "RSET\r\n" TO, HI_OK FROM_OK OK "503 5.5.1 MAIL first\r\n");
     EXPECT(HI FROM TO "RSET\r\nDATA\r\n", HI_OK FROM_OK TO_OK OK "503 5.5.1 MAIL first\r\n");
     EXPECT(HI FROM TO "NOOP\r\nQUIT\r\n", HI_OK FROM_OK TO_OK OK BYE);
-    EXPECT(HI "RSET\r\n" FROM TO "VRFY x\r\nHELP\r\n",
-           HI_OK OK FROM_OK TO_OK "252 2.5.0 cannot verify, send mail and see\r\n"
+    EXPECT(HI "RSET\r\n" FROM TO "VRFY x\r\nHELP\r\n", HI_OK OK FROM_OK TO_OK
+           "252 2.5.0 cannot verify, send mail and see\r\n"
            "214 2.0.0 HELO EHLO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP: RFC 5321\r\n");
     STORES(ENVELOPE ".\r\n" TO FROM, ENVELOPE_OK TAKEN "503 5.5.1 MAIL first\r\n" FROM_OK,
            "a@b.c|d@e.f||");
@@ -309,8 +313,8 @@ static void bounds_commands(void) {
             size_t n = verbs[i].max + over;
             bool mail = verbs[i].verb[0] == 'M';
             memset(script, 'x', sizeof script);
-            size_t hi = (size_t)snprintf(script, sizeof script, "%s%s", mail ? HI : "",
-                                         verbs[i].verb);
+            size_t hi =
+                (size_t)snprintf(script, sizeof script, "%s%s", mail ? HI : "", verbs[i].verb);
             memset(script + hi, 'x', n);
             size_t end = n + (mail ? sizeof HI - 1 : 0);
             memcpy(script + end - 2, "\r\nQUIT\r\n", 8);
@@ -368,9 +372,9 @@ static void reads_senders(void) {
     EXPECT(HI "MAIL FROM:<\"a \\\"> b\"@[1.2.3.4]>\r\n", HI_OK FROM_OK);
     EXPECT(HI "MAIL\r\nMAIL FROM\r\nMAIL FROM :<a@b>\r\nMAIL TO:<a@b>\r\n",
            HI_OK "501 5.5.4 MAIL FROM:<address> is the syntax\r\n"
-           "501 5.5.4 MAIL FROM:<address> is the syntax\r\n"
-           "501 5.5.4 MAIL FROM:<address> is the syntax\r\n"
-           "501 5.5.4 MAIL FROM:<address> is the syntax\r\n");
+                 "501 5.5.4 MAIL FROM:<address> is the syntax\r\n"
+                 "501 5.5.4 MAIL FROM:<address> is the syntax\r\n"
+                 "501 5.5.4 MAIL FROM:<address> is the syntax\r\n");
     EXPECT(HI "MAIL FROM:a@b\r\nMAIL FROM: <a@b>\r\nMAIL FROM:<a@b\r\nMAIL FROM:<a@>\r\n",
            HI_OK BAD_FROM BAD_FROM BAD_FROM BAD_FROM);
     EXPECT(HI "MAIL FROM:<@b>\r\nMAIL FROM:<a..b@c>\r\nMAIL FROM:<a@b@c>\r\nMAIL FROM:<<a@b>>\r\n",
@@ -387,7 +391,7 @@ static void reads_senders(void) {
            HI_OK "501 5.1.7 address needs a domain\r\n501 5.1.7 address needs a domain\r\n");
     EXPECT(HI "MAIL FROM:<\303\244@b>\r\nMAIL FROM:<a@b\303\244>\r\n",
            HI_OK "553 5.6.7 addresses beyond ASCII are not supported\r\n"
-           "553 5.6.7 addresses beyond ASCII are not supported\r\n");
+                 "553 5.6.7 addresses beyond ASCII are not supported\r\n");
     EXPECT(HI "MAIL FROM:<spam@b>\r\n" TO,
            HI_OK "550 5.7.1 no thank you\r\n503 5.5.1 MAIL first\r\n");
     EXPECT(HI "MAIL FROM:<bye@b>\r\nNOOP\r\n", HI_OK "421 4.0.0 go away\r\n");
@@ -398,21 +402,21 @@ static void reads_recipients(void) {
     EXPECT(HI FROM "RCPT TO:<postmaster>\r\nrcpt to:<PostMaster>\r\n", HI_OK FROM_OK TO_OK TO_OK);
     EXPECT(HI FROM "RCPT TO:<>\r\nRCPT TO:<x>\r\n",
            HI_OK FROM_OK "501 5.1.3 address needs a domain\r\n"
-           "501 5.1.3 address needs a domain\r\n");
+                         "501 5.1.3 address needs a domain\r\n");
     EXPECT(HI FROM "RCPT\r\nRCPT FROM:<a@b>\r\n",
            HI_OK FROM_OK "501 5.5.4 RCPT TO:<address> is the syntax\r\n"
-           "501 5.5.4 RCPT TO:<address> is the syntax\r\n");
+                         "501 5.5.4 RCPT TO:<address> is the syntax\r\n");
     EXPECT(HI FROM "RCPT TO:d@e\r\nRCPT TO:<d@e>x\r\n", HI_OK FROM_OK BAD_TO BAD_TO);
     EXPECT(HI FROM "RCPT TO:<d@e> NOTIFY=NEVER\r\n",
            HI_OK FROM_OK "555 5.5.4 parameter is not implemented\r\n");
     EXPECT(HI FROM "RCPT TO:<nobody@e>\r\nRCPT TO:<plain@e>\r\nRCPT TO:<later@e>\r\nDATA\r\n",
            HI_OK FROM_OK "550 5.1.1 no such mailbox\r\n550 5.0.0 no such mailbox\r\n"
-           "450 4.2.1 try later\r\n554 5.5.1 no valid recipients\r\n");
+                         "450 4.2.1 try later\r\n554 5.5.1 no valid recipients\r\n");
     EXPECT(HI FROM "RCPT TO:<moved@e>\r\nRCPT TO:<evil@e>\r\nRCPT TO:<odd@e>\r\n",
            HI_OK FROM_OK "251 2.1.5 will forward\r\n250 2.1.5 a??b\r\n250 2.0.0 2.1234.5 odd\r\n");
     EXPECT(HI FROM "RCPT TO:<junk@e>\r\nRCPT TO:<go@e>\r\nRCPT TO:<empty@e>\r\n",
            HI_OK FROM_OK "451 4.3.0 local error\r\n451 4.3.0 local error\r\n"
-           "451 4.3.0 local error\r\n");
+                         "451 4.3.0 local error\r\n");
     EXPECT(HI FROM TO TO TO TO,
            HI_OK FROM_OK TO_OK TO_OK TO_OK "452 4.5.3 too many recipients\r\n");
     STORES(HI FROM TO "RCPT TO:<nobody@e>\r\nRCPT TO:<@x:\"q q\"@e>\r\nDATA\r\nx\r\n.\r\n",
@@ -462,8 +466,7 @@ static void reads_parameters(void) {
     EXPECT(HI "MAIL FROM:<> SIZE=1 SIZE=1\r\nMAIL FROM:<> BODY=7BIT BODY=7BIT\r\n",
            HI_OK TWICE TWICE);
     EXPECT(HI "MAIL FROM:<> SMTPUTF8\r\nMAIL FROM:<> SIZE=1 AUTH=<>\r\n", HI_OK NO_PARAM NO_PARAM);
-    EXPECT("HELO c\r\nMAIL FROM:<> SIZE=1\r\nMAIL FROM:<>\r\n",
-           "250 mx.test\r\n" NO_PARAM FROM_OK);
+    EXPECT("HELO c\r\nMAIL FROM:<> SIZE=1\r\nMAIL FROM:<>\r\n", "250 mx.test\r\n" NO_PARAM FROM_OK);
 }
 
 /* ---- Data ---- */
@@ -501,10 +504,10 @@ static void keeps_only_whole_messages(void) {
 static void is_not_fooled_by_ends(void) {
     setup();
     static const char *const ends[] = {
-        "\n.\n",     "\r.\r",     "\n.\r\n",    "\r\n.\n",    "\r\n.\r",     "\r.\r\n",
-        "\r\r\n.\n", "\n\r\n.\n", "\r\n.\r\r\n", "\r\n.\n\r\n", "\n\n.\n\n",  "\r\r.\r\r",
-        "\n.\r",     "\r.\n",     "\r\n\n.\r\n", "\r\n\r.\r\n", "\r\n.\r.\r\n", "\n", "\r",
-        "\r\r\n", "\n\r\n",
+        "\n.\n",     "\r.\r",     "\n.\r\n",     "\r\n.\n",     "\r\n.\r",      "\r.\r\n",
+        "\r\r\n.\n", "\n\r\n.\n", "\r\n.\r\r\n", "\r\n.\n\r\n", "\n\n.\n\n",    "\r\r.\r\r",
+        "\n.\r",     "\r.\n",     "\r\n\n.\r\n", "\r\n\r.\r\n", "\r\n.\r.\r\n", "\n",
+        "\r",        "\r\r\n",    "\n\r\n",
     };
     for (int i = 0; i < COUNT(ends); i++) {
         char script[512];
@@ -565,7 +568,7 @@ static void takes_long_lines(void) {
 static void tells_the_stores_answer(void) {
     setup();
 #define STORE(reply, out)                                                                          \
-    expect_n(ENVELOPE ".\r\nNOOP\r\n", sizeof ENVELOPE ".\r\nNOOP\r\n" - 1, reply,               \
+    expect_n(ENVELOPE ".\r\nNOOP\r\n", sizeof ENVELOPE ".\r\nNOOP\r\n" - 1, reply,                 \
              ENVELOPE_OK out, "a@b.c|d@e.f||", __LINE__)
     STORE("250 2.0.0 queued as 7", "250 2.0.0 queued as 7\r\n" OK);
     STORE("250 fine", "250 2.0.0 fine\r\n" OK);
@@ -580,8 +583,7 @@ static void tells_the_stores_answer(void) {
 static void traces(void) {
     setup();
     config.flags = 0;
-#define RUN(script)                                                                                \
-    run_pieces(&fixed, script, sizeof(script) - 1, 0, 0)
+#define RUN(script) run_pieces(&fixed, script, sizeof(script) - 1, 0, 0)
     rig_reset(AT_ONCE, NULL);
     now.peer = "192.0.2.7";
     RUN(ENVELOPE "x\r\n.\r\n");
@@ -619,8 +621,7 @@ static void tells_the_date(void) {
 static void ends_after_errors(void) {
     setup();
     config.max_errors = 3;
-    EXPECT("X\r\nX\r\nX\r\nNOOP\r\n",
-           UNKNOWN UNKNOWN "421 4.7.0 mx.test too many errors\r\n");
+    EXPECT("X\r\nX\r\nX\r\nNOOP\r\n", UNKNOWN UNKNOWN "421 4.7.0 mx.test too many errors\r\n");
     EXPECT("NOOP\n\r\nNOOP\n\r\nNOOP\n\r\nNOOP\r\n",
            BARE BARE "421 4.7.0 mx.test too many errors\r\n");
     STORES(HI "X\r\nX\r\n" FROM TO "DATA\r\n.\r\nX\r\nX\r\n",
@@ -632,7 +633,7 @@ static void ends_after_idle_commands(void) {
     config.max_idle = 3;
     EXPECT("NOOP\r\nRSET\r\nVRFY x\r\nNOOP\r\nNOOP\r\n",
            OK OK "252 2.5.0 cannot verify, send mail and see\r\n"
-           "421 4.7.0 mx.test too many commands without mail\r\n");
+                 "421 4.7.0 mx.test too many commands without mail\r\n");
     STORES(ENVELOPE ".\r\nNOOP\r\nNOOP\r\nNOOP\r\nNOOP\r\n",
            ENVELOPE_OK TAKEN OK OK OK "421 4.7.0 mx.test too many commands without mail\r\n",
            "a@b.c|d@e.f||");

@@ -180,9 +180,10 @@ static void count_file(bk_stream *s, const void *data, size_t n) {
 
 /* A regular file is never "not ready", and no notifier may be asked. */
 static void regular_file(void) {
-    static const bk_protocol reader = {
-        .size = sizeof(bk_protocol), .name = "reader", .received = count_file,
-        .closed = note_closed};
+    static const bk_protocol reader = {.size = sizeof(bk_protocol),
+                                       .name = "reader",
+                                       .received = count_file,
+                                       .closed = note_closed};
     for (const bk_notifier_ops *const *all = bk_notifiers(); *all != NULL; all++) {
         bk_loop_options options = {.size = sizeof options, .notifier_ops = *all};
         bk_loop *loop = NULL;

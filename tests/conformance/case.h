@@ -37,9 +37,9 @@ struct bk_conform_case {
     bool quick;
     /* Of this run. */
     long faults_before;
-    int errors;  /* clear errors, after a fault */
-    int wrong;   /* of EXPECT, to be excused perhaps */
-    int failed;  /* for good */
+    int errors; /* clear errors, after a fault */
+    int wrong;  /* of EXPECT, to be excused perhaps */
+    int failed; /* for good */
     int64_t began;
     const char *skipped;
     char text[240]; /* the first of the wrong */

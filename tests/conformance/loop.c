@@ -151,8 +151,8 @@ static void timer_order(bk_conform_case *c) {
         n = n % 2 == 1 && all[n - 1].r == NULL ? n - 1 : n % 2 == 0 && all[n].r != NULL ? n + 1 : n;
         all[n].r = &r;
         all[n].number = n;
-        TRY(c, bk_timer_start(r.loop, &all[n].timer, base + n / 2 * 50000, timer_in_order,
-                              &all[n]));
+        TRY(c,
+            bk_timer_start(r.loop, &all[n].timer, base + n / 2 * 50000, timer_in_order, &all[n]));
     }
     EXPECT(c, bk_loop_deadline(r.loop) >= 0);
     until_count(&r, TIMERS);
@@ -176,7 +176,7 @@ static void timer_busy(bk_conform_case *c) {
     TRY(c, bk_loop_turn(r.loop, 0));
     EXPECT(c, r.count == 1);
     TRY(c, bk_loop_turn(r.loop, 0));
-    EXPECT(c, r.count == 1); /* once */
+    EXPECT(c, r.count == 1);                              /* once */
     TRY(c, bk_timer_start(r.loop, &t, 0, count_one, &r)); /* long past */
     TRY(c, bk_loop_turn(r.loop, 0));
     EXPECT(c, r.count == 2);
@@ -212,8 +212,8 @@ static void restart(void *arg) {
     rig *r = t->r;
     r->count++;
     if (r->count < r->most)
-        r->wrong |= FAILED(r->c, bk_timer_start(r->loop, &t->timer, bk_loop_now(r->loop), restart,
-                                                t));
+        r->wrong |=
+            FAILED(r->c, bk_timer_start(r->loop, &t->timer, bk_loop_now(r->loop), restart, t));
 }
 
 /* A timer may start itself from its own callback; due at once, it still lets the turn end. */
@@ -760,8 +760,12 @@ static void hooks(bk_conform_case *c) {
     static const bk_loop_hooks table = {sizeof table, hook_before, hook_after, hook_interrupted};
     hooked h = {0};
     rig r = {.c = c};
-    bk_loop_options options = {.size = sizeof options, .notifier_ops = c->subject, .os = c->os,
-                               .hooks = &table, .arg = &h, .log = ignore_log};
+    bk_loop_options options = {.size = sizeof options,
+                               .notifier_ops = c->subject,
+                               .os = c->os,
+                               .hooks = &table,
+                               .arg = &h,
+                               .log = ignore_log};
     TRY(c, bk_loop_new(&options, &r.loop));
     TRY(c, bk_loop_turn(r.loop, 0));
     TRY(c, bk_loop_soon(r.loop, count_one, &r));

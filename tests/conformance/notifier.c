@@ -224,7 +224,7 @@ static void both_directions(bk_conform_case *c) {
     TRY(c, arm(&r, p[0], BK_READ | BK_WRITE, TAG(1)));
     expect_only(&r, TAG(1), BK_WRITE, 0);
     TRY(c, conform_put(c, p[1], "x"));
-    expect_only(&r, TAG(1), BK_READ | BK_WRITE, 0); /* one report for both */
+    expect_only(&r, TAG(1), BK_READ | BK_WRITE, 0);    /* one report for both */
     TRY(c, arm(&r, p[1], BK_READ | BK_WRITE, TAG(2))); /* and the other end too */
     TRY(c, rig_wait(&r, 0, RIG_ROOM));
     EXPECT(c, r.count == 2);
@@ -582,9 +582,9 @@ static int descriptor_limit(void) {
 
 typedef struct crowd {
     rig r;
-    int count;      /* of the pairs */
+    int count; /* of the pairs */
     int (*fds)[2];
-    bool *armed;    /* it took [0] */
+    bool *armed; /* it took [0] */
 } crowd;
 
 static int crowd_open(crowd *d, int count) {

@@ -83,8 +83,8 @@ typedef struct rig rig;
 typedef struct end {
     rig *r;
     int fd, far;
-    int calls;       /* how often its function was called */
-    unsigned events; /* last */
+    int calls;                   /* how often its function was called */
+    unsigned events;             /* last */
     void (*then)(struct end *e); /* what it does when called */
     struct end *other;
 } end;

@@ -260,8 +260,8 @@ static int open_side(pair *p, int i) {
         MUST(x->c, x->opened == 0 && x->closed == 0);
         return code;
     }
-    MUST(x->c, x->opened == 1);                  /* before it returned */
-    MUST(x->c, x->closed == 0 && x->s == s);     /* and never closed from within */
+    MUST(x->c, x->opened == 1);              /* before it returned */
+    MUST(x->c, x->closed == 0 && x->s == s); /* and never closed from within */
     p->transports[i] = NULL;
     return 0;
 }

@@ -46,12 +46,12 @@ struct side {
 
     /* What has happened. */
     int opened, received, ended, blocked, writable, closed, why;
-    int depth;      /* of callbacks */
-    bool paused;    /* the case has paused it: nothing may be received */
-    bool closing;   /* the case has closed it: nothing may be received any more */
-    bool aborted;   /* … nothing at all but closed() */
+    int depth;    /* of callbacks */
+    bool paused;  /* the case has paused it: nothing may be received */
+    bool closing; /* the case has closed it: nothing may be received any more */
+    bool aborted; /* … nothing at all but closed() */
     uint64_t sent, got;
-    size_t low, high; /* water marks */
+    size_t low, high;       /* water marks */
     size_t held, held_most; /* bytes referred to and not released */
     parcel *parcels;
     int step; /* for the case's own use */

@@ -258,8 +258,12 @@ def test_the_server_is_closed_by_its_own_factory(becket_loop: Loop) -> None:
     run(loop, main())
 
 
-def test_a_protocol_that_hides_its_class(loop: Loop, reports: Reports) -> None:
-    """isinstance() looks at __class__ too; what that raises ends the new connection alone."""
+def test_a_protocol_that_hides_its_class(becket_loop: becket.EventLoop) -> None:
+    """isinstance() looks at __class__ too; what that raises ends the new connection alone.
+
+    asyncio's own loop forgets to close its socket.
+    """
+    loop, reports = becket_loop, Reports(becket_loop, expected=True)
 
     class Hidden(asyncio.Protocol):
         @property
@@ -277,12 +281,12 @@ def test_a_protocol_that_hides_its_class(loop: Loop, reports: Reports) -> None:
         server.close()
         report = reports.take()
         assert isinstance(report["exception"], ZeroDivisionError)
-        transport = report.get("transport")
-        if transport is not None:  # it can still be looked at
-            assert "closed" in repr(transport)
-            assert transport.is_closing()
-            assert transport.get_write_buffer_size() == 0
-            transport.close()
+        transport = report["transport"]  # which can still be looked at
+        assert "closed" in repr(transport)
+        assert transport.is_closing()
+        assert transport.get_write_buffer_size() == 0
+        transport.write(b"to nobody")
+        transport.close()
         await turns()
 
     run(loop, main())
@@ -407,7 +411,7 @@ def test_a_loop_with_an_open_connection_is_collected(kind: str, close: bool, wai
         loop: Any = make_loop(kind)
 
         async def main() -> None:
-            server = await asyncio.start_server(lambda r, w: r.read(), "127.0.0.1", 0)
+            server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
             address = server.sockets[0].getsockname()
             loop.kept = [server, await asyncio.open_connection(*address)]
             await turns(10)
@@ -422,15 +426,16 @@ def test_a_loop_with_an_open_connection_is_collected(kind: str, close: bool, wai
             loop.close()
         return weakref.ref(loop)
 
-    with warnings.catch_warnings(record=True) as caught:
+    told: list[type[Warning]] = []
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        # A record of them would keep what they are about.
+        warnings.showwarning = lambda message, category, *rest: told.append(category)
         left = leave()
         gc.collect()
         gc.collect()
         assert left() is None
-    told = {w.category for w in caught}
-    assert told <= {ResourceWarning, RuntimeWarning}, caught  # read() was never awaited
-    assert ResourceWarning in told
+    assert set(told) == {ResourceWarning}
 
 
 # ---- Memory lent by types of their own ----
@@ -450,6 +455,9 @@ def lend_view() -> Any:
 
 def lend_by_method() -> Any:
     class Lender:
+        def __len__(self) -> int:  # asyncio's own loop asks for it
+            return 5000
+
         def __buffer__(self, flags: int) -> memoryview:
             return memoryview(bytearray(5000))
 
@@ -566,12 +574,13 @@ def test_a_loop_in_a_subinterpreter(module: str, tmp_path: Path) -> None:
     script = tmp_path / "serves.py"
     script.write_text(SERVES)
     done = run_python(
-        f"import {module} as interpreters\n"
+        f"import os, {module} as interpreters\n"
         "for _ in range(2):\n"
         "    own = interpreters.create()\n"
         f"    error = interpreters.run_string(own, open({str(script)!r}).read())\n"
         "    assert error is None, error\n"
         "    interpreters.destroy(own)\n"
-        "print('over')\n")
+        "print('over', flush=True)\n"
+        "os._exit(0)\n")  # Python 3.12 crashes at its end, once asyncio was in a subinterpreter
     assert done.stdout.split() == ["served", "served", "over"], done.stderr
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import os
 import resource
 import socket
@@ -226,7 +227,10 @@ if sys.version_info >= (3, 13):
         run(loop, main())
 
 
-def test_a_factory_that_fails_costs_one_connection(loop: Loop, reports: Reports) -> None:
+def test_a_factory_that_fails_costs_one_connection(becket_loop: Loop) -> None:
+    """asyncio tells of it in debug mode only, and leaks the socket."""
+    loop, reports = becket_loop, Reports(becket_loop, expected=True)
+
     async def main() -> None:
         count = 0
 
@@ -240,13 +244,17 @@ def test_a_factory_that_fails_costs_one_connection(loop: Loop, reports: Reports)
         server = await loop.create_server(factory, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
         first = await connect(loop, address)
+        await until(lambda: reports.all)
+        context = reports.all[0]
+        assert context["message"] == "Error on transport creation for incoming connection"
+        context.clear()
+        gc.collect()
         await first.lost
         second = await connect(loop, address)
         second.transport.write(b"fine")
         assert await second.received(4) == b"fine"
         second.transport.close()
         await second.lost
-        assert any(isinstance(e, ZeroDivisionError) for e in reports.exceptions)
         server.close()
         await server.wait_closed()
 
@@ -284,12 +292,15 @@ def test_connection_made_that_fails_does_not_stop_the_server(
     run(loop, main())
 
 
-def test_what_is_no_protocol_is_reported(loop: Loop, reports: Reports) -> None:
+def test_what_is_no_protocol_is_reported(becket_loop: Loop) -> None:
+    loop, reports = becket_loop, Reports(becket_loop, expected=True)
+
     async def main() -> None:
         server = await loop.create_server(lambda: None, "127.0.0.1", 0)  # type: ignore[arg-type, return-value]
         client = await connect(loop, server.sockets[0].getsockname())
         await until(lambda: reports.all)
         assert isinstance(reports.exceptions[0], AttributeError)
+        reports.all.clear()
         client.transport.abort()
         await client.lost
         server.close()
@@ -374,7 +385,7 @@ def test_what_cannot_be_served(loop: Loop) -> None:
         with pytest.raises(ValueError, match="can not be specified at the same time"):
             await loop.create_server(Echo, "127.0.0.1", 0, sock=serving.server.sockets[0]._sock)
         with pytest.raises(TypeError):
-            await loop.create_server(Echo, "127.0.0.1", 0, ssl=1)  # type: ignore[call-overload]
+            await loop.create_server(Echo, "127.0.0.1", 0, ssl=True)  # type: ignore[call-overload]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             with pytest.raises(ValueError, match="Stream Socket"):
                 await loop.create_server(Echo, sock=datagrams)
@@ -397,16 +408,6 @@ def test_what_cannot_be_connected(loop: Loop) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             with pytest.raises(ValueError, match="Stream Socket"):
                 await loop.create_connection(Echo, sock=datagrams)
-
-        def fail() -> Echo:
-            raise ZeroDivisionError
-
-        serving = Serving(loop)
-        address = await serving.start()
-        with pytest.raises(ZeroDivisionError):
-            await loop.create_connection(fail, *address)
-        await until(lambda: serving.protocols)
-        await serving.end()
 
     run(loop, main())
 
