@@ -7,6 +7,12 @@
 
 #include "core/loop/loop.h"
 
+#if defined(_WIN32)
+#include <winsock2.h>
+#else
+#include <sys/socket.h>
+#endif
+
 /* One piece of what is queued: bytes by reference. */
 struct bk_chunk {
     bk_chunk *next;
@@ -92,12 +98,12 @@ typedef int (*bk_name_call)(bk_os *os, int fd, struct sockaddr *ret_address, uns
 
 static inline int bk_query_name(bk_os *os, bk_name_call call, int fd, void *ret_value,
                                 size_t *size) {
-    unsigned room = *size > 65536 ? 65536 : (unsigned)*size, got = room;
-    int code = call(os, fd, (struct sockaddr *)ret_value, &got);
-    if (code >= 0 && got > room)
-        return -ENOSPC; /* the system cuts it, and says how long it is */
-    *size = code < 0 ? *size : got;
-    return code;
+    struct sockaddr_storage address;
+    unsigned n = sizeof address;
+    int code = call(os, fd, (struct sockaddr *)&address, &n);
+    if (code < 0)
+        return code;
+    return bk_query_answer(ret_value, size, &address, n < sizeof address ? n : sizeof address);
 }
 
 /* Its close() will not touch the descriptors, whose owner has taken them back. */

@@ -272,6 +272,10 @@ static void detach_from_server(TransportObject *t) {
         return;
     PyObject *server = t->server, *arg = (PyObject *)t;
     t->server = NULL;
+    if (t->loop->ending) { /* nobody can be told on a loop that is closed */
+        Py_DECREF(server);
+        return;
+    }
     PyObject *result = PyObject_CallMethodObjArgs(server, t->loop->state->str__detach,
                                                   PY_VERSION_HEX >= 0x030D0000 ? arg : NULL, NULL);
     if (result == NULL)
@@ -679,9 +683,13 @@ static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
     Py_RETURN_NONE;
 }
 
+static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored));
+
 static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
     if (is_closing(t) || t->eof)
         Py_RETURN_NONE;
+    if (t->writes_only) /* a pipe that is written ends by being closed */
+        return transport_close(t, NULL);
     int code = bk_stream_end(t->stream);
     if (code < 0) {
         loop_raise(code);

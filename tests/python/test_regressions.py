@@ -158,9 +158,9 @@ def test_close_at_once_after_keyboardinterrupt(no_leaks: None) -> None:
         assert done.returncode == 0
 
 
-def run_python(program: str) -> subprocess.CompletedProcess[str]:
+def run_python(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """A program of its own, for what may end in a crash; it finds what this one has found."""
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environ
     return subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60,
         check=False)
@@ -367,6 +367,25 @@ def test_the_collector_runs_while_the_loop_is_closed(kind: str, no_leaks: None) 
     assert [r() for r in dropped if r() is not None] == []
 
 
+def test_the_collector_visits_no_handle_that_is_gone() -> None:
+    """So many that their memory is really freed, and allocators that make it unreadable then."""
+    done = run_python(
+        "import becket, gc\n"
+        "class Collects:\n"
+        "    def __call__(self): pass\n"
+        "    def __del__(self): gc.collect()\n"
+        "loop = becket.EventLoop()\n"
+        "gc.disable()\n"
+        "for number in range(4000):\n"
+        "    loop.call_soon(Collects() if number % 200 == 0 else lambda: None)\n"
+        "    loop.call_later(1000 + number, Collects() if number % 200 == 0 else lambda: None)\n"
+        "loop.close()\n"
+        "print('closed')\n",
+        PYTHONMALLOC="debug")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["closed"]
+
+
 class Cancels:
     """A callable whose end cancels others."""
 
@@ -382,24 +401,25 @@ class Cancels:
 
 
 def test_timers_are_cancelled_while_the_loop_is_closed(kind: str, no_leaks: None) -> None:
-    """Enough of them that the heap closes its gaps while it is being emptied."""
+    """At some number of them the heap closes its gaps while it is being emptied."""
 
     def callback() -> Callable[[], None]:
         call: Callable[[], None] = lambda: None  # noqa: E731
         dropped.append(weakref.ref(call))
         return call
 
-    dropped: list[weakref.ref[Callable[[], None]]] = []
-    loop = make_loop(kind)
-    others: list[asyncio.TimerHandle] = []
-    loop.call_later(5, Cancels(others))
-    others += [loop.call_later(10 + number, callback()) for number in range(200)]
-    for number in range(150):
-        loop.call_later(1000 + number, callback())
-    loop.close()
-    gc.collect()
-    assert others == []
-    assert sum(r() is not None for r in dropped) == 0
+    for cancelled in range(150, 200):
+        dropped: list[weakref.ref[Callable[[], None]]] = []
+        loop = make_loop(kind)
+        others: list[asyncio.TimerHandle] = []
+        loop.call_later(5, Cancels(others))
+        others += [loop.call_later(10 + number, callback()) for number in range(cancelled)]
+        for number in range(350 - cancelled):
+            loop.call_later(1000 + number, callback())
+        loop.close()
+        gc.collect()
+        assert others == []
+        assert [r for r in dropped if r() is not None] == [], cancelled
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["", "wait_closed"])

@@ -22,9 +22,12 @@ from support import Loop, Reports, run, turns, until
 @pytest.fixture(autouse=True)
 def handlers_are_restored() -> Iterator[None]:
     """A test leaves the dispositions, and the descriptor that is woken, as it found them."""
-    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()
     after = [signal.getsignal(number) for number in numbers]
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
@@ -34,6 +37,13 @@ def handlers_are_restored() -> Iterator[None]:
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+def send_later(seconds: float) -> None:
+    """SIGUSR1 to the main thread, from another one. (SIGALRM guards the tests themselves.)"""
+    threading.Timer(
+        seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)
+    ).start()
 
 
 def test_a_handler_is_called_on_the_loop(loop: Loop) -> None:
@@ -53,11 +63,11 @@ def test_a_signal_ends_a_wait(loop: Loop) -> None:
         calls.append(asyncio.get_running_loop())
         loop.stop()
 
-    loop.add_signal_handler(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    loop.add_signal_handler(signal.SIGUSR1, handle)
+    send_later(0.01)
     loop.run_forever()
     assert calls == [loop]
-    loop.remove_signal_handler(signal.SIGALRM)
+    loop.remove_signal_handler(signal.SIGUSR1)
 
 
 def test_signals_before_and_between_runs_are_not_lost(loop: Loop) -> None:
@@ -164,11 +174,11 @@ def test_a_plain_handler_runs_while_the_loop_waits(loop: Loop) -> None:
         calls.append(number)
         loop.call_soon_threadsafe(loop.stop)
 
-    before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    before = signal.signal(signal.SIGUSR1, handle)
+    send_later(0.01)
     loop.run_forever()
-    signal.signal(signal.SIGALRM, before)
-    assert calls == [signal.SIGALRM]
+    signal.signal(signal.SIGUSR1, before)
+    assert calls == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
@@ -179,42 +189,43 @@ def test_what_a_plain_handler_raises_comes_out_of_the_run(
         raise error
 
     calls: list[int] = []
-    before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    before = signal.signal(signal.SIGUSR1, handle)
+    send_later(0.01)
     with pytest.raises(error):
         loop.run_forever()
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGUSR1, before)
     loop.call_soon(calls.append, 1)
     run(loop, turns())
     assert calls == [1]
 
 
-def test_a_signal_in_the_moment_before_the_wait_ends_it(loop: Loop) -> None:
+def test_a_signal_in_the_moment_before_the_wait_ends_it(becket_loop: becket.EventLoop) -> None:
     """Its handler must not stay for the next event, which may never come."""
+    loop = becket_loop
     calls: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
         calls.append(number)
         loop.stop()
 
-    before = signal.signal(signal.SIGALRM, handle)
-    for microseconds in range(1, 300, 3):
-        signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+    before = signal.signal(signal.SIGUSR1, handle)
+    for microseconds in range(0, 1000, 10):
+        send_later(microseconds / 1e6)
         loop.run_forever()
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGUSR1, before)
     assert len(calls) == 100
 
 
 def test_interrupted_waits_go_on(loop: Loop) -> None:
     calls: list[int] = []
-    before = signal.signal(signal.SIGALRM, lambda number, frame: calls.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: calls.append(number))
+    for milliseconds in range(1, 40):
+        send_later(milliseconds / 1000)
     start = loop.time()
     run(loop, asyncio.sleep(0.05))
-    signal.setitimer(signal.ITIMER_REAL, 0)
     assert loop.time() - start >= 0.05 - 0.001
-    signal.signal(signal.SIGALRM, before)
-    assert calls
+    signal.signal(signal.SIGUSR1, before)
+    assert len(calls) >= 20
 
 
 # ---- Ctrl-C ----
