@@ -5,25 +5,35 @@
  */
 #include "becket_py.h"
 
+/* What a weak reference refers to, as a new reference; NULL, without an exception: it is gone. */
+static PyObject *target_of(PyObject *weak) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *target;
+    if (PyWeakref_GetRef(weak, &target) < 0)
+        PyErr_Clear();
+    return target;
+#else
+    PyObject *target = PyWeakref_GetObject(weak); /* borrowed */
+    return target == Py_None ? NULL : Py_NewRef(target);
+#endif
+}
+
 /* Sets t->reader, and answers whether the protocol is one we know. The protocol refers to its
    reader weakly, so that an abandoned reader can go; so do we. */
 bool reader_recognise(TransportObject *t) {
     module_state *state = t->loop->state;
     if ((PyObject *)Py_TYPE(t->protocol) != state->reader_protocol)
         return false;
-    PyObject *wr = PyObject_GetAttr(t->protocol, state->str__stream_reader_wr);
-    if (wr == NULL || !PyWeakref_CheckRef(wr)) {
-        PyErr_Clear();
-        Py_XDECREF(wr);
-        return false;
-    }
-    PyObject *reader = PyWeakref_GetObject(wr); /* borrowed */
-    if (reader == Py_None || (PyObject *)Py_TYPE(reader) != state->reader_type) {
-        Py_DECREF(wr);
-        return false;
-    }
-    Py_XSETREF(t->reader, wr);
-    return true;
+    PyObject *weak = PyObject_GetAttr(t->protocol, state->str__stream_reader_wr);
+    PyObject *reader = weak != NULL && PyWeakref_CheckRef(weak) ? target_of(weak) : NULL;
+    bool known = reader != NULL && (PyObject *)Py_TYPE(reader) == state->reader_type;
+    PyErr_Clear();
+    Py_XDECREF(reader);
+    if (known)
+        Py_XSETREF(t->reader, weak);
+    else
+        Py_XDECREF(weak);
+    return known;
 }
 
 static int extend(module_state *state, PyObject *reader, const char *data, size_t n,
@@ -100,10 +110,9 @@ static int feed(TransportObject *t, PyObject *reader, const char *data, size_t n
 
 /* Wakes what waits, whose callbacks carry their own contexts; so this needs none. */
 int reader_feed(TransportObject *t, const char *data, size_t n) {
-    PyObject *reader = t->reader != NULL ? PyWeakref_GetObject(t->reader) : Py_None;
-    if (reader == Py_None)
+    PyObject *reader = t->reader != NULL ? target_of(t->reader) : NULL;
+    if (reader == NULL)
         return 0; /* nobody will read it: asyncio drops it too */
-    Py_INCREF(reader);
     int code = feed(t, reader, data, n);
     Py_DECREF(reader);
     return code;

@@ -635,6 +635,8 @@ static int may_write(TransportObject *t) {
 static int write_stream(TransportObject *t, const void *data, Py_ssize_t n, PyObject *owner) {
     int code = bk_stream_write(t->stream, data, (size_t)n, owner != NULL ? release_object : BK_COPY,
                                Py_XNewRef(owner));
+    if (code >= 0 && !t->loop->core->turning)
+        bk_stream_flush(t->stream); /* no callback is there whose return it could wait for */
     return code < 0 && code != -EPIPE ? loop_raise(code) : 0;
 }
 

@@ -30,7 +30,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
     report = outcome.get_result()
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
-    if report.skipped and os.environ.get("BECKET_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
+    strict = os.environ.get("BECKET_NO_SKIP") == "1"
+    if report.skipped and strict and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, and BECKET_NO_SKIP is set: {report.longrepr}"
 
@@ -83,7 +84,9 @@ def run_guarded(
     reports = Reports(loop)
     yield loop
     finish(loop)
-    assert request.node.stash.get(FAILED, False) or not reports.unseen, "the loop's exception handler heard of something: see reports"
+    assert request.node.stash.get(FAILED, False) or not reports.unseen, (
+        "the loop's exception handler heard of something: see reports"
+    )
 
 
 @pytest.fixture(params=[REFERENCE, *becket.notifiers])
@@ -120,7 +123,7 @@ def becket_loop(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[beck
 
 @pytest.fixture
 def reports(loop: asyncio.AbstractEventLoop) -> Iterator[Reports]:
-    """What the loop's exception handler was told; a test that takes it expects to find something."""
+    """What the loop's exception handler was told; a test that takes it expects something."""
     reports = Reports(loop, expected=True)
     yield reports
     reports.all.clear()

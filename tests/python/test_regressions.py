@@ -509,7 +509,7 @@ def test_a_buffer_that_nobody_keeps(loop: Loop, lend: Callable[[], Any]) -> None
             for size in (4000, 5000, 1, 20000):
                 before = protocol.total
                 far.send(bytes(size))
-                await until(lambda: protocol.total == before + size)  # noqa: B023
+                await until(lambda: protocol.total == before + size)
         assert await protocol.lost is None
         assert transport.is_closing()
 

@@ -825,6 +825,18 @@ def test_bytes_that_are_written_are_let_go_of(loop: Loop) -> None:
     run(loop, main())
 
 
+def test_a_write_outside_of_a_run_is_sent_at_once(loop: Loop) -> None:
+    a, b = tcp_pair()
+    near = Recorder(loop)
+    transport = run(loop, over(loop, near, a))
+    transport.write(b"one")
+    assert b.recv(100) == b"one"
+    transport.write(bytearray(b"two"))
+    assert b.recv(100) == b"two"
+    run(loop, end(near))
+    b.close()
+
+
 def test_small_writes_arrive_in_order(loop: Loop) -> None:
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
