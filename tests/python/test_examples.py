@@ -59,8 +59,9 @@ def compile_c(source: str, prefix: Path, folder: Path) -> Path:
 
 @contextmanager
 def running(*command: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server, ended by SIGINT."""
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    """A server, killed at the end. A preloaded sanitizer is for Python, not for a plain program."""
+    plain = command[0] != sys.executable
+    environment = {k: v for k, v in os.environ.items() if not (plain and k == "LD_PRELOAD")}
     with subprocess.Popen(
         [str(word) for word in command], cwd=cwd, env=environment, text=True, bufsize=0,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
