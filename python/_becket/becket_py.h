@@ -48,6 +48,7 @@ typedef struct LoopObject {
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
+    bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
 } LoopObject;
 

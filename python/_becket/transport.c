@@ -105,6 +105,12 @@ static void received(bk_stream *s, const void *data, size_t n) {
 /* Much is read straight into a bytes object, which is then cut to what came. */
 static int big_room(bk_stream *s, bk_room *ret_room) {
     LoopObject *loop = ((TransportObject *)bk_stream_user(s))->loop;
+    /* glibc maps large blocks, a call each way and all pages anew, until one of that size has been
+       freed; ours are cut before they are, so it would never learn. */
+    if (!loop->reads_much) {
+        loop->reads_much = true;
+        PyMem_RawFree(PyMem_RawMalloc(2 * SPARE_BYTES));
+    }
     if (loop->spare == NULL)
         loop->spare = PyBytes_FromStringAndSize(NULL, SPARE_BYTES);
     if (loop->spare == NULL) {
