@@ -33,8 +33,6 @@ static inline void bk_dealloc(bk_os *os, void *p) {
         os->resize(os, p, 0);
 }
 
-char *bk_string_copy(bk_os *os, const char *text);
-
 /* close that forgets the result: of an fd that is going away nothing more can be learnt. */
 static inline void bk_close_fd(bk_os *os, int fd) {
     if (fd >= 0)

@@ -490,12 +490,6 @@ void bk_lock_broadcast(bk_lock *lock) {
     pthread_cond_broadcast(&lock->condition);
 }
 
-char *bk_string_copy(bk_os *os, const char *text) {
-    size_t n = strlen(text) + 1;
-    char *copy = bk_alloc(os, n);
-    return copy == NULL ? NULL : memcpy(copy, text, n);
-}
-
 static bk_os posix = {
     .size = sizeof(bk_os),
     .name = "posix",

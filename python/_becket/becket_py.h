@@ -101,8 +101,7 @@ HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *
                          PyObject *context);
 TimerHandleObject *timer_handle_new(LoopObject *loop, double when, PyObject *callback,
                                     PyObject *const *args, Py_ssize_t n, PyObject *context);
-void handle_run(void *arg);        /* of the ready queue: takes over the reference */
-void handle_fire(void *arg);       /* of a timer: likewise */
+void handle_run(void *arg);        /* of the ready queue, or a timer: takes over the reference */
 void handle_call(HandleObject *h); /* keeps it */
 void handle_drop(HandleObject *h); /* of the ready queue: the reference, uncalled */
 void handle_cancel(HandleObject *h);

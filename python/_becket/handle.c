@@ -215,10 +215,6 @@ void handle_run(void *arg) {
     handle_drop(h);
 }
 
-void handle_fire(void *arg) {
-    handle_run(arg);
-}
-
 /* A cancelled handle keeps nothing alive but its own description, and that in debug mode only. */
 void handle_cancel(HandleObject *h) {
     if (h->cancelled)

@@ -166,7 +166,7 @@ static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
 static bk_timer *next_handle_timer(bk_loop *core) {
     for (uint32_t i = core->timer_count; i-- > 0;) {
         bk_timer *timer = core->timers[i].timer;
-        if (timer != NULL && timer->fn == handle_fire)
+        if (timer != NULL && timer->fn == handle_run)
             return timer;
     }
     return NULL;
@@ -251,7 +251,7 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
             return code;
     }
     for (uint32_t i = 0; i < core->timer_count; i++)
-        if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_fire)
+        if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_run)
             Py_VISIT((PyObject *)core->timers[i].timer->arg);
     for (uint32_t fd = 0; fd < core->watch_count; fd++)
         for (int slot = 0; slot < 2; slot++)
@@ -382,7 +382,7 @@ static PyObject *schedule_at(LoopObject *self, double when, PyObject *const *arg
     /* Rounded up, so that loop.time() >= when holds when it fires; far future is for ever. */
     double ns = ceil(when * 1e9);
     int64_t core_when = ns >= 9.2e18 ? INT64_MAX : ns <= 0 ? 0 : (int64_t)ns;
-    int code = bk_timer_start(self->core, &h->timer, core_when, handle_fire, h);
+    int code = bk_timer_start(self->core, &h->timer, core_when, handle_run, h);
     if (code < 0) {
         Py_DECREF((PyObject *)h);
         loop_raise(code);

@@ -109,7 +109,7 @@ static int big_room(bk_stream *s, bk_room *ret_room) {
        freed; ours are cut before they are, so it would never learn. */
     if (!loop->reads_much) {
         loop->reads_much = true;
-        PyMem_RawFree(PyMem_RawMalloc(2 * SPARE_BYTES));
+        PyMem_Free(PyMem_Malloc(2 * SPARE_BYTES));
     }
     if (loop->spare == NULL)
         loop->spare = PyBytes_FromStringAndSize(NULL, SPARE_BYTES);
