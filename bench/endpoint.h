@@ -1,4 +1,5 @@
-/* Endpoints of the benchmark programs: the text "tcp:HOST:PORT" or "unix:PATH", and a socket that listens on one.
+/* Endpoints of the benchmark programs: the text "tcp:HOST:PORT", "unix:PATH" or "tls:HOST:PORT?PEM", and a socket that
+ * listens on one. PEM, for servers only, is the file that holds the certificate and its key.
  *
  * The load generator and every C server include this file, so that all of them read the same text and listen in the
  * same way (same backlog, same options). Only loopback addresses are accepted: a benchmark is no business of a network.
@@ -31,6 +32,9 @@ typedef struct endpoint {
         struct sockaddr_un un;
     } address;
     socklen_t size;
+    const char *pem;   /* TLS: the certificate's file, "" for clients; else NULL */
+    char host[INET_ADDRSTRLEN];
+    int port;
 } endpoint;
 
 static inline int endpoint_is_tcp(const endpoint *e) {
@@ -50,50 +54,54 @@ static inline int endpoint_parse_unix(const char *path, endpoint *ret) {
 }
 
 static inline int endpoint_parse_tcp(const char *text, endpoint *ret) {
-    char host[INET_ADDRSTRLEN] = "";
-    const char *colon = strrchr(text, ':');
-    if (!colon || (size_t)(colon - text) >= sizeof host) {
+    const char *colon = strchr(text, ':');
+    if (!colon || (size_t)(colon - text) >= sizeof ret->host) {
         fprintf(stderr, "a TCP endpoint is tcp:HOST:PORT, HOST being an IPv4 address\n");
         return -1;
     }
-    memcpy(host, text, (size_t)(colon - text));
+    memcpy(ret->host, text, (size_t)(colon - text));
     char *end;
     errno = 0;
     long port = strtol(colon + 1, &end, 10);
-    if (errno || end == colon + 1 || *end || port < 1 || port > 65535) {
+    if (errno || end == colon + 1 || (*end && !(ret->pem && *end == '?')) || port < 1 || port > 65535) {
         fprintf(stderr, "a port is a number from 1 to 65535, not \"%s\"\n", colon + 1);
         return -1;
     }
+    if (*end)
+        ret->pem = end + 1;
+    ret->port = (int)port;
     ret->address.in.sin_family = AF_INET;
     ret->address.in.sin_port = htons((uint16_t)port);
     ret->size = sizeof ret->address.in;
-    if (inet_pton(AF_INET, host, &ret->address.in.sin_addr) != 1
+    if (inet_pton(AF_INET, ret->host, &ret->address.in.sin_addr) != 1
             || ntohl(ret->address.in.sin_addr.s_addr) >> 24 != 127) {
-        fprintf(stderr, "only loopback addresses (127.x.x.x) are used, not \"%s\"\n", host);
+        fprintf(stderr, "only loopback addresses (127.x.x.x) are used, not \"%s\"\n", ret->host);
         return -1;
     }
     return 0;
 }
 
-/* Returns 0, or -1 after saying on stderr what is wrong with the text. */
+/* Returns 0, or -1 after saying on stderr what is wrong with the text, of which ret keeps a part. */
 static inline int endpoint_parse(const char *text, endpoint *ret) {
     memset(ret, 0, sizeof *ret);
     if (strncmp(text, "unix:", 5) == 0)
         return endpoint_parse_unix(text + 5, ret);
-    if (strncmp(text, "tcp:", 4) == 0)
+    if (strncmp(text, "tls:", 4) == 0)
+        ret->pem = "";
+    if (ret->pem || strncmp(text, "tcp:", 4) == 0)
         return endpoint_parse_tcp(text + 4, ret);
-    fprintf(stderr, "an endpoint is tcp:HOST:PORT or unix:PATH, not \"%s\"\n", text);
+    fprintf(stderr, "an endpoint is tcp:HOST:PORT, unix:PATH or tls:HOST:PORT, not \"%s\"\n", text);
     return -1;
 }
 
-/* What every C server does first: checks its only argument and listens there. Exits with a message where it cannot. */
-static inline int endpoint_listen(int argc, char **argv, const char *version) {
+/* What every C server does first: checks its only argument. Exits with a message where it is wrong. */
+static inline endpoint endpoint_argument(int argc, char **argv, const char *version) {
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         puts(version);
         exit(0);
     }
     if (argc != 2) {
-        fprintf(stderr, "usage: %s tcp:HOST:PORT | unix:PATH | --version\n"
+        fprintf(stderr, "usage: %s tcp:HOST:PORT | unix:PATH | tls:HOST:PORT?PEM | --version\n"
                         "An echo server for the benchmark; it says \"ready\" and runs until it is killed.\n", argv[0]);
         exit(2);
     }
@@ -101,13 +109,28 @@ static inline int endpoint_listen(int argc, char **argv, const char *version) {
     if (endpoint_parse(argv[1], &e) < 0)
         exit(2);
     signal(SIGPIPE, SIG_IGN);
-    int on = 1, fd = socket(e.address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0 || (endpoint_is_tcp(&e) && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0)
-            || bind(fd, &e.address.any, e.size) < 0 || listen(fd, BENCH_BACKLOG) < 0) {
-        fprintf(stderr, "%s: cannot listen on %s: %s\n", argv[0], argv[1], strerror(errno));
+    return e;
+}
+
+/* Listens there; exits with a message where it cannot. */
+static inline int endpoint_bind(const endpoint *e) {
+    int on = 1, fd = socket(e->address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0 || (endpoint_is_tcp(e) && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0)
+            || bind(fd, &e->address.any, e->size) < 0 || listen(fd, BENCH_BACKLOG) < 0) {
+        fprintf(stderr, "cannot listen: %s\n", strerror(errno));
         exit(1);
     }
     return fd;
+}
+
+/* Both, for a server that has no TLS. */
+static inline int endpoint_listen(int argc, char **argv, const char *version) {
+    endpoint e = endpoint_argument(argc, argv, version);
+    if (e.pem) {
+        fprintf(stderr, "%s has no TLS\n", argv[0]);
+        exit(2);
+    }
+    return endpoint_bind(&e);
 }
 
 static inline void endpoint_ready(void) {

@@ -5,6 +5,10 @@
  * What comes back is compared with what was sent, byte for byte; each message starts elsewhere in a random pattern, so
  * that an echo of another message, or of another connection's, is noticed.
  *
+ * With a tls: endpoint the same goes through TLS 1.3, in one cipher suite for all servers and without verifying
+ * anything, the handshakes being done before the measured window; in the mode `connect` they are what is measured,
+ * none of them resuming a session. A message is sealed into memory, and sent in as few calls as a plain one.
+ *
  * The result is one line of JSON on stdout. With --server-pid it holds the CPU time that process used during the
  * measured window, read here rather than by the runner, so that time and messages cover exactly the same window.
  */
@@ -18,6 +22,11 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#ifdef BENCH_TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+
 enum {
     OPENING_AT_ONCE = 64,   /* connections being opened at one time; well below any server's backlog */
     EVENTS = 256,
@@ -25,11 +34,12 @@ enum {
     SHIFTS = 4096,          /* how many places of the pattern a message may start at */
     SUB = 64,               /* histogram buckets in each power of two: 1.6 % wide */
     BUCKETS = 60 * SUB,
+    RECORD = 16 * 1024,     /* the most plaintext in a TLS record */
     STALL_S = 20,           /* no progress at all for so long is a failure */
 };
 
 typedef enum mode { MODE_ECHO, MODE_CONNECT, MODE_IDLE, MODE_ACTIVE } mode;
-typedef enum phase { CLOSED, CONNECTING, ECHOING, ENDING, PARKED } phase;
+typedef enum phase { CLOSED, CONNECTING, SHAKING, ECHOING, ENDING, PARKED } phase;
 
 typedef struct connection {
     int fd;
@@ -38,6 +48,9 @@ typedef struct connection {
     unsigned shift;         /* where in the pattern the current message starts */
     size_t sent, got;
     int64_t began;          /* ns */
+    struct ssl_st *tls;     /* NULL: plain */
+    unsigned char *sealed;  /* TLS: ciphertext to be sent */
+    size_t sealed_room, sealed_size, sealed_sent;
 } connection;
 
 typedef struct cpu_time {
@@ -60,6 +73,7 @@ static struct {
     long parked;
     bool opening;           /* before the load starts: a connection echoes one message and is parked */
     unsigned char *pattern, *room;
+    size_t room_size, room_taken;   /* TLS: ciphertext that was received and not yet opened */
     unsigned source;        /* counter behind the source addresses */
     int64_t now;
     uint64_t messages, errors;
@@ -110,6 +124,134 @@ static double percentile_us(double share) {
     return 0;
 }
 
+/* ---- TLS ------------------------------------------------------------------------------------------------------- */
+
+#ifdef BENCH_TLS
+
+static SSL_CTX *tls_context;
+static BIO_METHOD *tls_method;
+
+static void tls_die(const char *what) {
+    const char *why = ERR_reason_error_string(ERR_peek_last_error());
+    fprintf(stderr, "bench-load: %s: %s\n", what, why ? why : "it does not say why");
+    exit(1);
+}
+
+/* OpenSSL takes ciphertext from the room, which is shared, and leaves it with the connection. */
+static int tls_bio_read(BIO *bio, char *to, int n) {
+    size_t most = run.room_size - run.room_taken;
+    if (most == 0) {
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+    if ((size_t)n > most)
+        n = (int)most;
+    memcpy(to, run.room + run.room_taken, (size_t)n);
+    run.room_taken += (size_t)n;
+    return n;
+}
+
+static int tls_bio_write(BIO *bio, const char *from, int n) {
+    connection *c = BIO_get_data(bio);
+    size_t size = c->sealed_size + (size_t)n;
+    if (size > c->sealed_room) {
+        size_t room = size > 2 * c->sealed_room ? size : 2 * c->sealed_room;
+        unsigned char *more = realloc(c->sealed, room);
+        if (!more)
+            return -1;
+        c->sealed = more;
+        c->sealed_room = room;
+    }
+    memcpy(c->sealed + c->sealed_size, from, (size_t)n);
+    c->sealed_size = size;
+    return n;
+}
+
+static long tls_bio_control(BIO *bio, int command, long number, void *pointer) {
+    (void)bio, (void)number, (void)pointer;
+    return command == BIO_CTRL_FLUSH;
+}
+
+/* One version, suite and group, so that all servers do the same work. */
+static void tls_prepare(void) {
+    tls_context = SSL_CTX_new(TLS_client_method());
+    tls_method = BIO_meth_new(BIO_TYPE_SOURCE_SINK | BIO_get_new_index(), "load");
+    if (!tls_context || !tls_method || !SSL_CTX_set_min_proto_version(tls_context, TLS1_3_VERSION)
+            || !SSL_CTX_set_ciphersuites(tls_context, "TLS_AES_128_GCM_SHA256")
+            || !SSL_CTX_set1_groups_list(tls_context, "X25519") || !BIO_meth_set_read(tls_method, tls_bio_read)
+            || !BIO_meth_set_write(tls_method, tls_bio_write) || !BIO_meth_set_ctrl(tls_method, tls_bio_control))
+        tls_die("TLS cannot be prepared");
+    SSL_CTX_set_session_cache_mode(tls_context, SSL_SESS_CACHE_OFF);
+    if (options.idle)
+        SSL_CTX_set_mode(tls_context, SSL_MODE_RELEASE_BUFFERS);
+}
+
+static void tls_new(connection *c) {
+    BIO *bio = BIO_new(tls_method);
+    c->tls = SSL_new(tls_context);
+    if (!bio || !c->tls)
+        tls_die("a connection's TLS");
+    BIO_set_data(bio, c);
+    BIO_set_init(bio, 1);
+    SSL_set_bio(c->tls, bio, bio);
+    SSL_set_connect_state(c->tls);
+}
+
+static void tls_free(connection *c) {
+    SSL_free(c->tls);
+    free(c->sealed);
+    c->tls = NULL;
+    c->sealed = NULL;
+    c->sealed_room = c->sealed_size = c->sealed_sent = 0;
+}
+
+static int tls_handshake(connection *c) {
+    return SSL_do_handshake(c->tls);
+}
+
+/* Plaintext of the next record; 0 or negative: none, and tls_broken() says whether there ever will be. */
+static int tls_open(connection *c, unsigned char *to) {
+    return SSL_read(c->tls, to, RECORD);
+}
+
+static const char *tls_broken(connection *c, int result) {
+    int why = SSL_get_error(c->tls, result);
+    if (why == SSL_ERROR_WANT_READ)
+        return NULL;
+    if (why == SSL_ERROR_ZERO_RETURN)
+        return "the server ended a connection";
+    const char *words = ERR_reason_error_string(ERR_peek_error());
+    return words ? words : "TLS";
+}
+
+static void tls_seal(connection *c, const unsigned char *data, size_t n) {
+    size_t sealed;
+    if (!SSL_write_ex(c->tls, data, n, &sealed) || sealed != n)
+        tls_die("a message cannot be sealed");
+}
+
+static void tls_end(connection *c) {
+    SSL_shutdown(c->tls);
+}
+
+static const char *tls_version(void) {
+    return OpenSSL_version(OPENSSL_VERSION);
+}
+
+#else
+
+static void tls_prepare(void) { die("%s", "it was built without OpenSSL"); }
+static void tls_new(connection *c) { (void)c; }
+static void tls_free(connection *c) { (void)c; }
+static int tls_handshake(connection *c) { return (void)c, -1; }
+static int tls_open(connection *c, unsigned char *to) { return (void)c, (void)to, -1; }
+static const char *tls_broken(connection *c, int result) { return (void)c, (void)result, "there is no TLS"; }
+static void tls_seal(connection *c, const unsigned char *data, size_t n) { (void)c, (void)data, (void)n; }
+static void tls_end(connection *c) { (void)c; }
+static const char *tls_version(void) { return "no TLS"; }
+
+#endif
+
 /* ---- connections ----------------------------------------------------------------------------------------------- */
 
 static void connection_watch(connection *c, unsigned events) {
@@ -129,6 +271,8 @@ static void connection_close(connection *c, bool abort) {
         (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
     }
     close(c->fd);
+    if (c->tls)
+        tls_free(c);
     c->phase = CLOSED;
     c->events = 0;
 }
@@ -152,28 +296,71 @@ static void source_bind(int fd) {
         die("bind to a 127.x.x.x address: %s", strerror(errno));
 }
 
-static void message_send(connection *c) {
-    size_t size = (size_t)options.size;
-    while (c->sent < size) {
-        ssize_t n = send(c->fd, run.pattern + c->shift + c->sent, size - c->sent, MSG_NOSIGNAL);
+/* Sends what the kernel takes; false when the connection failed. */
+static bool bytes_send(connection *c, const unsigned char *data, size_t size, size_t *sent) {
+    while (*sent < size) {
+        ssize_t n = send(c->fd, data + *sent, size - *sent, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)
             break;
         if (n < 0) {
             connection_fail(c, "send", errno);
-            return;
+            return false;
         }
-        c->sent += (size_t)n;
+        *sent += (size_t)n;
     }
-    connection_watch(c, EPOLLIN | (c->sent < size ? EPOLLOUT : 0));
+    connection_watch(c, EPOLLIN | (*sent < size ? EPOLLOUT : 0));
+    return true;
+}
+
+static void sealed_send(connection *c) {
+    if (!bytes_send(c, c->sealed, c->sealed_size, &c->sealed_sent) || c->sealed_sent < c->sealed_size)
+        return;
+    c->sealed_size = c->sealed_sent = 0;
+    if (c->phase == ENDING && shutdown(c->fd, SHUT_WR) < 0)
+        connection_fail(c, "shutdown", errno);
+}
+
+static void message_send(connection *c) {
+    if (c->tls)
+        sealed_send(c);
+    else
+        (void)bytes_send(c, run.pattern + c->shift, (size_t)options.size, &c->sent);
 }
 
 static void message_begin(connection *c) {
     c->phase = ECHOING;
     c->shift = (c->shift + 1021) % SHIFTS;
     c->sent = c->got = 0;
+    if (c->tls) {
+        tls_seal(c, run.pattern + c->shift, (size_t)options.size);
+        c->sent = (size_t)options.size;
+    }
     message_send(c);
+}
+
+/* As far as it goes with what is in the room. */
+static void connection_shake(connection *c) {
+    int r = tls_handshake(c);
+    const char *why = r == 1 ? NULL : tls_broken(c, r);
+    if (why)
+        connection_fail(c, why, 0);
+    else if (r == 1)
+        message_begin(c);   /* with the end of the handshake, in one segment */
+    else
+        sealed_send(c);
+}
+
+static void connection_opened(connection *c) {
+    if (!options.target.pem) {
+        message_begin(c);
+        return;
+    }
+    tls_new(c);
+    c->phase = SHAKING;
+    run.room_size = run.room_taken = 0;
+    connection_shake(c);
 }
 
 static void connection_open(connection *c) {
@@ -190,7 +377,7 @@ static void connection_open(connection *c) {
         source_bind(c->fd);
     }
     if (connect(c->fd, &options.target.address.any, options.target.size) == 0)
-        message_begin(c);
+        connection_opened(c);
     else if (errno == EINPROGRESS)
         connection_watch(c, EPOLLOUT);
     else if (errno == EAGAIN) {   /* a UNIX listener whose backlog is full: nothing will tell, so try again later */
@@ -214,7 +401,10 @@ static void message_done(connection *c) {
         run.parked++;
     } else if (options.mode == MODE_CONNECT) {
         c->phase = ENDING;   /* our half ends, and the server is to end its own */
-        if (shutdown(c->fd, SHUT_WR) < 0)
+        if (c->tls) {
+            tls_end(c);
+            sealed_send(c);
+        } else if (shutdown(c->fd, SHUT_WR) < 0)
             connection_fail(c, "shutdown", errno);
     } else {
         measured(c);
@@ -222,8 +412,37 @@ static void message_done(connection *c) {
     }
 }
 
+static void message_take(connection *c, const unsigned char *data, size_t n) {
+    if (c->phase != ECHOING || c->got + n > c->sent) {
+        connection_fail(c, "more came back than was sent", 0);
+    } else if (memcmp(data, run.pattern + c->shift + c->got, n) != 0) {
+        connection_fail(c, "what came back is not what was sent", 0);
+    } else {
+        c->got += n;
+        if (c->got == (size_t)options.size)
+            message_done(c);
+    }
+}
+
+static void sealed_take(connection *c, size_t n) {
+    static unsigned char plain[RECORD];
+    run.room_size = n;
+    run.room_taken = 0;
+    if (c->phase == SHAKING)
+        connection_shake(c);
+    while (c->phase != CLOSED && run.room_taken < run.room_size) {
+        int got = tls_open(c, plain);
+        const char *why = got > 0 ? NULL : tls_broken(c, got);
+        if (got > 0)
+            message_take(c, plain, (size_t)got);
+        else if (why && c->phase == ENDING)
+            return;   /* its close_notify, and nothing after that matters */
+        else if (why)
+            connection_fail(c, why, 0);
+    }
+}
+
 static void message_receive(connection *c) {
-    size_t size = (size_t)options.size;
     ssize_t n = recv(c->fd, run.room, BENCH_ROOM, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -235,14 +454,10 @@ static void message_receive(connection *c) {
         connection_open(c);
     } else if (n == 0) {
         connection_fail(c, "the server closed a connection", 0);
-    } else if (c->phase != ECHOING || c->got + (size_t)n > c->sent) {
-        connection_fail(c, "more came back than was sent", 0);
-    } else if (memcmp(run.room, run.pattern + c->shift + c->got, (size_t)n) != 0) {
-        connection_fail(c, "what came back is not what was sent", 0);
+    } else if (c->tls) {
+        sealed_take(c, (size_t)n);
     } else {
-        c->got += (size_t)n;
-        if (c->got == size)
-            message_done(c);
+        message_take(c, run.room, (size_t)n);
     }
 }
 
@@ -254,10 +469,10 @@ static void connection_event(connection *c, unsigned events) {
         if (error)
             connection_fail(c, "connect", error);
         else
-            message_begin(c);
+            connection_opened(c);
         return;
     }
-    if (c->phase == ECHOING && (events & EPOLLOUT))
+    if (events & EPOLLOUT)
         message_send(c);
     if (c->phase != CLOSED && (events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
         message_receive(c);
@@ -419,13 +634,14 @@ static void usage(FILE *to) {
           "  connect   a new connection for each message, closed after its echo; --connections are in flight\n"
           "  idle      opens --idle connections and holds them until stdin says a line or ends\n"
           "  active    echo on ONE connection, while --idle others are held\n"
-          "ENDPOINT    tcp:HOST:PORT (loopback only) or unix:PATH\n\n"
+          "ENDPOINT    tcp:HOST:PORT or tls:HOST:PORT (loopback only), or unix:PATH\n\n"
           "  --connections N   (50)\n"
           "  --idle N          (0)\n"
           "  --size BYTES      of a message (1024)\n"
           "  --seconds S       of the measured window (2)\n"
           "  --warmup S        before it (0.5)\n"
-          "  --server-pid PID  reports the CPU time of this process in the window\n", to);
+          "  --server-pid PID  reports the CPU time of this process in the window\n"
+          "  --version         says which TLS it has\n", to);
 }
 
 static long number(const char *name, const char *text, long low, long high) {
@@ -464,7 +680,8 @@ static void parse(int argc, char **argv) {
         {"connections", required_argument, NULL, 'c'}, {"idle", required_argument, NULL, 'i'},
         {"size", required_argument, NULL, 'b'},        {"seconds", required_argument, NULL, 's'},
         {"warmup", required_argument, NULL, 'w'},      {"server-pid", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},              {NULL, 0, NULL, 0},
+        {"help", no_argument, NULL, 'h'},              {"version", no_argument, NULL, 'v'},
+        {NULL, 0, NULL, 0},
     };
     for (int o; (o = getopt_long(argc, argv, "h", known, NULL)) != -1;) {
         switch (o) {
@@ -475,6 +692,7 @@ static void parse(int argc, char **argv) {
         case 'w': options.warmup = duration("warmup", optarg, 0); break;
         case 'p': options.server_pid = number("server-pid", optarg, 1, INT_MAX); break;
         case 'h': usage(stdout); exit(0);
+        case 'v': puts(tls_version()); exit(0);
         default: usage(stderr); exit(2);
         }
     }
@@ -517,6 +735,8 @@ static void prepare(void) {
         seed ^= seed << 17;
         run.pattern[i] = (unsigned char)(seed >> 32);
     }
+    if (options.target.pem)
+        tls_prepare();
     run.now = clock_ns(CLOCK_MONOTONIC);
     run.source = (unsigned)(run.now >> 10);   /* another run starts at other sources */
 }

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -44,6 +45,7 @@ class Bench:
     server_core: int
     load_core: int
     scratch: Path
+    pem: Path | None = None  # certificate and key, where TLS can be measured
     connections: int = 50
     opening: int = 32  # connections in flight where connections are what is counted
     idle: int = 5000
@@ -53,7 +55,7 @@ class Bench:
 @dataclass
 class Server:
     pid: int
-    endpoint: str
+    endpoint: str  # as the load is told it
     errors: IO[bytes] = field(repr=False)
 
     def last_words(self) -> str:
@@ -99,7 +101,29 @@ def free_endpoint(transport: str, scratch: Path) -> str:
         return f"unix:{path}"
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return f"tcp:127.0.0.1:{sock.getsockname()[1]}"
+        return f"{transport}:127.0.0.1:{sock.getsockname()[1]}"
+
+
+def why_no_tls(load: Path) -> str | None:
+    """Why TLS cannot be measured; None: it can."""
+    answer = subprocess.run([load, "--version"], capture_output=True, text=True, check=False)
+    if not answer.stdout.startswith("OpenSSL"):
+        return "bench-load was built without OpenSSL (libssl-dev)"
+    if not shutil.which("openssl"):
+        return "there is no openssl command, which is to make the certificate"
+    return None
+
+
+def make_certificate(scratch: Path) -> Path:
+    """A file of a certificate and its key: P-256, as most sites have, and signed by itself."""
+    key, certificate, both = (scratch / f"{name}.pem" for name in ("key", "certificate", "site"))
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext"]
+    command += ["subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    both.write_text(certificate.read_text() + key.read_text())
+    return both
 
 
 def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
@@ -114,10 +138,11 @@ def serving(
     bench: Bench, peer: Peer, kind: str, transport: str, env: Mapping[str, str]
 ) -> Iterator[Server]:
     endpoint = free_endpoint(transport, bench.scratch)
+    listening = f"{endpoint}?{bench.pem}" if transport == "tls" else endpoint
     with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
         with on_core(bench.server_core):
             process = subprocess.Popen(
-                peer.command(kind, endpoint),
+                peer.command(kind, listening),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -162,8 +187,8 @@ def echo(bench: Bench, peer: Peer, kind: str, transport: str, size: int) -> Samp
         return load(bench, server, "echo", size=size, connections=bench.connections)
 
 
-def connect(bench: Bench, peer: Peer, kind: str) -> Sample:
-    with serving(bench, peer, kind, "tcp", {}) as server:
+def connect(bench: Bench, peer: Peer, kind: str, transport: str) -> Sample:
+    with serving(bench, peer, kind, transport, {}) as server:
         return load(bench, server, "connect", size=64, connections=bench.opening)
 
 
@@ -178,10 +203,10 @@ def active(bench: Bench, peer: Peer, kind: str, env: Mapping[str, str], idle: in
     return sample
 
 
-def idle(bench: Bench, peer: Peer, kind: str) -> Sample:
+def idle(bench: Bench, peer: Peer, kind: str, transport: str) -> Sample:
     """Memory of an idle connection that has echoed a message. A little load goes before, so that
     what a library allocates once is not counted."""
-    with serving(bench, peer, kind, "tcp", {}) as server:
+    with serving(bench, peer, kind, transport, {}) as server:
         load(bench, server, "echo", seconds=0.2, warmup=0)
         time.sleep(0.2)
         before = server.resident()

@@ -19,12 +19,25 @@ PYTHON_SERVER = HERE / "servers" / "python_server.py"
 MICRO = HERE / "micro.py"
 
 sys.path.insert(0, str(PYTHON_SERVER.parent))
-from python_server import FAMILY, KINDS  # noqa: E402
+from python_server import FAMILY, KINDS, WITHOUT_TLS  # noqa: E402
 
 # What is imported for a library, where that is not its name; the last is what has the version.
 IMPORTS = {"aiofastnet+uvloop": ("uvloop", "aiofastnet"), "socketserver": (), "asyncio": ()}
-C_SERVERS = ("becket", "libuv", "libevent", "libevent-buffered", "epoll")
-FLOOR = "epoll"  # no library at all: shown beside the others, but not a peer to be compared with
+# What is imported besides, and for nothing but TLS.
+TLS_IMPORTS = {"twisted": ("OpenSSL", "service_identity")}
+PLAIN = ("tcp", "unix")
+C_SERVERS = {  # with the transports they have
+    "becket": (*PLAIN, "tls"),
+    "libuv": PLAIN,
+    "libevent": PLAIN,
+    "libevent-buffered": PLAIN,
+    "libevent-openssl": ("tls",),
+    "epoll": PLAIN,
+    "openssl": ("tls",),
+}
+# No library at all: shown beside the others, but not a peer to be compared with.
+TLS_FLOOR = "openssl"
+FLOORS = ("epoll", TLS_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Peer:
     name: str
     version: str
     kinds: tuple[str, ...]
+    transports: tuple[str, ...]
     program: str = ""  # of a C server
 
     @property
@@ -51,9 +65,7 @@ class Peer:
         return [sys.executable, str(MICRO), "--library", self.name, *more]
 
     def plays(self, kind: str, transport: str) -> bool:
-        if self.name == "rloop" and transport == "unix":
-            return False  # it has no UNIX servers: NotImplementedError
-        return kind in self.kinds
+        return kind in self.kinds and transport in self.transports
 
     @property
     def usual_kind(self) -> str:
@@ -69,7 +81,22 @@ def python_peer(name: str) -> Peer:
         version = importlib.metadata.version(module)
     if name == "becket" and not hasattr(importlib.import_module(name), "EventLoop"):
         raise ImportError("it has no EventLoop")
-    return Peer(name, version, tuple(KINDS[name]))
+    transports = ["tcp"] if name == "rloop" else [*PLAIN]  # no UNIX servers: NotImplementedError
+    if why_without_tls(name) is None:
+        transports.append("tls")
+    return Peer(name, version, tuple(KINDS[name]), tuple(transports))
+
+
+def why_without_tls(name: str) -> str | None:
+    """Why a Python library that is here is left out where TLS is measured; None: it is not."""
+    if name in WITHOUT_TLS:
+        return "it has no TLS servers"
+    try:
+        for module in TLS_IMPORTS.get(name, ()):
+            importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def c_peer(name: str, build: Path) -> Peer:
@@ -77,7 +104,8 @@ def c_peer(name: str, build: Path) -> Peer:
     program = build / f"bench-{name}"
     answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     version = answer.stdout.strip().rpartition(" ")[2]
-    return Peer(name, platform.release() if name == FLOOR else version, ("c",), str(program))
+    version = platform.release() if name == "epoll" else version
+    return Peer(name, version, ("c",), C_SERVERS[name], str(program))
 
 
 def find(build: Path, wanted: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
@@ -90,6 +118,9 @@ def find(build: Path, wanted: Sequence[str]) -> tuple[list[Peer], dict[str, str]
                 present.append(python_peer(name))
             except ImportError as error:
                 missing[name] = str(error)
+                continue
+            if name in TLS_IMPORTS and (why := why_without_tls(name)):
+                missing[f"{name} with TLS"] = why
     for name in C_SERVERS:
         if not wanted or name in wanted:
             try:
@@ -103,4 +134,4 @@ def known() -> list[str]:
     return sorted({*KINDS, *C_SERVERS})
 
 
-__all__ = ["FAMILY", "FLOOR", "Peer", "find", "known"]
+__all__ = ["FAMILY", "FLOORS", "TLS_FLOOR", "Peer", "find", "known"]

@@ -1,7 +1,8 @@
 """Turns the results of bench/run.py into latest.md and latest.png.
 
-Ratios are to the best peer: the best of all libraries in that table other than becket, bare epoll
-excepted, which is no library. They are computed alike for everyone, becket's losses included.
+Ratios are to the best peer: the best of all libraries in that table other than becket, the floor
+excepted, which is no library; and with TLS, to the floor too: bare epoll and OpenSSL. They are
+computed alike for everyone, becket's losses included.
 By hand: `python bench/report.py DIRECTORY` writes both again from the latest.json there.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import UNDISTURBED
-from peers import FLOOR
+from peers import FLOORS, TLS_FLOOR
 
 Entry = dict[str, Any]
 Table = dict[str, Entry]
@@ -28,6 +29,7 @@ TITLES = {
     "active": "One active connection among idle ones",
     "micro": "Inside the loop",
 }
+HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
 
 
 def median(entry: Entry, metric: str) -> float:
@@ -42,11 +44,22 @@ def best_peer(table: Table, metric: str, greater: bool = False) -> float | None:
     values = [
         median(entry, metric)
         for label, entry in measured(table).items()
-        if not label.startswith("becket") and label != FLOOR
+        if not label.startswith("becket") and label not in FLOORS
     ]
     if not values:
         return None
     return max(values) if greater else min(values)
+
+
+def floor_ratios(table: Table, *metrics: str) -> tuple[list[str], dict[str, list[str]]]:
+    """More headings, and for each library more columns; none where there is no TLS."""
+    floor = measured(table).get(TLS_FLOOR)
+    if not floor:
+        return [], {label: [] for label in table}
+    return [f"{HEADINGS[metric]} ÷ floor" for metric in metrics], {
+        label: [ratio(median(entry, metric), median(floor, metric)) for metric in metrics]
+        for label, entry in measured(table).items()
+    }
 
 
 def ratio(value: float, best: float | None) -> str:
@@ -63,7 +76,7 @@ def spread(entry: Entry, metric: str, form: str) -> str:
 def name_of(label: str) -> str:
     if label.startswith("becket"):
         return f"**{label}**"
-    return f"{label} (floor)" if label == FLOOR else label
+    return f"{label} (floor)" if label in FLOORS else label
 
 
 def rows(header: list[str], body: list[list[str]]) -> list[str]:
@@ -82,6 +95,7 @@ def load_table(table: Table, unit: str) -> list[str]:
     cpu = best_peer(table, "cpu_us")
     header = ["library", f"{unit}/s", "p50 µs", "p99 µs", f"user µs/{unit}", f"system µs/{unit}"]
     header += [f"CPU µs/{unit}", "rate ÷ best peer", "user ÷ best peer", "CPU ÷ best peer"]
+    more, floor = floor_ratios(table, "user_us", "cpu_us")
     ordered = sorted(measured(table).items(), key=lambda item: median(item[1], "cpu_us"))
     body = [
         [
@@ -95,24 +109,27 @@ def load_table(table: Table, unit: str) -> list[str]:
             ratio(median(entry, "rate"), rate),
             ratio(median(entry, "user_us"), user),
             ratio(median(entry, "cpu_us"), cpu),
+            *floor[label],
         ]
         for label, entry in ordered
     ]
-    return rows(header, body)
+    return rows([*header, *more], body)
 
 
 def idle_table(table: Table) -> list[str]:
     best = best_peer(table, "bytes")
+    more, floor = floor_ratios(table, "bytes")
     ordered = sorted(measured(table).items(), key=lambda item: median(item[1], "bytes"))
     body = [
         [
             name_of(label),
             format(median(entry, "bytes"), ",.0f"),
             ratio(median(entry, "bytes"), best),
+            *floor[label],
         ]
         for label, entry in ordered
     ]
-    return rows(["library", "bytes/connection", "÷ best peer"], body)
+    return rows(["library", "bytes/connection", "÷ best peer", *more], body)
 
 
 def active_table(table: Table) -> list[str]:
@@ -199,8 +216,9 @@ def facts_lines(facts: dict[str, Any]) -> list[str]:
         "Medians over the rounds (least..greatest). CPU is the server's. The total is precise; its",
         "division into user and system is sampled by the kernel's tick: see bench/README.md.",
         "Ratios are to the best library of that table other than becket: below 1.00 is less,",
-        "which is better for CPU and memory, and worse for rates. Bare epoll is the floor, and",
-        "not a peer. † marks a library whose core had other work meanwhile: measure it again.",
+        "which is better for CPU and memory, and worse for rates. The floor is bare epoll, and in",
+        "TLS bare OpenSSL over it; it is not a peer. † marks a library whose core had other work",
+        "meanwhile: measure it again.",
         "",
     ]
 

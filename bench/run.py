@@ -17,6 +17,7 @@ import fnmatch
 import json
 import os
 import platform
+import ssl
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,8 @@ from peers import Peer
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KINDS = ("protocol", "buffered", "streams", "c")
-QUICK = ("protocol/tcp/1KiB", "streams/tcp/1KiB", "c/tcp/1KiB", "micro")
+TLS_KIB = {"protocol": (1, 10, 100), "buffered": (1,), "streams": (1,), "c": (1, 100)}
+QUICK = ("protocol/tcp/1KiB", "protocol/tls/1KiB", "streams/tcp/1KiB", "c/tcp/1KiB", "micro")
 SELECT_IDLE = 900  # select() cannot watch descriptors above 1023
 FULL_IDLE = 5000
 
@@ -58,21 +60,25 @@ class Contestant:
 class Cell:
     name: str
     what: str  # echo, connect, idle, active or micro
-    kind: str  # as in KINDS; or "python": each library in its usual way
+    kind: str  # as in KINDS; or "python": each library in its usual way; "all": and becket in C
     transport: str = "tcp"
     size: int = 1024
 
     def takes(self, peer: Peer) -> bool:
         if self.what == "micro":
             return not peer.in_c and peer.name in peers.FAMILY
-        if self.kind == "python":
-            return not peer.in_c
+        if self.transport == "tls" and peer.name == peers.TLS_FLOOR:
+            return True  # beside the Python libraries too, as all are compared with it
+        if self.kind in ("python", "all"):
+            usual = peer.plays(peer.usual_kind, self.transport)
+            return usual and (not peer.in_c or (self.kind == "all" and peer.name == "becket"))
         return peer.plays(self.kind, self.transport)
 
     def contestants(self, present: list[Peer]) -> Iterator[Contestant]:
         for peer in filter(self.takes, present):
-            kind = peer.usual_kind if self.kind == "python" else self.kind
-            yield Contestant(peer.name, peer, kind)
+            kind = self.kind if self.kind in peer.kinds else peer.usual_kind
+            beside = self.kind == "all" and peer.in_c and peer.name not in peers.FLOORS
+            yield Contestant(f"{peer.name} (C)" if beside else peer.name, peer, kind)
             if self.what == "active" and peer.name == "becket":
                 for notifier, idle in (("poll", FULL_IDLE), ("select", SELECT_IDLE)):
                     env = {"BECKET_NOTIFIER": notifier}
@@ -82,9 +88,9 @@ class Cell:
         if self.what == "echo":
             return measure.echo(bench, who.peer, who.kind, self.transport, self.size)
         if self.what == "connect":
-            return measure.connect(bench, who.peer, who.kind)
+            return measure.connect(bench, who.peer, who.kind, self.transport)
         if self.what == "idle":
-            return measure.idle(bench, who.peer, who.kind)
+            return measure.idle(bench, who.peer, who.kind, self.transport)
         if self.what == "active":
             return measure.active(bench, who.peer, who.kind, who.env, min(who.idle, bench.idle))
         return measure.micro(bench, who.peer)
@@ -101,11 +107,13 @@ def all_cells() -> list[Cell]:
     cells = [
         Cell(f"{kind}/{transport}/{size}KiB", "echo", kind, transport, size * 1024)
         for kind in KINDS
-        for transport in ("tcp", "unix")
-        for size in (1, 10, 100)
+        for transport in ("tcp", "unix", "tls")
+        for size in (TLS_KIB[kind] if transport == "tls" else (1, 10, 100))
     ]
     for what in ("connect", "idle", "active"):
         cells += [Cell(f"{what}/{kind}", what, kind) for kind in ("python", "c")]
+        if what != "active":
+            cells.append(Cell(f"{what}/tls", what, "all", "tls"))
     return [*cells, Cell("micro", "micro", "python")]
 
 
@@ -248,6 +256,7 @@ def facts(
         "idle connections": bench.idle,
         "quick": bench.quick,
         "same core": bench.server_core == bench.load_core,
+        "TLS": ssl.OPENSSL_VERSION + " in Python; TLS 1.3, AES-128-GCM, X25519, P-256",
         "versions": {p.name + (" (C)" if p.in_c else ""): p.version for p in present},
         "missing": missing,
     }
@@ -294,6 +303,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (0.8 if options.quick else 1.25)
+    options.load = options.build / "bench-load"
     options.libraries = [name.strip() for name in (options.libraries or "").split(",") if name]
     for name in options.libraries:
         if name not in peers.known():
@@ -309,6 +319,13 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def leave_out_tls(options: argparse.Namespace, missing: dict[str, str]) -> None:
+    """Where it cannot be measured, its cells are left out, and the results say why."""
+    if options.load.exists() and (why := measure.why_no_tls(options.load)):
+        options.cells = [cell for cell in options.cells if cell.transport != "tls"]
+        missing["the TLS cells"] = why
+
+
 def make_bench(options: argparse.Namespace, scratch: Path) -> Bench:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) == 1:
@@ -317,13 +334,15 @@ def make_bench(options: argparse.Namespace, scratch: Path) -> Bench:
     idle = min(FULL_IDLE, files - 500)
     if idle < FULL_IDLE:
         print(f"The limit on open files allows {idle} idle connections, not {FULL_IDLE}.")
+    tls = any(cell.transport == "tls" for cell in options.cells)
     return Bench(
-        load=options.build / "bench-load",
+        load=options.load,
         seconds=options.seconds,
         warmup=0.3,
         server_core=cores[0],
         load_core=cores[-1] if len(cores) < 3 else cores[1],
         scratch=scratch,
+        pem=measure.make_certificate(scratch) if tls else None,
         idle=idle,
         quick=options.quick,
     )
@@ -339,16 +358,17 @@ def show_list(cells: list[Cell], present: list[Peer], missing: dict[str, str]) -
 def main() -> int:
     options = parse()
     present, missing = peers.find(options.build, options.libraries)
+    leave_out_tls(options, missing)
     if options.list:
         show_list(options.cells, present, missing)
         return 0
     for name, why in missing.items():
         print(f"Not installed, and left out: {name} ({why})")
+    if not options.load.exists() and any(cell.what != "micro" for cell in options.cells):
+        print(f"There is no {options.load}; `make bench` builds it.", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = make_bench(options, Path(scratch))
-        if not bench.load.exists() and any(cell.what != "micro" for cell in options.cells):
-            print(f"There is no {bench.load}; `make bench` builds it.", file=sys.stderr)
-            return 1
         known = facts(present, missing, bench, options.rounds)
         results: Results = {}
         try:

@@ -42,6 +42,24 @@ enum {
     BK_FD_MAX = 1 << 24,
     /* Bytes a memory transport holds in transit, unless its maker says otherwise. */
     BK_MEMORY_BYTES = 64 * 1024,
+    /* Sealed bytes read at once; one piece of memory per loop. As much as plain ones. */
+    BK_TLS_IN_BYTES = 256 * 1024,
+    /* Bytes sealed before they are sent: several records for one call, few enough for a cache. */
+    BK_TLS_SEAL_BYTES = 64 * 1024,
+    /* … with room for what records add to them, and for what an engine sends by itself. */
+    BK_TLS_OUT_BYTES = 64 * 1024 + 4096,
+    /* The largest plaintext of a record, RFC 8446 5.1. */
+    BK_TLS_RECORD_BYTES = 16 * 1024,
+    /* Milliseconds a handshake may take, unless its context says otherwise: asyncio's. */
+    BK_TLS_HANDSHAKE_MS = 60 * 1000,
+    /* A client hello, where a certificate is chosen by name; real ones have less than 4 KiB. */
+    BK_TLS_HELLO_BYTES = 64 * 1024,
+    /* A file of certificates: whole systems' trust is a quarter of it. */
+    BK_TLS_FILE_BYTES = 1024 * 1024,
+    /* Seconds between two looks at whether a server's certificate has changed. */
+    BK_TLS_RELOAD_S = 5,
+    /* Sessions a client's context keeps, each for one name. */
+    BK_TLS_SESSIONS = 64,
     /* Signals have numbers below this on every system we know. */
     BK_SIGNALS = 65,
 };

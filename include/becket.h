@@ -81,6 +81,21 @@ enum {
     BK_ENAME = -4005,      /* a host name that cannot be resolved */
     BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
     BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
+    /* TLS, whatever the engine; its own words are in bk_error, or BK_QUERY_TLS_WORDS. */
+    BK_ETLS = -4020,             /* it failed in a way that has no code below */
+    BK_ETLS_ENGINE = -4021,      /* an engine that does not exist, or whose library is not here */
+    BK_ETLS_CONFIG = -4022,      /* a certificate, key or setting that cannot be used */
+    BK_ETLS_PROTOCOL = -4023,    /* what the peer sent is not TLS, or breaks its rules */
+    BK_ETLS_RECORD = -4024,      /* a record was damaged, or sealed with another key */
+    BK_ETLS_VERSION = -4025,     /* no version of the protocol in common */
+    BK_ETLS_CIPHER = -4026,      /* no cipher, group or signature in common */
+    BK_ETLS_ALPN = -4027,        /* no application protocol in common */
+    BK_ETLS_NAME = -4028,        /* the server has no certificate for the name asked for */
+    BK_ETLS_UNTRUSTED = -4029,   /* the peer's certificate is not to be trusted */
+    BK_ETLS_WRONG_NAME = -4030,  /* … is good, but somebody else's */
+    BK_ETLS_NO_CERTIFICATE = -4031, /* the peer showed none, and must */
+    BK_ETLS_ALERT = -4032,       /* the peer gave up, and said so by an alert of another kind */
+    BK_ETLS_RENEGOTIATION = -4033, /* the peer wanted to renegotiate, which is refused */
 };
 
 /* A sentence for a code, never NULL; the text is static. Thread-safe. */
@@ -185,6 +200,11 @@ struct bk_os {
     int (*thread_join)(bk_os *os, bk_thread thread);
     int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
     int (*getpid)(bk_os *os);
+
+    /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
+       the process already; NULL: none. They stay for as long as the process. */
+    void *(*library)(bk_os *os, const char *const *names, int loaded_only);
+    void *(*symbol)(bk_os *os, void *library, const char *name); /* NULL: it has none of that name */
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -401,6 +421,10 @@ typedef struct bk_transport_ops {
     /* Optional. Answer BK_QUERY_…: *size is the room in bytes, then the bytes written; -ENOTSUP for
        a question it has no answer to, -ENOSPC when the room is too small. */
     int (*query)(bk_transport *t, int what, void *ret_value, size_t *size);
+    /* Optional. Get ready to move bytes: a handshake. 0: ready; -EAGAIN: call again after what
+       wants(t, 0) says; other: broken. Until it is ready nothing else but wants, fd, query and
+       close is called. */
+    int (*open)(bk_transport *t);
 } bk_transport_ops;
 
 enum { BK_IOV_MAX = 64 };
@@ -445,7 +469,7 @@ struct bk_protocol {
     size_t size;
     const char *name;
     void *context; /* the author's own: bk_stream_protocol(s)->context */
-    /* The stream is there. A negative result closes it with that code. */
+    /* The stream is there, and its transport open. A negative result closes it with that code. */
     int (*opened)(bk_stream *s);
     /* Where to put what is read next; NULL: the loop's scratch memory, valid during received().
        Negative closes the stream with that code; a size of 0 is -ENOBUFS. */
@@ -459,6 +483,9 @@ struct bk_protocol {
     /* Exactly once, last; also when opened() was never called, because connecting failed. 0: ended
        in good order; -ECANCELED: bk_stream_abort(); else what broke it. s is freed after it. */
     void (*closed)(bk_stream *s, int why);
+    /* The transport put in place by bk_stream_set_transport() has opened: TLS is there. A negative
+       result closes the stream with that code. */
+    int (*upgraded)(bk_stream *s);
 };
 
 /* A new stream over a transport, which is the stream's from then on; opened() is called before this
@@ -519,7 +546,8 @@ BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
 
 /* The transport; and putting another in its place in mid-stream, most often one that holds the old
    one: that is how TLS starts. What was queued before goes through the new one, unless it was
-   flushed. Nothing is closed by this. */
+   flushed. If it has to open, reading and sending wait for that, and upgraded() follows. Nothing is
+   closed by this. */
 BK_API bk_transport *bk_stream_transport(const bk_stream *s);
 BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
 
@@ -530,10 +558,24 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
  *     stdio:                        standard input and output, one stream
- *     fd:N                          an adopted descriptor: a listening or a connected socket, a
- * pipe Percent-encoding (RFC 3986) is undone in host, path and options.
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
+ *     tls://host:port?cert=site.pem           TLS on tcp
+ *     tls+unix:path?…, tls+stdio:?…, …        … on any other scheme
+ *     starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
+ * Percent-encoding (RFC 3986) is undone in host, path and options. The options of TLS:
+ *     cert, key    PEM files; key: when it is not in cert. cert=dev: made up, for development
+ *     ca           PEM file: whom to trust; without it, whom the system trusts
+ *     verify       none, optional, required: the peer's certificate. Clients: required
+ *     name         (clients) whom to ask for and to verify, when it is not the host
+ *     alpn         h2,http/1.1: application protocols, in order of preference
+ *     engine       openssl, gnutls, mbedtls; without it BECKET_TLS, or the first there is
+ *     min, max     1.2, 1.3: versions
+ *     tickets      on, off: whether sessions can be resumed
+ *     truncation   refuse, allow: an end without close_notify
+ *     handshake    seconds it may take (60);  linger: to wait for close_notify when closing (0)
+ *     reload       (servers) look every so many seconds (5; 0: never) whether the files changed
  */
-enum { BK_ENDPOINT_OPTIONS = 16 };
+enum { BK_ENDPOINT_OPTIONS = 24 };
 
 struct bk_endpoint {
     char *memory; /* the texts below are in here */
@@ -585,6 +627,10 @@ BK_API int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol,
 
 /* Accept no more, and free the listener; its connections go on. */
 BK_API void bk_listener_close(bk_listener *listener);
+
+/* Read again what its endpoint names: certificates. Connections go on; what cannot be used is told
+   to the log, and the old stays. Returns at once. */
+BK_API void bk_listener_reload(bk_listener *listener);
 
 /* The endpoint it listens at, with the port it got: "tcp://127.0.0.1:40123". */
 BK_API const char *bk_listener_name(const bk_listener *listener);

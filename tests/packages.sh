@@ -21,6 +21,7 @@ look() {
     if [ "${1-}" = bench ]; then
         need libuv1-dev pkg-config --exists libuv
         need libevent-dev pkg-config --exists libevent
+        need libssl-dev pkg-config --exists openssl
     fi
 }
 

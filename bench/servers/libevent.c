@@ -1,6 +1,7 @@
-/* Two echo servers on libevent, for the benchmark. Built plainly it uses an event for each connection and reads and
- * writes itself, which is the fastest way; built with -DBENCH_BUFFEREVENT it uses bufferevents, libevent's counterpart of
- * the streams that libuv and becket offer, and moves the bytes from one evbuffer to the other without copying them.
+/* Three echo servers on libevent, for the benchmark. Built plainly it uses an event for each connection and reads and
+ * writes itself, which is the fastest way; built with -DBENCH_BUFFEREVENT it uses bufferevents, libevent's counterpart
+ * of the streams that libuv and becket offer, and moves the bytes from one evbuffer to the other without copying them.
+ * With -DBENCH_TLS in addition those are bufferevents over OpenSSL, and TLS is all it does.
  */
 #include "../endpoint.h"
 
@@ -8,14 +9,63 @@
 #include <event2/bufferevent.h>
 #include <event2/event.h>
 
+#ifdef BENCH_TLS
+#include <event2/bufferevent_ssl.h>
+#include <openssl/ssl.h>
+
+static SSL_CTX *context;
+#endif
+
 static struct event_base *base;
 
 #ifdef BENCH_BUFFEREVENT
+
+#ifdef BENCH_TLS
+
+static void on_event(struct bufferevent *b, short what, void *argument) {
+    (void)argument;
+    if (what & BEV_EVENT_CONNECTED)   /* the handshake is over */
+        return;
+    if (what & BEV_EVENT_EOF)
+        SSL_shutdown(bufferevent_openssl_get_ssl(b));
+    bufferevent_free(b);
+}
+
+static struct bufferevent *connection_new(evutil_socket_t fd) {
+    SSL *ssl = SSL_new(context);
+    struct bufferevent *b = !ssl ? NULL
+        : bufferevent_openssl_socket_new(base, fd, ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE);
+    if (!b)
+        SSL_free(ssl);
+    return b;
+}
+
+/* Listens, with what connections share. */
+static int start(int argc, char **argv, const char *version) {
+    endpoint at = endpoint_argument(argc, argv, version);
+    context = SSL_CTX_new(TLS_server_method());
+    if (!at.pem || !context || SSL_CTX_use_certificate_chain_file(context, at.pem) != 1
+            || SSL_CTX_use_PrivateKey_file(context, at.pem, SSL_FILETYPE_PEM) != 1) {
+        fputs("libevent: no certificate and key\n", stderr);
+        exit(1);
+    }
+    SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+    return endpoint_bind(&at);
+}
+
+#else
 
 static void on_event(struct bufferevent *b, short what, void *argument) {
     (void)what, (void)argument;   /* the end, or an error */
     bufferevent_free(b);
 }
+
+static struct bufferevent *connection_new(evutil_socket_t fd) {
+    return bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
+}
+
+#endif
 
 static void on_read(struct bufferevent *b, void *argument) {
     (void)argument;
@@ -23,7 +73,7 @@ static void on_read(struct bufferevent *b, void *argument) {
 }
 
 static void connection_open(evutil_socket_t fd) {
-    struct bufferevent *b = bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
+    struct bufferevent *b = connection_new(fd);
     if (!b) {
         close(fd);
         return;
@@ -109,6 +159,12 @@ static void connection_open(evutil_socket_t fd) {
 
 #endif
 
+#ifndef BENCH_TLS
+static int start(int argc, char **argv, const char *version) {
+    return endpoint_listen(argc, argv, version);
+}
+#endif
+
 static void on_accept(evutil_socket_t listener, short what, void *argument) {
     (void)what, (void)argument;
     for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0;) {
@@ -120,7 +176,7 @@ static void on_accept(evutil_socket_t listener, short what, void *argument) {
 int main(int argc, char **argv) {
     char version[32];
     snprintf(version, sizeof version, "libevent %s", event_get_version());
-    int fd = endpoint_listen(argc, argv, version);
+    int fd = start(argc, argv, version);
     base = event_base_new();
     struct event *accepting = base ? event_new(base, fd, EV_READ | EV_PERSIST, on_accept, NULL) : NULL;
     if (!accepting || event_add(accepting, NULL) < 0) {

@@ -7,6 +7,9 @@ The listening socket is made here, the same for all, so that backlog and options
 protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's Protocol)
 buffered   asyncio.BufferedProtocol with a room of its own for each connection
 streams    read, write, read again: a coroutine, a greenlet or a thread for each connection
+
+With TLS, all of them get the same context of the ssl module; Twisted, which wants pyOpenSSL's, the
+same certificate.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ import asyncio
 import importlib
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 BACKLOG = 1024  # as in endpoint.h
@@ -27,20 +33,39 @@ ROOM = 256 * 1024  # of a buffered protocol
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
-def listen(endpoint: str) -> socket.socket:
+@dataclass(frozen=True)
+class Place:
+    """Where to listen, on a socket that does; and with TLS the file of certificate and key."""
+
+    sock: socket.socket
+    pem: str | None = None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        if self.pem is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.pem)
+        return context
+
+
+def listen(endpoint: str) -> Place:
     scheme, _, rest = endpoint.partition(":")
+    pem = None
+    if scheme == "tls":
+        rest, _, pem = rest.partition("?")
     if scheme == "unix" and rest:
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(rest)
-    elif scheme == "tcp" and rest.startswith("127.") and rest.rpartition(":")[2].isdigit():
+    elif rest.startswith("127.") and rest.rpartition(":")[2].isdigit():
         host, _, port = rest.rpartition(":")
-        sock = socket.socket(socket.AF_INET)
+        # Without its number, asyncio does not know the protocol, and does not set TCP_NODELAY.
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, int(port)))
     else:
-        sys.exit(f"an endpoint is tcp:127.x.x.x:PORT or unix:PATH, not {endpoint!r}")
+        sys.exit(f"an endpoint is tcp:127.x.x.x:PORT, unix:PATH or tls:…?PEM, not {endpoint!r}")
     sock.listen(BACKLOG)
-    return sock
+    return Place(sock, pem)
 
 
 def ready() -> None:
@@ -87,6 +112,13 @@ class BufferedEcho(asyncio.BufferedProtocol):
         self.transport.resume_reading()
 
 
+class SealedEcho(BufferedEcho):
+    """With TLS what is written has been sealed before the next read: its room is free again."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+
 class CopyingEcho(BufferedEcho):
     """For rloop 0.5, which takes a memoryview apart byte by byte: with bytes it is far faster."""
 
@@ -99,23 +131,29 @@ async def stream_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         while data := await reader.read(CHUNK):
             writer.write(data)
             await writer.drain()
-    except ConnectionError:
+    except (ConnectionError, ssl.SSLError):
         pass  # the load ends some of its connections with a reset
     finally:
         writer.close()
 
 
-async def serve_asyncio(library: str, sock: socket.socket, kind: str) -> None:
+def buffered_echo(library: str, tls: bool) -> type[BufferedEcho]:
+    if tls:
+        return SealedEcho
+    return CopyingEcho if library == "rloop" else BufferedEcho
+
+
+async def serve_asyncio(library: str, place: Place, kind: str) -> None:
     loop = asyncio.get_running_loop()
-    unix = sock.family == socket.AF_UNIX
+    options: dict[str, Any] = {"sock": place.sock, "backlog": BACKLOG, "ssl": place.tls_context()}
+    unix = place.sock.family == socket.AF_UNIX
     if kind == "streams":
         start: Any = asyncio.start_unix_server if unix else asyncio.start_server
-        server = await start(stream_echo, sock=sock, backlog=BACKLOG)
+        server = await start(stream_echo, **options)
     else:
         create: Any = loop.create_unix_server if unix else loop.create_server
-        buffered = CopyingEcho if library == "rloop" else BufferedEcho
-        protocol = Echo if kind == "protocol" else buffered
-        server = await create(protocol, sock=sock, backlog=BACKLOG)
+        buffered = buffered_echo(library, place.pem is not None)
+        server = await create(Echo if kind == "protocol" else buffered, **options)
     ready()
     await asyncio.Event().wait()
     del server
@@ -139,21 +177,23 @@ def loop_factory(library: str) -> LoopFactory:
     return patched
 
 
-def run_asyncio(library: str, sock: socket.socket, kind: str) -> None:
-    sock.setblocking(False)
+def run_asyncio(library: str, place: Place, kind: str) -> None:
+    place.sock.setblocking(False)
     with asyncio.Runner(loop_factory=loop_factory(library)) as runner:
-        runner.run(serve_asyncio(library, sock, kind))
+        runner.run(serve_asyncio(library, place, kind))
 
 
 # ---- the others ----------------------------------------------------------------------------------
 
 
-def run_twisted(sock: socket.socket, kind: str) -> None:
+def run_twisted(place: Place, kind: str) -> None:
     from twisted.internet import epollreactor
 
     epollreactor.install()
     from twisted.internet import reactor as installed
     from twisted.internet.protocol import Factory, Protocol
+
+    sock = place.sock
 
     class TwistedEcho(Protocol):
         def connectionMade(self) -> None:
@@ -164,32 +204,45 @@ def run_twisted(sock: socket.socket, kind: str) -> None:
             self.transport.write(data)
 
     reactor: Any = installed
+    factory: Any = Factory.forProtocol(TwistedEcho)
+    if place.pem is not None:
+        from twisted.internet.ssl import PrivateCertificate
+        from twisted.protocols.tls import TLSMemoryBIOFactory
+
+        certificate = PrivateCertificate.loadPEM(Path(place.pem).read_text())
+        factory = TLSMemoryBIOFactory(certificate.options(), False, factory)
     sock.setblocking(False)
-    reactor.adoptStreamPort(sock.fileno(), sock.family, Factory.forProtocol(TwistedEcho))
+    reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
     reactor.callWhenRunning(ready)
     reactor.run()
 
 
-def run_trio(sock: socket.socket, kind: str) -> None:
+def run_trio(place: Place, kind: str) -> None:
     import trio
 
-    async def echo(stream: trio.SocketStream) -> None:
+    context = place.tls_context()
+
+    async def echo(stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         try:
             while data := await stream.receive_some(CHUNK):
                 await stream.send_all(data)
+            if context:
+                await stream.aclose()  # says so to the peer, which serve_listeners() would not
         except trio.BrokenResourceError:
             pass
 
     async def main() -> None:
         ready()
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        plain = trio.SocketListener(trio.socket.from_stdlib_socket(place.sock))
+        listener = trio.SSLListener(plain, context) if context else plain
         await trio.serve_listeners(echo, [listener])
 
     trio.run(main)
 
 
-def run_gevent(sock: socket.socket, kind: str) -> None:
+def run_gevent(place: Place, kind: str) -> None:
     import gevent.socket
+    import gevent.ssl
     from gevent.server import StreamServer
 
     def echo(connection: Any, address: object) -> None:
@@ -197,27 +250,41 @@ def run_gevent(sock: socket.socket, kind: str) -> None:
         try:
             while data := connection.recv(CHUNK):
                 connection.sendall(data)
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLError):
             pass
 
+    options: dict[str, Any] = {}
+    if place.pem is not None:
+        context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(place.pem)
+        options = {"ssl_context": context}
+    sock = place.sock
     listener = gevent.socket.socket(sock.family, sock.type, fileno=os.dup(sock.fileno()))
-    server = StreamServer(listener, echo)
+    server = StreamServer(listener, echo, **options)
     server.start()
     ready()
     server.serve_forever()
 
 
-def run_socketserver(sock: socket.socket, kind: str) -> None:
+def run_socketserver(place: Place, kind: str) -> None:
     import socketserver
+
+    context = place.tls_context()
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             no_delay(self.request)
             try:
+                if context:  # here, not in the thread that accepts: it waits for the peer
+                    self.request = context.wrap_socket(self.request, server_side=True)
                 while data := self.request.recv(CHUNK):
                     self.request.sendall(data)
-            except ConnectionError:
+            except (ConnectionError, ssl.SSLError):
                 pass
+
+        def finish(self) -> None:
+            if context:
+                self.request.close()  # the server closes what it accepted, now an empty shell
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -225,12 +292,12 @@ def run_socketserver(sock: socket.socket, kind: str) -> None:
 
     with Server(("127.0.0.1", 0), Handler, bind_and_activate=False) as server:
         server.socket.close()
-        server.socket = sock
+        server.socket = place.sock
         ready()
         server.serve_forever()
 
 
-OTHERS: dict[str, Callable[[socket.socket, str], None]] = {
+OTHERS: dict[str, Callable[[Place, str], None]] = {
     "twisted": run_twisted,
     "trio": run_trio,
     "gevent": run_gevent,
@@ -242,23 +309,24 @@ KINDS = {
     **dict.fromkeys(OTHERS, ("streams",)),
     "twisted": ("protocol",),
 }
+WITHOUT_TLS = ("rloop",)  # 0.5: NotImplementedError
 
 
 def main() -> None:
     description, _, _ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT or unix:PATH")
+    parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, unix:PATH or tls:127.0.0.1:PORT?PEM")
     parser.add_argument("--library", required=True, choices=sorted(KINDS))
     parser.add_argument("--kind", required=True, choices=["protocol", "buffered", "streams"])
     options = parser.parse_args()
     if options.kind not in KINDS[options.library]:
         parser.error(f"{options.library} has no kind {options.kind}, only {KINDS[options.library]}")
-    sock = listen(options.endpoint)
+    place = listen(options.endpoint)
     try:
         if options.library in OTHERS:
-            OTHERS[options.library](sock, options.kind)
+            OTHERS[options.library](place, options.kind)
         else:
-            run_asyncio(options.library, sock, options.kind)
+            run_asyncio(options.library, place, options.kind)
     except KeyboardInterrupt:
         pass
 

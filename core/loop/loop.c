@@ -123,6 +123,9 @@ int bk_loop_free(bk_loop *loop) {
     bk_watches_close(loop);
     loop->notifier.ops->close(&loop->notifier);
     bk_dealloc(os, loop->schemes);
+    bk_dealloc(os, loop->tls_engines);
+    bk_dealloc(os, loop->cipher_in);
+    bk_dealloc(os, loop->cipher_out);
     bk_dealloc(os, loop->scratch);
     bk_dealloc(os, loop->ring);
     bk_dealloc(os, loop);

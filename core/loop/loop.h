@@ -111,6 +111,9 @@ struct bk_loop {
     bk_listener *listeners; /* core/serve */
     const bk_scheme **schemes;
     uint32_t scheme_count;
+    const struct bk_tls_engine **tls_engines; /* core/tls */
+    uint32_t tls_engine_count;
+    void *cipher_in, *cipher_out; /* scratch memory for sealed bytes, while nobody uses it */
 
     bk_ready ready[BK_EVENTS_PER_WAIT];
 };

@@ -7,6 +7,7 @@
 #include "core/limits.h"
 #include "core/os/os.h"
 
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
@@ -490,6 +491,21 @@ void bk_lock_broadcast(bk_lock *lock) {
     pthread_cond_broadcast(&lock->condition);
 }
 
+/* ---- Libraries ---- */
+
+static void *posix_library(bk_os *os, const char *const *names, int loaded_only) {
+    (void)os;
+    void *library = NULL;
+    for (; *names != NULL && library == NULL; names++)
+        library = dlopen(*names, RTLD_NOW | RTLD_LOCAL | (loaded_only ? RTLD_NOLOAD : 0));
+    return library;
+}
+
+static void *posix_symbol(bk_os *os, void *library, const char *name) {
+    (void)os;
+    return dlsym(library, name);
+}
+
 static bk_os posix = {
     .size = sizeof(bk_os),
     .name = "posix",
@@ -538,6 +554,8 @@ static bk_os posix = {
     .thread_join = posix_thread_join,
     .signal_catch = posix_signal_catch,
     .getpid = posix_getpid,
+    .library = posix_library,
+    .symbol = posix_symbol,
 };
 
 bk_os *bk_os_default(void) {

@@ -329,13 +329,16 @@ static int connect_to(bk_loop *loop, const char *text, const bk_protocol *protoc
                       bk_error *error, bk_stream **ret_stream) {
     bk_endpoint endpoint;
     const bk_scheme *scheme;
-    int code = bk_scheme_open(loop, text, &endpoint, &scheme, error);
+    const bk_cover *cover;
+    int code = bk_scheme_open(loop, text, &endpoint, &scheme, &cover, error);
     if (code < 0)
         return code;
-    if (BK_HAS(scheme, connect))
-        code = scheme->connect(loop, &endpoint, protocol, user, error, ret_stream);
-    else
+    if (!BK_HAS(scheme, connect))
         code = bk_error_set(error, -ENOTSUP, 0, "%s is for servers, not for clients", scheme->name);
+    else if (cover != NULL)
+        code = cover->connect(loop, cover, scheme, &endpoint, protocol, user, error, ret_stream);
+    else
+        code = scheme->connect(loop, &endpoint, protocol, user, error, ret_stream);
     bk_endpoint_clear(loop->os, &endpoint);
     return code;
 }

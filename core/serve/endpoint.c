@@ -7,7 +7,6 @@
  */
 #include "core/serve/serve.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,34 +19,6 @@ typedef struct parser {
     bk_endpoint *endpoint;
     bk_error *error;
 } parser;
-
-/* ---- Errors ---- */
-
-/* A text that was cut must not end within a UTF-8 character. */
-static void trim_utf8(char *text) {
-    size_t n = strlen(text), start = n;
-    while (start > 0 && n - start < 3 && ((unsigned char)text[start - 1] & 0xc0) == 0x80)
-        start--;
-    if (start > 0 && (unsigned char)text[start - 1] >= 0xc0)
-        text[start - 1] = '\0';
-}
-
-int bk_error_set(bk_error *error, int code, size_t position, const char *format, ...) {
-    if (error == NULL)
-        return code;
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(error->text, sizeof error->text, format, args);
-    va_end(args);
-    if (n >= (int)sizeof error->text)
-        trim_utf8(error->text);
-    for (char *p = error->text; *p != '\0'; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
-    error->code = code;
-    error->position = position;
-    return code;
-}
 
 #define FAIL(p, position, ...) bk_error_set((p)->error, BK_EENDPOINT, position, __VA_ARGS__)
 

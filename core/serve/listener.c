@@ -20,12 +20,14 @@ int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), v
                     bk_listener **ret_listener) {
     if (loop == NULL || name == NULL || close == NULL || ret_listener == NULL)
         return -EINVAL;
-    size_t n = strlen(name) + 1;
-    bk_listener *l = bk_alloc(loop->os, sizeof *l + n);
+    bk_listener *l = bk_alloc(loop->os, sizeof *l);
     if (l == NULL)
         return -ENOMEM;
     *l = (bk_listener){.loop = loop, .close = close, .arg = arg};
-    memcpy(l->name, name, n);
+    if (bk_listener_rename(l, name) < 0) {
+        bk_dealloc(loop->os, l);
+        return -ENOMEM;
+    }
     l->next = loop->listeners;
     l->link = &loop->listeners;
     if (l->next != NULL)
@@ -36,6 +38,18 @@ int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *arg), v
     return 0;
 }
 
+int bk_listener_rename(bk_listener *listener, const char *name) {
+    bk_os *os = listener->loop->os;
+    size_t n = strlen(name) + 1;
+    char *copy = bk_alloc(os, n);
+    if (copy == NULL)
+        return -ENOMEM;
+    memcpy(copy, name, n);
+    bk_dealloc(os, listener->name);
+    listener->name = copy;
+    return 0;
+}
+
 void bk_listener_close(bk_listener *listener) {
     if (listener == NULL)
         return;
@@ -43,7 +57,13 @@ void bk_listener_close(bk_listener *listener) {
     if (listener->next != NULL)
         listener->next->link = listener->link;
     listener->close(listener->arg);
+    bk_dealloc(listener->loop->os, listener->name);
     bk_dealloc(listener->loop->os, listener);
+}
+
+void bk_listener_reload(bk_listener *listener) {
+    if (listener != NULL && listener->reload != NULL)
+        listener->reload(listener->arg);
 }
 
 const char *bk_listener_name(const bk_listener *listener) {
@@ -62,13 +82,16 @@ static int listen_at(bk_loop *loop, const char *text, const bk_protocol *protoco
                      bk_listener **ret_listener) {
     bk_endpoint endpoint;
     const bk_scheme *scheme;
-    int code = bk_scheme_open(loop, text, &endpoint, &scheme, error);
+    const bk_cover *cover;
+    int code = bk_scheme_open(loop, text, &endpoint, &scheme, &cover, error);
     if (code < 0)
         return code;
-    if (BK_HAS(scheme, listen))
-        code = scheme->listen(loop, &endpoint, protocol, error, ret_listener);
-    else
+    if (!BK_HAS(scheme, listen))
         code = bk_error_set(error, -ENOTSUP, 0, "%s is for clients, not for servers", scheme->name);
+    else if (cover != NULL)
+        code = cover->listen(loop, cover, scheme, &endpoint, protocol, error, ret_listener);
+    else
+        code = scheme->listen(loop, &endpoint, protocol, error, ret_listener);
     bk_endpoint_clear(loop->os, &endpoint);
     return code;
 }

@@ -4,8 +4,6 @@
  */
 #include "core/serve/serve.h"
 
-#include <stdio.h>
-
 static const bk_scheme *const built_in[] = {&bk_scheme_tcp, &bk_scheme_unix, &bk_scheme_stdio,
                                             &bk_scheme_fd};
 
@@ -56,61 +54,78 @@ int bk_scheme_add(bk_loop *loop, const bk_scheme *scheme) {
 
 /* ---- Opening an endpoint ---- */
 
-/* Add a name to a list in words; what does not fit is left out. */
-static void list_add(char *list, size_t room, const char *name) {
-    size_t n = strlen(list);
-    snprintf(list + n, room - n, "%s%.40s", n > 0 ? ", " : "", name);
-}
+static const bk_cover *const covers[] = {&bk_cover_tls, &bk_cover_starttls, NULL};
 
 static int unknown_scheme(const bk_loop *loop, const bk_endpoint *endpoint, bk_error *error) {
     char known[160] = "";
     const bk_scheme *scheme;
     for (uint32_t i = 0; (scheme = scheme_at(loop, i)) != NULL; i++)
-        list_add(known, sizeof known, scheme->name);
+        bk_list_add(known, sizeof known, scheme->name);
+    for (const bk_cover *const *cover = covers; *cover != NULL; cover++)
+        bk_list_add(known, sizeof known, (*cover)->name);
     return bk_error_set(error, BK_ESCHEME, 0, "there is no scheme %.40s; there are %s",
                         endpoint->scheme, known);
 }
 
-static bool has_option(const bk_scheme *scheme, const char *key) {
-    if (!BK_HAS(scheme, options))
-        return false;
-    for (const char *const *option = scheme->options; *option != NULL; option++)
-        if (strcmp(*option, key) == 0)
+/* The word is a scheme's name, or a cover's and, after a plus sign, that of the scheme below. */
+static int find_by_word(const bk_loop *loop, const bk_endpoint *endpoint,
+                        const bk_scheme **ret_scheme, const bk_cover **ret_cover, bk_error *error) {
+    const char *word = endpoint->scheme;
+    *ret_cover = NULL;
+    *ret_scheme = scheme_find(loop, word);
+    for (const bk_cover *const *cover = covers; *ret_scheme == NULL && *cover != NULL; cover++) {
+        size_t n = strlen((*cover)->name);
+        if (strncmp(word, (*cover)->name, n) != 0 || (word[n] != '\0' && word[n] != '+'))
+            continue;
+        *ret_cover = *cover;
+        *ret_scheme = word[n] == '\0' ? &bk_scheme_tcp : scheme_find(loop, word + n + 1);
+    }
+    return *ret_scheme == NULL ? unknown_scheme(loop, endpoint, error) : 0;
+}
+
+static bool has_key(const char *const *keys, const char *key) {
+    for (; keys != NULL && *keys != NULL; keys++)
+        if (strcmp(*keys, key) == 0)
             return true;
     return false;
 }
 
-static int unknown_option(const bk_scheme *scheme, const char *key, size_t position,
-                          bk_error *error) {
-    char known[140] = "";
-    for (const char *const *o = BK_HAS(scheme, options) ? scheme->options : NULL; o && *o; o++)
-        list_add(known, sizeof known, *o);
+static int unknown_option(const bk_endpoint *endpoint, const char *const *keys,
+                          const bk_cover *cover, int i, bk_error *error) {
+    char known[160] = "";
+    size_t position = endpoint->options[i].position;
+    for (; keys != NULL && *keys != NULL; keys++)
+        bk_list_add(known, sizeof known, *keys);
+    for (keys = cover != NULL ? cover->options : NULL; keys != NULL && *keys != NULL; keys++)
+        bk_list_add(known, sizeof known, *keys);
     if (known[0] == '\0')
-        return bk_error_set(error, BK_EOPTION, position, "%.20s has no options", scheme->name);
+        return bk_error_set(error, BK_EOPTION, position, "%.20s has no options", endpoint->scheme);
     return bk_error_set(error, BK_EOPTION, position, "%.20s has no option %.40s; it has %s",
-                        scheme->name, key, known);
+                        endpoint->scheme, endpoint->options[i].key, known);
 }
 
 static int check(const bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme **ret_scheme,
-                 bk_error *error) {
-    const bk_scheme *scheme = scheme_find(loop, endpoint->scheme);
-    if (scheme == NULL)
-        return unknown_scheme(loop, endpoint, error);
-    for (int i = 0; i < endpoint->option_count; i++)
-        if (!has_option(scheme, endpoint->options[i].key))
-            return unknown_option(scheme, endpoint->options[i].key, endpoint->options[i].position,
-                                  error);
-    *ret_scheme = scheme;
+                 const bk_cover **ret_cover, bk_error *error) {
+    int code = find_by_word(loop, endpoint, ret_scheme, ret_cover, error);
+    if (code < 0)
+        return code;
+    const bk_cover *cover = *ret_cover;
+    const char *const *keys = BK_HAS(*ret_scheme, options) ? (*ret_scheme)->options : NULL;
+    for (int i = 0; i < endpoint->option_count; i++) {
+        const char *key = endpoint->options[i].key;
+        if (!has_key(keys, key) && (cover == NULL || !has_key(cover->options, key)))
+            return unknown_option(endpoint, keys, cover, i, error);
+    }
     return 0;
 }
 
 int bk_scheme_open(bk_loop *loop, const char *text, bk_endpoint *ret_endpoint,
-                   const bk_scheme **ret_scheme, bk_error *error) {
+                   const bk_scheme **ret_scheme, const bk_cover **ret_cover, bk_error *error) {
     bk_endpoint endpoint;
     int code = bk_endpoint_parse(loop->os, text, &endpoint, error);
     if (code < 0)
         return code;
-    code = check(loop, &endpoint, ret_scheme, error);
+    code = check(loop, &endpoint, ret_scheme, ret_cover, error);
     if (code < 0)
         bk_endpoint_clear(loop->os, &endpoint);
     else

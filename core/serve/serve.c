@@ -10,8 +10,12 @@
 
 enum { LINE_BYTES = 512 };
 
+enum { LISTENERS = 64 };
+
 typedef struct server {
     bk_loop *loop;
+    bk_listener *listeners[LISTENERS]; /* for SIGHUP */
+    int count;
     int open; /* listeners that may still bring somebody */
 } server;
 
@@ -69,6 +73,13 @@ static void listener_ended(void *arg) {
         bk_loop_stop(s->loop);
 }
 
+/* SIGHUP: certificates have changed. */
+static void reload(void *arg) {
+    server *s = arg;
+    for (int i = 0; i < s->count; i++)
+        bk_listener_reload(s->listeners[i]);
+}
+
 static int add_listener(server *s, const char *endpoint, const bk_protocol *protocol) {
     bk_os *os = bk_loop_os(s->loop);
     bk_error error;
@@ -81,6 +92,8 @@ static int add_listener(server *s, const char *endpoint, const bk_protocol *prot
     listener->ended = listener_ended;
     listener->ended_arg = s;
     s->open++;
+    if (s->count < LISTENERS)
+        s->listeners[s->count++] = listener;
     say(os, "becket: listening at %s", bk_listener_name(listener));
     return 0;
 }
@@ -97,6 +110,8 @@ static int run(server *s) {
         code = bk_signal_set(s->loop, SIGINT, stop, s->loop);
     if (code >= 0)
         code = bk_signal_set(s->loop, SIGTERM, stop, s->loop);
+    if (code >= 0)
+        code = bk_signal_set(s->loop, SIGHUP, reload, s);
     if (code >= 0)
         code = bk_loop_run(s->loop);
     if (code < 0)

@@ -6,6 +6,7 @@
 #ifndef BK_SERVE_H
 #define BK_SERVE_H
 
+#include "core/error.h"
 #include "core/loop/loop.h"
 
 #if defined(_WIN32)
@@ -23,10 +24,6 @@
 
 /* ---- Endpoints (endpoint.c) ---- */
 
-/* Fill in error, which may be NULL; returns code. Control characters come out as '?'. */
-int bk_error_set(bk_error *error, int code, size_t position, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-
 /* The number an option has; ret_number keeps what it was when the option is not there. */
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error);
@@ -42,10 +39,26 @@ char *bk_endpoint_encode(const char *text, char *room);
 
 extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd;
 
-/* Parse text and find its scheme, whose options it keeps to. On success ret_endpoint is to be
-   cleared by the caller. */
+/* What can stand in front of any scheme, "tls+unix:path", and puts a transport of its own on each
+   of that scheme's streams. By itself it stands in front of tcp. The functions are a scheme's. */
+typedef struct bk_cover bk_cover;
+struct bk_cover {
+    const char *name;
+    const char *const *options;
+    int (*listen)(bk_loop *loop, const bk_cover *cover, const bk_scheme *scheme,
+                  const bk_endpoint *endpoint, const bk_protocol *protocol, bk_error *error,
+                  bk_listener **ret_listener);
+    int (*connect)(bk_loop *loop, const bk_cover *cover, const bk_scheme *scheme,
+                   const bk_endpoint *endpoint, const bk_protocol *protocol, void *user,
+                   bk_error *error, bk_stream **ret_stream);
+};
+
+extern const bk_cover bk_cover_tls, bk_cover_starttls;
+
+/* Parse text and find its scheme, and its cover (NULL: none), whose options it keeps to. On success
+   ret_endpoint is to be cleared by the caller. */
 int bk_scheme_open(bk_loop *loop, const char *text, bk_endpoint *ret_endpoint,
-                   const bk_scheme **ret_scheme, bk_error *error);
+                   const bk_scheme **ret_scheme, const bk_cover **ret_cover, bk_error *error);
 
 /* ---- Listeners (listener.c) ---- */
 
@@ -53,12 +66,15 @@ struct bk_listener {
     bk_loop *loop;
     bk_listener *next, **link; /* in loop->listeners */
     void (*close)(void *arg);
+    void (*reload)(void *arg); /* NULL: there is nothing to read again */
     void *arg;
+    char *name;
     bk_fn ended; /* told when all that could ever come in here has come and gone: bk_serve() */
     void *ended_arg;
     bool over; /* … and that has happened */
-    char name[];
 };
+
+int bk_listener_rename(bk_listener *listener, const char *name);
 
 /* For listeners that bring one stream, as stdio does: that stream is no more. */
 void bk_listener_end(bk_listener *listener);

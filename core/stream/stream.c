@@ -30,9 +30,11 @@ static void note_progress(bk_stream *s) {
 
 /* ---- What the stream waits for ---- */
 
+enum { NOT_YET = BK_STREAM_CONNECTING | BK_STREAM_OPENING };
+
 static bool wants_to_read(const bk_stream *s) {
     return !(s->flags & (BK_STREAM_PAUSED | BK_STREAM_EOF | BK_STREAM_CLOSING | BK_STREAM_CLOSED |
-                         BK_STREAM_CONNECTING));
+                         NOT_YET));
 }
 
 static void schedule(bk_stream *s) {
@@ -108,7 +110,7 @@ void bk_stream_fail(bk_stream *s, int why) {
     if (s->flags & BK_STREAM_CLOSED)
         return;
     close_with(s, why);
-    s->flags &= (uint16_t)~BK_STREAM_BORROWS;
+    s->flags &= (uint32_t)~BK_STREAM_BORROWS;
     s->loop->calling++;
     bk_queue_drop(s, s->queued);
     s->loop->calling--;
@@ -193,7 +195,7 @@ static void mark_dirty(bk_stream *s) {
 static void tell_writable(bk_stream *s) {
     if (!(s->flags & BK_STREAM_BLOCKED) || s->queued > s->low || s->flags & BK_STREAM_CLOSED)
         return;
-    s->flags &= (uint16_t)~BK_STREAM_BLOCKED;
+    s->flags &= (uint32_t)~BK_STREAM_BLOCKED;
     TELL(s, writable);
 }
 
@@ -202,7 +204,7 @@ static void tell_writable(bk_stream *s) {
 static void send_all(bk_stream *s, bool telling) {
     s->flags |= BK_STREAM_SENDING;
     send_queue(s);
-    s->flags &= (uint16_t)~BK_STREAM_SENDING;
+    s->flags &= (uint32_t)~BK_STREAM_SENDING;
     if (telling)
         tell_writable(s); /* before it may be closed */
     else if (s->flags & BK_STREAM_BLOCKED && s->queued <= s->low)
@@ -217,8 +219,8 @@ static void send_all(bk_stream *s, bool telling) {
 }
 
 static void tell_blocked(bk_stream *s) {
-    const int not_now = BK_STREAM_BLOCKED | BK_STREAM_CLOSED | BK_STREAM_CONNECTING;
-    if (s->flags & (not_now | BK_STREAM_SENDING) || s->queued <= s->high)
+    const int not_now = BK_STREAM_BLOCKED | BK_STREAM_CLOSED | BK_STREAM_SENDING;
+    if (s->flags & not_now || !(s->flags & BK_STREAM_OPENED) || s->queued <= s->high)
         return;
     s->flags |= BK_STREAM_BLOCKED;
     s->loop->calling++;
@@ -228,7 +230,7 @@ static void tell_blocked(bk_stream *s) {
 
 /* Send what there is, unless the transport is known to be full. */
 static void flush(bk_stream *s, bool telling) {
-    if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING | BK_STREAM_BUSY | BK_STREAM_SENDING))
+    if (s->flags & (BK_STREAM_CLOSED | NOT_YET | BK_STREAM_BUSY | BK_STREAM_SENDING))
         return;
     s->loop->calling++;
     send_all(s, telling);
@@ -239,7 +241,7 @@ static void flush(bk_stream *s, bool telling) {
 static void own_borrowed(bk_stream *s) {
     if (!(s->flags & BK_STREAM_BORROWS))
         return;
-    s->flags &= (uint16_t)~BK_STREAM_BORROWS;
+    s->flags &= (uint32_t)~BK_STREAM_BORROWS;
     int code = bk_queue_own(s);
     if (code < 0)
         bk_stream_fail(s, code);
@@ -249,7 +251,7 @@ static void flush_dirty(bk_loop *loop) {
     bk_stream *s;
     while ((s = loop->dirty) != NULL) {
         loop->dirty = s->next_due;
-        s->flags &= (uint16_t)~BK_STREAM_DIRTY;
+        s->flags &= (uint32_t)~BK_STREAM_DIRTY;
         if (s->flags & BK_STREAM_CLOSED) {
             close_with(s, s->why);
             continue;
@@ -274,7 +276,7 @@ static int enqueue(bk_stream *s, const void *data, size_t n, bk_release release,
         s->flags |= BK_STREAM_BORROWS;
         return bk_queue_add(s, data, n, bk_release_borrowed, NULL);
     }
-    bool idle = !(s->flags & (BK_STREAM_BUSY | BK_STREAM_CONNECTING | BK_STREAM_SENDING));
+    bool idle = !(s->flags & (BK_STREAM_BUSY | NOT_YET | BK_STREAM_SENDING));
     if (n < BK_BLOCK_BYTES || !idle)
         return bk_queue_copy(s, data, n);
     /* Much at once is sent at once, and only what was refused is copied. */
@@ -364,7 +366,7 @@ static bool read_once(bk_stream *s) {
         deliver(s, room.base, (size_t)n);
         return (size_t)n == room.size && wants_to_read(s);
     }
-    s->flags &= (uint16_t)~BK_STREAM_MORE;
+    s->flags &= (uint32_t)~BK_STREAM_MORE;
     if (n == 0)
         end_of_input(s);
     else if (n != -EAGAIN && n != -EINTR)
@@ -372,21 +374,64 @@ static bool read_once(bk_stream *s) {
     return n == -EINTR;
 }
 
+/* ---- Opening ---- */
+
+/* Tell the protocol that the transport moves bytes: the first, or one that took its place. */
+static void tell_open(bk_stream *s) {
+    bool first = !(s->flags & BK_STREAM_OPENED);
+    s->flags |= BK_STREAM_OPENED;
+    s->loop->calling++;
+    int code = first ? CALL(s, opened, s) : CALL(s, upgraded, s);
+    s->loop->calling--;
+    if (code < 0)
+        bk_stream_fail(s, code);
+}
+
+static void open_transport(bk_stream *s) {
+    int code = s->transport->ops->open(s->transport);
+    if (code == -EAGAIN || code == -EINTR || s->flags & BK_STREAM_CLOSED)
+        return;
+    if (code < 0) {
+        bk_stream_fail(s, code);
+        return;
+    }
+    s->flags &= (uint32_t)~BK_STREAM_OPENING;
+    s->flags |= BK_STREAM_MORE;
+    tell_open(s);
+    if (!(s->flags & NOT_YET)) /* what waited for this */
+        mark_dirty(s);
+}
+
 /* ---- Events ---- */
+
+/* What reading made the transport send, and was refused, is waited for as anything else. */
+static void flush_transport(bk_stream *s) {
+    bk_transport *t = s->transport;
+    if (!BK_HAS(t->ops, flush) || s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED | NOT_YET))
+        return;
+    int code = t->ops->flush(t);
+    if (code == -EAGAIN)
+        s->flags |= BK_STREAM_BUSY;
+    else if (code < 0)
+        bk_stream_fail(s, code);
+}
 
 static void stream_ready(void *arg, unsigned events) {
     bk_stream *s = arg;
     bool any = BK_HAS(s->transport->ops, wants); /* then either may wait for either */
     if (events & BK_READ)
         s->flags |= BK_STREAM_MORE;
+    if (s->flags & BK_STREAM_OPENING)
+        open_transport(s);
     if ((any || events & (BK_WRITE | BK_HANGUP)) && s->flags & BK_STREAM_BUSY) {
-        s->flags &= (uint16_t)~BK_STREAM_BUSY;
+        s->flags &= (uint32_t)~BK_STREAM_BUSY;
         send_all(s, true);
     }
     int reads = BK_READS_PER_EVENT;
     if (any || events & (BK_READ | BK_HANGUP))
         while (wants_to_read(s) && reads-- > 0 && read_once(s))
             ;
+    flush_transport(s);
     update(s);
     /* A descriptor that the notifier will not watch would never be heard of again. */
     if (events & BK_HANGUP && !(s->flags & BK_STREAM_CLOSED)) {
@@ -422,7 +467,7 @@ static void take_turn(bk_loop *loop) {
     loop->awake = NULL;
     while (s != NULL) {
         bk_stream *next = s->next_awake;
-        s->flags &= (uint16_t)~BK_STREAM_AWAKE;
+        s->flags &= (uint32_t)~BK_STREAM_AWAKE;
         if (loop->broken)
             schedule(s);
         else if (!(s->flags & (BK_STREAM_CLOSED | BK_STREAM_CONNECTING)))
@@ -470,10 +515,14 @@ static void adopt(bk_stream *s, bk_transport *t) {
     s->transport = t;
     t->stream = s;
     s->watched = 0;
-    s->flags &= (uint16_t)~(BK_STREAM_SELF | BK_STREAM_BUSY);
+    s->flags &= (uint32_t)~(BK_STREAM_SELF | BK_STREAM_BUSY | BK_STREAM_OPENING);
     s->flags |= BK_STREAM_MORE;
     if (t->ops->fd(t, BK_READ) < 0)
         s->flags |= BK_STREAM_SELF;
+    if (BK_HAS(t->ops, open)) {
+        s->flags |= BK_STREAM_OPENING;
+        schedule(s);
+    }
 }
 
 static int make(bk_loop *loop, bk_transport *t, const bk_protocol *protocol, void *user,
@@ -502,11 +551,9 @@ static int make(bk_loop *loop, bk_transport *t, const bk_protocol *protocol, voi
 
 /* The descriptors are armed at once, to learn whether the notifier takes them. */
 static void open_stream(bk_stream *s) {
-    s->loop->calling++;
-    int code = CALL(s, opened, s);
-    s->loop->calling--;
-    if (code < 0)
-        bk_stream_fail(s, code);
+    int code;
+    if (!(s->flags & BK_STREAM_OPENING))
+        tell_open(s);
     update(s);
     int fd = s->watched == 0 ? -1 : s->transport->ops->fd(s->transport, BK_READ);
     if (fd >= 0 && (code = bk_watch_apply(s->loop, fd)) < 0)
@@ -546,7 +593,7 @@ int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_pr
 void bk_stream_connected(bk_stream *s, bk_transport *transport) {
     if (s->flags & BK_STREAM_CLOSED)
         return;
-    s->flags &= (uint16_t)~BK_STREAM_CONNECTING;
+    s->flags &= (uint32_t)~BK_STREAM_CONNECTING;
     adopt(s, transport);
     open_stream(s);
     mark_dirty(s);
@@ -560,7 +607,7 @@ int bk_stream_end(bk_stream *s) {
     bk_transport *t = s->transport;
     if (!BK_HAS(t->ops, end))
         return -ENOTSUP;
-    if (s->head == NULL && !BK_HAS(t->ops, flush) && !(s->flags & BK_STREAM_CONNECTING)) {
+    if (s->head == NULL && !BK_HAS(t->ops, flush) && !(s->flags & NOT_YET)) {
         int code = t->ops->end(t);
         if (code == -ENOTSUP)
             return code;
@@ -577,7 +624,7 @@ int bk_stream_end(bk_stream *s) {
 void bk_stream_close(bk_stream *s) {
     if (s == NULL || s->flags & BK_STREAM_CLOSING)
         return;
-    if (s->flags & BK_STREAM_CONNECTING) {
+    if (s->flags & NOT_YET && (s->head == NULL || !(s->flags & BK_STREAM_OPENED))) {
         bk_stream_fail(s, -ECANCELED);
         return;
     }
@@ -605,7 +652,7 @@ void bk_stream_pause(bk_stream *s) {
 void bk_stream_resume(bk_stream *s) {
     if (s == NULL)
         return;
-    s->flags &= (uint16_t)~BK_STREAM_PAUSED;
+    s->flags &= (uint32_t)~BK_STREAM_PAUSED;
     update(s);
 }
 
@@ -654,6 +701,14 @@ void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol) {
 
 bk_transport *bk_stream_transport(const bk_stream *s) {
     return s == NULL ? NULL : s->transport;
+}
+
+void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol) {
+    s->flags &= (uint32_t)~BK_STREAM_OPENED;
+    s->protocol = protocol;
+    bk_stream_set_transport(s, transport);
+    if (!(s->flags & (BK_STREAM_OPENING | BK_STREAM_CLOSED)))
+        tell_open(s);
 }
 
 void bk_stream_set_transport(bk_stream *s, bk_transport *transport) {

@@ -46,6 +46,8 @@ enum {
     BK_STREAM_MORE = 1 << 12,    /* … and may hold more to read */
     BK_STREAM_BORROWS = 1 << 13, /* has chunks whose bytes are good for this callback only */
     BK_STREAM_SENDING = 1 << 14, /* within send_queue: what a release writes is sent there */
+    BK_STREAM_OPENING = 1 << 15, /* its transport is getting ready to move bytes */
+    BK_STREAM_OPENED = 1 << 16,  /* opened() was called */
 };
 
 struct bk_stream {
@@ -59,7 +61,7 @@ struct bk_stream {
     bk_chunk *head, **tail;  /* what is queued */
     size_t queued;
     uint32_t low, high;
-    uint16_t flags;
+    uint32_t flags;
     uint8_t watched;  /* the directions that watch.c was asked for */
     uint16_t timeout; /* seconds; 0: none */
     uint32_t active;  /* the second of the last progress */
@@ -74,6 +76,10 @@ int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_pr
 int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
 void bk_stream_connected(bk_stream *s, bk_transport *transport);
+
+/* For a protocol that stands before another: from its opened(), put in place another transport, and
+   the protocol whose opened() is to be called when that one has opened. */
+void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol);
 
 /* Close with that code, now; what is queued is dropped. closed() follows. */
 void bk_stream_fail(bk_stream *s, int why);

@@ -18,7 +18,8 @@
         X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach) X(_detach)         \
             X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)           \
                 X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)   \
-                    X(_transport) X(context) X(loop)
+                    X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive)            \
+                        X(handshake) X(read) X(write) X(end) X(_new_engine)
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
@@ -27,6 +28,8 @@ typedef struct module_state {
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
     PyObject *loop_name; /* ("loop",): keywords of a call */
     PyObject *logger;
+    PyObject *ssl_object, *ssl_want_read, *openssl_version; /* of ssl */
+    PyObject *tls_error_code, *tls_exception_of;            /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
     BK_NAMES(BK_NAME_FIELD)
 #undef BK_NAME_FIELD
@@ -69,6 +72,24 @@ typedef struct TimerHandleObject {
     bk_timer timer;
 } TimerHandleObject;
 
+/* What ssl=, start_tls() and their like ask for. */
+typedef struct TlsSpec {
+    PyObject *context, *server_hostname;
+    PyObject *handshake_timeout, *shutdown_timeout; /* seconds */
+    int server_side;
+} TlsSpec;
+
+/* TLS on a transport. */
+typedef struct TlsState {
+    module_state *module;
+    PyObject *engine; /* an ssl.SSLObject, or in the way of becket.tls.Engine */
+    PyObject *waiter; /* a future for the handshake, until it is over */
+    TlsSpec spec;
+    struct TransportObject *transport; /* whose it is, borrowed */
+    struct TlsState *below;            /* of the TLS that this one lies on, if it does */
+    bool open;
+} TlsState;
+
 typedef struct TransportObject {
     PyObject_HEAD PyObject *extra; /* asyncio.BaseTransport's slot */
     PyObject *dict, *weakrefs;
@@ -78,6 +99,7 @@ typedef struct TransportObject {
     PyObject *socket; /* socket.socket, once somebody asked, or if it came with one; or the pipe */
     PyObject *reader; /* weak reference to the StreamReader that is filled from here */
     PyObject *error;  /* the exception for connection_lost() */
+    TlsState *tls;    /* NULL: plain */
     int fd;
     uint8_t lost_writes;
     bool closing, eof, paused, started;
@@ -89,6 +111,7 @@ typedef struct ListenerObject {
     PyObject_HEAD LoopObject *loop;
     bk_listener *core;
     PyObject *factory, *server, *context;
+    TlsSpec tls;          /* its context NULL: plain */
     bk_protocol protocol; /* its context is this object */
 } ListenerObject;
 
@@ -132,6 +155,15 @@ void transport_made(TransportObject *t);
 bool transport_is_ours(const bk_stream *s);
 int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
+
+/* tls.c */
+int tls_start(TransportObject *t, const TlsSpec *spec, PyObject *waiter, const void *data,
+              size_t n);
+void tls_wake(TransportObject *t, PyObject *error);
+PyObject *tls_exception(TransportObject *t, int why);
+int tls_state_traverse(const TlsState *tls, visitproc visit, void *arg);
+void tls_state_free(TlsState *tls);
+PyObject *tls_can_adopt(PyObject *module, PyObject *object);
 
 /* streams.c */
 bool reader_recognise(TransportObject *t);

@@ -58,23 +58,36 @@ static int opened(bk_stream *s) {
         loop_report(loop, "Error on transport creation for incoming connection", NULL, NULL, NULL);
         return -ECANCELED;
     }
-    if (transport_attach(t, s) < 0)
+    int code = transport_attach(t, s);
+    if (code == 0 && self->tls.context != NULL)
+        code = tls_start(t, &self->tls, Py_None, "", 0);
+    else if (code == 0)
+        transport_made(t);
+    if (code < 0) {
         loop_report(loop, "Error on transport creation for incoming connection", (PyObject *)t,
                     NULL, NULL);
-    else
-        transport_made(t);
+        if (t->stream != NULL)
+            bk_stream_abort(t->stream);
+    }
     Py_DECREF((PyObject *)t); /* the stream has its own */
     return 0;
 }
 
 /* ---- Life ---- */
 
+/* tls: None, or (sslcontext, handshake_timeout, shutdown_timeout) */
 static int parse(PyObject *args, LoopObject **ret_loop, int *ret_fd, PyObject **ret_factory,
-                 PyObject **ret_server, PyTypeObject *loop_type) {
-    PyObject *loop, *factory, *server = Py_None;
+                 PyObject **ret_server, TlsSpec *ret_tls, PyTypeObject *loop_type) {
+    PyObject *loop, *factory, *server = Py_None, *tls = Py_None;
     int fd;
-    if (!PyArg_ParseTuple(args, "O!iO|O:Listener", loop_type, &loop, &fd, &factory, &server) ||
+    *ret_tls = (TlsSpec){.server_side = 1, .server_hostname = Py_None};
+    if (!PyArg_ParseTuple(args, "O!iO|OO:Listener", loop_type, &loop, &fd, &factory, &server,
+                          &tls) ||
         loop_check_open((LoopObject *)loop) < 0)
+        return -1;
+    if (tls != Py_None &&
+        !PyArg_ParseTuple(tls, "OOO", &ret_tls->context, &ret_tls->handshake_timeout,
+                          &ret_tls->shutdown_timeout))
         return -1;
     *ret_loop = (LoopObject *)loop;
     *ret_fd = fd;
@@ -103,13 +116,15 @@ static int listen_on(ListenerObject *self, int fd) {
     return code;
 }
 
-/* Listener(loop, fd, factory, server=None): fd is a listening socket, and stays the caller's. */
+/* Listener(loop, fd, factory, server=None, tls=None): fd is a listening socket, and stays the
+   caller's. */
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     module_state *state = state_of_type(type);
     LoopObject *loop;
     PyObject *factory, *server;
+    TlsSpec tls;
     int fd;
-    if (state == NULL || parse(args, &loop, &fd, &factory, &server, state->loop_type) < 0)
+    if (state == NULL || parse(args, &loop, &fd, &factory, &server, &tls, state->loop_type) < 0)
         return NULL;
     ListenerObject *self = (ListenerObject *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -117,6 +132,11 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *Py_U
     self->loop = (LoopObject *)Py_NewRef((PyObject *)loop);
     self->factory = Py_NewRef(factory);
     self->server = Py_NewRef(server);
+    self->tls = tls;
+    Py_XINCREF(tls.context);
+    Py_XINCREF(tls.handshake_timeout);
+    Py_XINCREF(tls.shutdown_timeout);
+    Py_INCREF(tls.server_hostname);
     self->protocol = (bk_protocol){
         .size = sizeof(bk_protocol), .name = "asyncio", .context = self, .opened = opened};
     self->context = PyContext_CopyCurrent();
@@ -147,6 +167,7 @@ static int listener_traverse(ListenerObject *self, visitproc visit, void *arg) {
     Py_VISIT(self->factory);
     Py_VISIT(self->server);
     Py_VISIT(self->context);
+    Py_VISIT(self->tls.context);
     return 0;
 }
 
@@ -155,6 +176,7 @@ static int listener_clear(ListenerObject *self) {
     Py_CLEAR(self->factory);
     Py_CLEAR(self->server);
     Py_CLEAR(self->context);
+    Py_CLEAR(self->tls.context);
     return 0;
 }
 
@@ -162,6 +184,9 @@ static void listener_dealloc(ListenerObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     listener_clear(self);
+    Py_CLEAR(self->tls.server_hostname);
+    Py_CLEAR(self->tls.handshake_timeout);
+    Py_CLEAR(self->tls.shutdown_timeout);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -173,7 +198,7 @@ static PyMethodDef listener_methods[] = {
 };
 
 static PyType_Slot listener_slots[] = {
-    {Py_tp_doc, "Listener(loop, fd, factory, server=None): accepts connections on a socket."},
+    {Py_tp_doc, "Listener(loop, fd, factory, server=None, tls=None): accepts connections on a socket."},
     {Py_tp_new, listener_new},
     {Py_tp_dealloc, listener_dealloc},
     {Py_tp_traverse, listener_traverse},

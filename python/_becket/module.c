@@ -34,6 +34,11 @@ static int import_all(module_state *state) {
         {&state->extract_stack, "becket._repr", "extract_stack"},
         {&state->base_loop, "asyncio", "BaseEventLoop"},
         {&state->logger, "asyncio.log", "logger"},
+        {&state->ssl_object, "ssl", "SSLObject"},
+        {&state->ssl_want_read, "ssl", "SSLWantReadError"},
+        {&state->openssl_version, "ssl", "OPENSSL_VERSION"},
+        {&state->tls_error_code, "becket.tls", "error_code"},
+        {&state->tls_exception_of, "becket.tls", "exception_of"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         *wanted[i].place = import_from(wanted[i].module, wanted[i].name);
@@ -156,6 +161,11 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->loop_name);
     Py_VISIT(state->base_loop);
     Py_VISIT(state->logger);
+    Py_VISIT(state->ssl_object);
+    Py_VISIT(state->ssl_want_read);
+    Py_VISIT(state->openssl_version);
+    Py_VISIT(state->tls_error_code);
+    Py_VISIT(state->tls_exception_of);
     return 0;
 }
 
@@ -180,6 +190,11 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->loop_name);
     Py_CLEAR(state->base_loop);
     Py_CLEAR(state->logger);
+    Py_CLEAR(state->ssl_object);
+    Py_CLEAR(state->ssl_want_read);
+    Py_CLEAR(state->openssl_version);
+    Py_CLEAR(state->tls_error_code);
+    Py_CLEAR(state->tls_exception_of);
 #define BK_FORGET(name) Py_CLEAR(state->str_##name);
     BK_NAMES(BK_FORGET)
 #undef BK_FORGET
@@ -189,6 +204,11 @@ static int module_clear(PyObject *module) {
 static void module_free(void *module) {
     (void)module_clear(module);
 }
+
+static PyMethodDef module_methods[] = {
+    {"_can_adopt", tls_can_adopt, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
@@ -203,6 +223,7 @@ PyModuleDef becket_module = {
     .m_name = "becket._becket",
     .m_doc = "Python objects over the handles of becket's core.",
     .m_size = sizeof(module_state),
+    .m_methods = module_methods,
     .m_slots = module_slots,
     .m_traverse = module_traverse,
     .m_clear = module_clear,

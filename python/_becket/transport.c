@@ -8,6 +8,8 @@
  */
 #include "becket_py.h"
 
+#include "core/tls/tls.h"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <structmember.h>
@@ -207,8 +209,15 @@ static void reader_received(bk_stream *s, const void *data, size_t n) {
    sent, even if its transport is closing, and may write a last time then: TLS its close_notify. So
    the stream is closed after that. Answers whether it has to wait. */
 static bool closes_later(TransportObject *t) {
-    return !t->is_pipe && t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED &&
+    return !t->is_pipe && t->tls == NULL && t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED &&
            !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED));
+}
+
+static void warn(TransportObject *t, const char *text) {
+    PyObject *result = PyObject_CallMethod(t->loop->state->logger, "warning", "s", text);
+    if (result == NULL)
+        PyErr_WriteUnraisable((PyObject *)t);
+    Py_XDECREF(result);
 }
 
 static int ended(bk_stream *s) {
@@ -223,6 +232,10 @@ static int ended(bk_stream *s) {
     }
     int keep = t->is_pipe ? 0 : PyObject_IsTrue(result); /* a pipe has no other half */
     Py_DECREF(result);
+    if (keep > 0 && t->tls != NULL) { /* as asyncio has it */
+        keep = 0;
+        warn(t, "returning true from eof_received() has no effect when using ssl");
+    }
     if (keep <= 0)
         t->closing = true;
     if (keep < 0)
@@ -253,12 +266,37 @@ static PyObject *reason(TransportObject *t, int why) {
         return Py_NewRef(t->error);
     if (why == 0 || why == -ECANCELED)
         return Py_NewRef(Py_None);
-    PyObject *e = exception_of(why);
+    PyObject *e = t->tls != NULL ? tls_exception(t, why) : exception_of(why);
     if (e == NULL) {
         PyErr_Clear();
         return Py_NewRef(Py_None);
     }
     return e;
+}
+
+/* The handshake is over: the connection begins, or goes on. */
+static int upgraded(bk_stream *s) {
+    TransportObject *t = bk_stream_user(s);
+    t->tls->open = true;
+    if (is_silent(t))
+        return -ECANCELED;
+    if (!t->started)
+        transport_made(t);
+    tls_wake(t, NULL);
+    return 0;
+}
+
+/* It came to nothing. asyncio tells of that in debug mode only. */
+static void handshake_failed(TransportObject *t, PyObject *e) {
+    if (t->tls->waiter != NULL) {
+        tls_wake(t, e != Py_None ? e : PyExc_ConnectionAbortedError);
+        return;
+    }
+    if (e == Py_None || !t->loop->debug)
+        return;
+    PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+    loop_report(t->loop, "Error on transport creation for incoming connection", (PyObject *)t,
+                t->protocol, NULL);
 }
 
 /* The socket object must not close the descriptor once more; and if somebody closed it, or took the
@@ -278,7 +316,8 @@ static void part_from_socket(TransportObject *t) {
     if (fd == NULL || PyLong_AsLong(fd) != t->fd) {
         PyErr_Clear();
         bk_watch_forget(t->loop->core, t->fd);
-        bk_socket_transport_disown(bk_stream_transport(t->stream));
+        bk_socket_transport_disown(
+            bk_tls_transport_innermost(bk_stream_transport(t->stream)));
     }
     Py_XDECREF(fd);
 }
@@ -328,11 +367,18 @@ static void closed(bk_stream *s, int why) {
     if (t->stream == NULL) { /* never attached: its maker is dealing with it */
         return;
     }
+    bool shaking = t->tls != NULL && !t->tls->open;
     if (t->loop->ending) {
         if (!t->closing)
             warn_unclosed(t);
+    } else if (shaking && !t->started) {
+        PyObject *e = reason(t, why);
+        handshake_failed(t, e);
+        Py_DECREF(e);
     } else if (t->protocol != NULL && t->started) {
         PyObject *e = reason(t, why);
+        if (shaking)
+            tls_wake(t, e != Py_None ? e : PyExc_ConnectionAbortedError);
         if (transport_call(t, t->loop->state->str_connection_lost, e, NULL) < 0)
             loop_report(t->loop, "Exception in connection_lost()", (PyObject *)t, t->protocol,
                         NULL);
@@ -344,6 +390,8 @@ static void closed(bk_stream *s, int why) {
     Py_CLEAR(t->protocol);
     Py_CLEAR(t->reader);
     Py_CLEAR(t->error);
+    if (t->tls != NULL)
+        Py_CLEAR(t->tls->waiter);
     if (Py_REFCNT(t) > 1)
         remember_names(t);
     part_from_socket(t);
@@ -358,7 +406,7 @@ bool transport_is_ours(const bk_stream *s) {
 
 #define COMMON                                                                                     \
     .size = sizeof(bk_protocol), .ended = ended, .blocked = blocked, .writable = writable,         \
-    .closed = closed
+    .closed = closed, .upgraded = upgraded
 
 const bk_protocol transport_plain = {COMMON, .name = "asyncio.Protocol", .received = received};
 static const bk_protocol transport_big = {COMMON, .name = "asyncio.Protocol, much",
@@ -478,7 +526,7 @@ static int transport_traverse(TransportObject *t, visitproc visit, void *arg) {
     Py_VISIT(t->socket);
     Py_VISIT(t->reader);
     Py_VISIT(t->error);
-    return 0;
+    return tls_state_traverse(t->tls, visit, arg);
 }
 
 static int transport_clear(TransportObject *t) {
@@ -499,6 +547,7 @@ static void transport_dealloc(TransportObject *t) {
     if (t->weakrefs != NULL)
         PyObject_ClearWeakRefs((PyObject *)t);
     transport_clear(t);
+    tls_state_free(t->tls);
     LoopObject *loop = t->loop;
     t->loop = NULL;
     type->tp_free(t);
@@ -536,6 +585,11 @@ PyObject *address_to_python(const void *address, size_t size) {
     Py_RETURN_NONE;
 }
 
+static bool is_tls_name(const char *name) {
+    return strcmp(name, "ssl_object") == 0 || strcmp(name, "peercert") == 0 ||
+           strcmp(name, "cipher") == 0 || strcmp(name, "compression") == 0;
+}
+
 static PyObject *make_socket(TransportObject *t) {
     if (t->socket == NULL && t->stream != NULL) {
         PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
@@ -555,6 +609,10 @@ static PyObject *make_socket(TransportObject *t) {
 static PyObject *find_extra(TransportObject *t, const char *name) {
     char address[128];
     size_t size = sizeof address;
+    if (t->tls != NULL && strcmp(name, "sslcontext") == 0)
+        return Py_NewRef(t->tls->spec.context);
+    if (t->tls != NULL && t->tls->open && is_tls_name(name))
+        return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "Os", t->tls->engine, name);
     if (t->stream == NULL)
         return NULL;
     if (t->is_pipe)
@@ -636,15 +694,10 @@ static int may_write(TransportObject *t) {
     }
     if (t->stream != NULL && !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED)))
         return 1;
-    if (t->lost_writes >= LOST_WRITES_LOGGED) {
-        PyObject *result = PyObject_CallMethod(t->loop->state->logger, "warning", "s",
-                                               "socket.send() raised exception.");
-        if (result == NULL)
-            return -1;
-        Py_DECREF(result);
-    } else {
+    if (t->lost_writes >= LOST_WRITES_LOGGED)
+        warn(t, t->tls != NULL ? "SSL connection is closed" : "socket.send() raised exception.");
+    else
         t->lost_writes++;
-    }
     return 0;
 }
 
@@ -666,8 +719,10 @@ static int write_object(TransportObject *t, PyObject *data) {
         return code <= 0 ? code : write_stream(t, PyBytes_AS_STRING(data), n, data);
     }
     if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
-        PyErr_Format(PyExc_TypeError, "data argument must be a bytes-like object, not '%.100s'",
-                     _PyType_Name(Py_TYPE(data)));
+        const char *format = t->tls != NULL ? "data: expecting a bytes-like instance, got %.100s"
+                                            : "data argument must be a bytes-like object, not "
+                                              "'%.100s'";
+        PyErr_Format(PyExc_TypeError, format, _PyType_Name(Py_TYPE(data)));
         return -1;
     }
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
@@ -704,6 +759,10 @@ static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
 static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored));
 
 static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    if (t->tls != NULL) { /* as in asyncio */
+        PyErr_SetNone(PyExc_NotImplementedError);
+        return NULL;
+    }
     if (is_closing(t) || t->eof)
         Py_RETURN_NONE;
     if (t->writes_only) /* a pipe that is written ends by being closed */
@@ -718,8 +777,7 @@ static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ign
 }
 
 static PyObject *transport_can_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
-    (void)t;
-    Py_RETURN_TRUE;
+    return PyBool_FromLong(t->tls == NULL);
 }
 
 static PyObject *transport_get_write_buffer_size(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
@@ -792,6 +850,27 @@ static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
     return transport_abort(t, NULL);
 }
 
+/* _start_tls(sslcontext, server_side, server_hostname, handshake_timeout, shutdown_timeout, waiter,
+   data): put TLS under it. data was read already, and goes into TLS. The waiter, a future or None,
+   learns how the handshake went. */
+static PyObject *transport_start_tls(TransportObject *t, PyObject *args) {
+    TlsSpec spec;
+    PyObject *waiter;
+    const char *data;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "OpOOOOy#:_start_tls", &spec.context, &spec.server_side,
+                          &spec.server_hostname, &spec.handshake_timeout, &spec.shutdown_timeout,
+                          &waiter, &data, &n))
+        return NULL;
+    if (is_closing(t)) {
+        PyErr_SetNone(PyExc_ConnectionResetError);
+        return NULL;
+    }
+    if (tls_start(t, &spec, waiter, data, (size_t)n) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *transport_is_closing(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
     return PyBool_FromLong(is_closing(t));
 }
@@ -840,7 +919,7 @@ static PyMethodDef transport_methods[] = {
     {"write_eof", (PyCFunction)transport_write_eof, METH_NOARGS,
      "write_eof()\n\nEnd our direction once all is sent; data is still received."},
     {"can_write_eof", (PyCFunction)transport_can_write_eof, METH_NOARGS,
-     "can_write_eof() -> bool\n\nTrue."},
+     "can_write_eof() -> bool\n\nTrue, but over TLS."},
     {"get_write_buffer_size", (PyCFunction)transport_get_write_buffer_size, METH_NOARGS,
      "get_write_buffer_size() -> int\n\nBytes that are queued because the peer does not read."},
     {"get_write_buffer_limits", (PyCFunction)transport_get_write_buffer_limits, METH_NOARGS,
@@ -854,6 +933,7 @@ static PyMethodDef transport_methods[] = {
     {"abort", (PyCFunction)transport_abort, METH_NOARGS,
      "abort()\n\nClose now; what is queued is lost; connection_lost(None) follows."},
     {"_force_close", (PyCFunction)transport_force_close, METH_O, NULL},
+    {"_start_tls", (PyCFunction)transport_start_tls, METH_VARARGS, NULL},
     {"is_closing", (PyCFunction)transport_is_closing, METH_NOARGS,
      "is_closing() -> bool\n\nWhether it is closing, or closed."},
     {"set_protocol", (PyCFunction)transport_set_protocol, METH_O,

@@ -13,13 +13,14 @@ import contextlib
 import selectors
 import signal
 import socket
+import ssl
 import threading
-from asyncio import sslproto
+from asyncio import constants, sslproto
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from becket import _becket
+from becket import _becket, tls
 
 T = TypeVar("T")
 
@@ -73,6 +74,36 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
             setattr(self, name, getattr(transport, name))
 
 
+def _tls_times(handshake: float | None, shutdown: float | None) -> tuple[float, float]:
+    """The time-outs of a TLS connection, in seconds; asyncio's where none are given."""
+    for name, value in (("handshake", handshake), ("shutdown", shutdown)):
+        if value is not None and value <= 0:
+            raise ValueError(f"ssl_{name}_timeout should be a positive number, got {value}")
+    return (
+        constants.SSL_HANDSHAKE_TIMEOUT if handshake is None else handshake,
+        constants.SSL_SHUTDOWN_TIMEOUT if shutdown is None else shutdown,
+    )
+
+
+def _default_context(server_side: bool, server_hostname: str | None) -> ssl.SSLContext:
+    """What ssl=True means."""
+    make: Any = sslproto._create_transport_context  # type: ignore[attr-defined]
+    context: ssl.SSLContext = make(server_side, server_hostname)
+    return context
+
+
+def _take_buffered(protocol: Any) -> bytes:
+    """What a stream's protocol has received, and nobody has read."""
+    reader = getattr(protocol, "_stream_reader", None)
+    if not isinstance(reader, asyncio.StreamReader):
+        return b""
+    buffer: bytearray = reader._buffer  # type: ignore[attr-defined]
+    data = bytes(buffer)
+    buffer.clear()
+    reader._maybe_resume_transport()  # type: ignore[attr-defined]
+    return data
+
+
 def _run_unless_cancelled(handle: asyncio.Handle) -> None:
     if not handle.cancelled():
         handle._run()
@@ -89,6 +120,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     """
 
     _closed = True  # until it is open: should that fail, there is nothing to close
+    _adopts_ssl = True  # ssl's objects are worked on directly, where that can be done
 
     def __init__(self, notifier: str | None = None) -> None:
         _becket.Loop.__init__(self, notifier)
@@ -193,14 +225,89 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: asyncio.AbstractServer | None = None,
-        **timeouts: Any,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
     ) -> asyncio.Transport:
-        """TLS is asyncio's own, over a transport of ours."""
-        made: Any = sslproto.SSLProtocol
-        tls = made(self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts)
-        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
-        transport: asyncio.Transport = tls._app_transport
+        self._ensure_fd_no_transport(rawsock)
+        times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
+        if not sslcontext:
+            sslcontext = _default_context(server_side, server_hostname)
+        transport = self._new_transport(rawsock, protocol, server)
+        for name, value in (extra or {}).items():
+            transport._set_extra(name, value)
+        try:
+            transport._start_tls(
+                sslcontext, server_side, server_hostname or None, *times, waiter, b""
+            )
+        except BaseException:
+            transport.abort()
+            raise
         return transport
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> Any:
+        """Start TLS on a connection; the transport returned is what *protocol* is to use.
+
+        What the peer sent before it could know of TLS, and *protocol*'s StreamReader still holds,
+        goes into TLS: it never comes out as if it had been said under it. *sslcontext* may be an
+        ssl.SSLContext, or what an engine of becket.tls takes. Errors are those of asyncio.
+        """
+        if not isinstance(transport, _becket.Transport):
+            return await super().start_tls(
+                transport, protocol, sslcontext, server_side=server_side,
+                server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+            )  # fmt: skip
+        if not isinstance(sslcontext, ssl.SSLContext) and tls.engine_of(sslcontext) is None:
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
+        waiter = self.create_future()
+        early = _take_buffered(transport.get_protocol()) + _take_buffered(protocol)
+        transport.set_protocol(protocol)
+        try:
+            transport._start_tls(
+                sslcontext, server_side, server_hostname or None, *times, waiter, early
+            )
+            await waiter
+        except BaseException:
+            transport.close()
+            raise
+        return transport
+
+    def _new_engine(self, context: Any, server_side: bool, server_hostname: str | None) -> Any:
+        """A connection's TLS: an ssl.SSLObject that the core can work on, or a tls.Engine."""
+        if isinstance(context, ssl.SSLContext) and self._adopts_ssl:
+            made = context.wrap_bio(
+                ssl.MemoryBIO(), ssl.MemoryBIO(), server_side, server_hostname
+            )
+            if _becket._can_adopt(made):
+                return made
+        engine = tls.engine_of(context)
+        if engine is None:
+            raise TypeError(f"ssl: {context!r} is no ssl.SSLContext, and no engine knows it")
+        return engine(context, server_side=server_side, server_hostname=server_hostname)
+
+    def _tls_info(self, engine: Any, name: str) -> Any:
+        """What get_extra_info() tells of TLS."""
+        if isinstance(engine, tls.Engine):
+            return engine.query(name)
+        return {
+            "ssl_object": lambda: engine,
+            "peercert": engine.getpeercert,
+            "cipher": engine.cipher,
+            "compression": engine.compression,
+        }[name]()
 
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
@@ -258,17 +365,18 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         sock: socket.socket,
         sslcontext: Any = None,
         server: asyncio.AbstractServer | None = None,
-        *args: Any,
-        **kwargs: Any,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
     ) -> None:
+        secure = None
         if sslcontext is not None:
-            super()._start_serving(protocol_factory, sock, sslcontext, server, *args, **kwargs)
-            return
+            secure = (sslcontext, *_tls_times(ssl_handshake_timeout, ssl_shutdown_timeout))
         # One whose socket somebody closed without telling us must not end the new one's watch.
         stale = self._listeners.pop(sock.fileno(), None)
         if stale is not None:
             stale.close()
-        listener = _becket.Listener(self, sock.fileno(), protocol_factory, server)
+        listener = _becket.Listener(self, sock.fileno(), protocol_factory, server, secure)
         self._listeners[sock.fileno()] = listener
 
     def _stop_serving(self, sock: socket.socket) -> None:

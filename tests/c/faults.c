@@ -479,6 +479,14 @@ static int f_getpid(bk_os *os) {
     return inner(os)->getpid(inner(os));
 }
 
+static void *f_library(bk_os *os, const char *const *names, int loaded_only) {
+    return fails(os, "library") ? NULL : inner(os)->library(inner(os), names, loaded_only);
+}
+
+static void *f_symbol(bk_os *os, void *library, const char *name) {
+    return inner(os)->symbol(inner(os), library, name);
+}
+
 /* ---- The table ------------------------------------------------------------------------------- */
 
 static const bk_os TABLE = {
@@ -527,6 +535,8 @@ static const bk_os TABLE = {
     .thread_join = f_thread_join,
     .signal_catch = f_signal_catch,
     .getpid = f_getpid,
+    .library = f_library,
+    .symbol = f_symbol,
 };
 
 void faults_open(faults *f, bk_os *under) {

@@ -94,8 +94,9 @@ static const struct {
     {"unix:a?m%20=1", 8, "the name of an option is letters, digits, _, - and ."},
     {"unix:a?mode=1&mode=1", 14, "option mode is given twice"},
     {"unix:a?mode=1&m%6fde=1", 14, "option mode is given twice"},
-    {"s:?a=1&b=2&c=3&d=4&e=5&f=6&g=7&h=8&i=9&j=0&k=1&l=2&m=3&n=4&o=5&p=6&q=7", 67,
-     "there are more than 16 options"},
+    {"s:?a=1&b=2&c=3&d=4&e=5&f=6&g=7&h=8&i=9&j=0&k=1&l=2&m=3&n=4&o=5&p=6"
+     "&q=7&r=8&s=9&t=0&u=1&v=2&w=3&x=4&y=5",
+     99, "there are more than 24 options"},
 };
 
 /* ---- An allocator that counts, and that fails on demand ---- */

@@ -701,7 +701,8 @@ static void third_party(void) {
     CHECK_INT(listen_error("meet:here?a=1", &error), BK_EOPTION);
     CHECK_STR(error.text, "meet has no option a; it has when");
     CHECK_INT(listen_error("met:", &error), BK_ESCHEME);
-    CHECK_STR(error.text, "there is no scheme met; there are tcp, unix, stdio, fd, meet, nothing");
+    CHECK_STR(error.text, "there is no scheme met; there are tcp, unix, stdio, fd, meet, nothing, tls, "
+                          "starttls");
     left = 0;
     finish();
     CHECK_INT(left, 1);

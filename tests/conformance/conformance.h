@@ -1,14 +1,15 @@
 /*
  * conformance.h: suites that tell whether a part does what becket.h says it does. For the author of
- * a notifier, of a transport, or of an operating system's table: link your part, becket and the
- * files of this folder, and call
+ * a notifier, of a transport, of a TLS engine, or of an operating system's table: link your part,
+ * becket and the files of this folder, and call
  *
  *     int main(void) {
  *         return bk_conform_notifier(&my_notifier, NULL, NULL) != 0;
  *     }
  *
  * A suite is a list of cases; each makes all it needs, and is told about when it is over. Nothing
- * in here is part of the library, and nothing in here needs more of it than becket.h.
+ * in here is part of the library, and nothing in here needs more of it than becket.h and, for
+ * engines, becket-tls.h.
  */
 #ifndef BK_CONFORMANCE_H
 #define BK_CONFORMANCE_H
@@ -80,5 +81,14 @@ typedef struct bk_conform_joint {
 } bk_conform_joint;
 
 int bk_conform_transport(const bk_conform_joint *joint, bk_os *os, bk_conform_report *report);
+
+/* A TLS engine as a server, and one (the same, or another) as its client. What either of them has
+   no name for, such as TLS 1.3, is printed as what it cannot do, and counted as skipped. */
+typedef struct bk_conform_engines {
+    const struct bk_tls_engine *server, *client;
+    const char *certificates; /* a folder that tests/certificates.sh has filled */
+} bk_conform_engines;
+
+int bk_conform_engine(const bk_conform_engines *engines, bk_os *os, bk_conform_report *report);
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * pair.h: two streams over two transports that are joined, each with a protocol that checks what
- * becket.h promises to every protocol, whatever a case makes it do. For transport.c.
+ * becket.h promises to every protocol, whatever a case makes it do. For transport.c and engine.c.
  *
  * What a side sends is a pattern that depends on the position, so that each byte that arrives tells
  * whether it is the right one; memory handed over by reference is freed when it is released, so
@@ -33,9 +33,12 @@ struct side {
     void (*on_blocked)(side *x);
     void (*on_writable)(side *x);
     void (*on_release)(side *x);
+    int (*on_upgraded)(side *x);
+    void (*on_closed)(side *x, bk_stream *s);
     const bk_protocol *protocol; /* NULL: one of pair_protocols */
     bool keep;                   /* what ended() returns: go on writing */
     bool may_break;              /* closed(why < 0) is no failure of the case */
+    bool unchecked;              /* what it receives is no pattern: on_received() takes all of it */
     int pattern;                 /* of what it receives: the index of who sent it first */
 
     /* What it is to send: see pair_pump(). */
@@ -45,7 +48,8 @@ struct side {
     bool stopped; /* by blocked() */
 
     /* What has happened. */
-    int opened, received, ended, blocked, writable, closed, why;
+    bool waits; /* its transport has to open first: opened() comes later, or never */
+    int made, upgraded, opened, received, ended, blocked, writable, closed, why;
     int depth;    /* of callbacks */
     bool paused;  /* the case has paused it: nothing may be received */
     bool closing; /* the case has closed it: nothing may be received any more */
@@ -79,8 +83,13 @@ extern const bk_protocol pair_plain, pair_roomy, pair_deaf;
 /* A pair that is not there yet: for the case to say what it wants. */
 void pair_init(pair *p, bk_conform_case *c);
 int pair_open(pair *p);
+/* Give it a stream over a transport, which is set to NULL then. */
+int side_open(side *x, bk_loop *loop, bk_transport **transport);
 /* Whatever state it is in. Checks that nothing is missing: closed(), releases. */
 void pair_close(pair *p);
+/* Its two halves, for several pairs on a loop: before the loop is freed, and after. */
+void pair_abort(pair *p);
+void pair_check(pair *p);
 
 /* One turn of a case that waits for something; false: it is over. */
 bool pair_turn(pair *p);

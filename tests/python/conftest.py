@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
+import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,3 +139,45 @@ def short_path() -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(prefix="bk-") as folder:
         yield str(Path(folder) / "s")
+
+
+class Certificates:
+    """The certificates of tests/certificates.sh, and contexts made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def der(self, name: str) -> bytes:
+        """The first certificate of a file."""
+        first = (self.folder / f"{name}.crt").read_text().partition("-----END")[0]
+        return ssl.PEM_cert_to_DER_cert(f"{first}-----END CERTIFICATE-----\n")
+
+    def server(self, name: str = "server", **settings: Any) -> ssl.SSLContext:
+        """A server's context. Settings are set in the order in which they come."""
+        return self._context(ssl.PROTOCOL_TLS_SERVER, name, settings)
+
+    def client(self, name: str | None = None, **settings: Any) -> ssl.SSLContext:
+        """A client's context, with a certificate only if one is named."""
+        return self._context(ssl.PROTOCOL_TLS_CLIENT, name, settings)
+
+    def _context(self, side: Any, name: str | None, settings: dict[str, Any]) -> ssl.SSLContext:
+        context = ssl.SSLContext(side)
+        context.load_verify_locations(self.path("ca.crt"))
+        if name is not None:
+            context.load_cert_chain(self.path(f"{name}.crt"), self.path(f"{name}.key"))
+        for setting, value in settings.items():
+            setattr(context, setting, value)
+        return context
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates and contexts, made anew for each session."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is missing")
+    folder = tmp_path_factory.mktemp("certificates")
+    subprocess.run([Path(__file__).parent.parent / "certificates.sh", folder], check=True)
+    return Certificates(folder)
