@@ -648,6 +648,12 @@ static int on_name(void *arg, mbedtls_ssl_context *ssl, const unsigned char *nam
     return 0;
 }
 
+/* A session of TLS 1.3 does not hold the peer's certificate: where clients show theirs, one who
+   resumed would be nobody. */
+static bool forgets_clients(const engine_context *self) {
+    return VERSION_BEST >= BK_TLS_1_3 && self->verify != BK_TLS_VERIFY_NONE;
+}
+
 static int use_tickets(engine_context *self, bk_error *error) {
     if (!self->server) {
         lib.ssl_conf_session_tickets(&self->config, self->no_tickets
@@ -658,7 +664,7 @@ static int use_tickets(engine_context *self, bk_error *error) {
             lib.ssl_conf_tls13_enable_signal_new_session_tickets(
                 &self->config, MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
 #endif
-    } else if (!self->no_tickets) {
+    } else if (!self->no_tickets && !forgets_clients(self)) {
         int code = lib.ssl_ticket_setup(&self->tickets, lib.ctr_drbg_random, &self->random,
                                         MBEDTLS_CIPHER_AES_256_GCM, TICKET_SECONDS);
         if (code < 0)
@@ -800,12 +806,26 @@ static int set_name(engine_tls *self, const char *name) {
     return lib.ssl_set_hostname(&self->ssl, self->address > 0 ? NULL : self->name);
 }
 
+/* FNV-1a. mbed TLS breaks on a session that is not whole, so one is kept with this before it. */
+static uint64_t sum_of(const void *data, size_t n) {
+    const unsigned char *at = data;
+    uint64_t sum = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < n; i++)
+        sum = (sum ^ at[i]) * UINT64_C(0x100000001b3);
+    return sum;
+}
+
 static void set_session(engine_tls *self, bk_span kept) {
     mbedtls_ssl_session session;
-    if (kept.size == 0 || self->context->no_tickets)
+    uint64_t sum;
+    if (kept.size <= sizeof sum || self->context->no_tickets)
+        return;
+    const unsigned char *data = (const unsigned char *)kept.base + sizeof sum;
+    memcpy(&sum, kept.base, sizeof sum);
+    if (sum != sum_of(data, kept.size - sizeof sum))
         return;
     lib.ssl_session_init(&session);
-    if (lib.ssl_session_load(&session, kept.base, kept.size) == 0)
+    if (lib.ssl_session_load(&session, data, kept.size - sizeof sum) == 0)
         (void)lib.ssl_set_session(&self->ssl, &session);
     lib.ssl_session_free(&session);
 }
@@ -839,9 +859,13 @@ static void save_session(engine_tls *self, const mbedtls_ssl_session *session) {
     bk_os *os = self->context->os;
     size_t n = 0;
     (void)lib.ssl_session_save(session, NULL, 0, &n);
-    unsigned char *bytes = n > 0 ? bk_alloc(os, n) : NULL;
-    if (bytes != NULL && lib.ssl_session_save(session, bytes, n, &n) == 0)
-        bk_tls_keep_session(self->out, bytes, n);
+    uint64_t sum;
+    unsigned char *bytes = n > 0 ? bk_alloc(os, sizeof sum + n) : NULL;
+    if (bytes != NULL && lib.ssl_session_save(session, bytes + sizeof sum, n, &n) == 0) {
+        sum = sum_of(bytes + sizeof sum, n);
+        memcpy(bytes, &sum, sizeof sum);
+        bk_tls_keep_session(self->out, bytes, sizeof sum + n);
+    }
     bk_dealloc(os, bytes);
 }
 

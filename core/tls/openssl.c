@@ -139,15 +139,17 @@ static const char *openssl_version(void) {
 
 /* ---- Errors ---- */
 
+/* SSL_R_…; 1000 and more: an alert of that number, from the peer. */
 static int code_of_reason(int reason) {
     switch (reason) {
-    case 130: /* bad signature algorithms and the like: nothing in common */
-    case 101:
-    case 118:
-    case 181:
-    case 193:
-    case 295:
-    case 376:
+    case 101: /* NO_SUITABLE_KEY_SHARE */
+    case 118: /* NO_SUITABLE_SIGNATURE_ALGORITHM */
+    case 181: /* NO_CIPHERS_AVAILABLE */
+    case 193: /* NO_SHARED_CIPHER */
+    case 295: /* NO_SUITABLE_GROUPS */
+    case 376: /* NO_SHARED_SIGNATURE_ALGORITHMS */
+    case 410: /* NO_SHARED_GROUPS */
+    case 1000 + 40: /* handshake failure */
         return BK_ETLS_CIPHER;
     case 191: /* NO_PROTOCOLS_AVAILABLE */
     case 252: /* UNKNOWN_PROTOCOL */
@@ -162,15 +164,14 @@ static int code_of_reason(int reason) {
         return BK_ETLS_UNTRUSTED;
     case 199: /* PEER_DID_NOT_RETURN_A_CERTIFICATE */
         return BK_ETLS_NO_CERTIFICATE;
-    case 147: /* DIGEST_CHECK_FAILED */
+    case 147: /* DECRYPTION_FAILED */
     case 281: /* DECRYPTION_FAILED_OR_BAD_RECORD_MAC */
         return BK_ETLS_RECORD;
     case 339: /* NO_RENEGOTIATION */
+    case 1000 + 100:
         return BK_ETLS_RENEGOTIATION;
     case 1000 + 112:
         return BK_ETLS_NAME;
-    case 1000 + 40: /* handshake failure */
-        return BK_ETLS_CIPHER;
     default:
         return reason > 1000 ? BK_ETLS_ALERT : BK_ETLS_PROTOCOL;
     }

@@ -344,10 +344,10 @@ static int find_engine(tls_transport *self) {
 
 static void out_of_time(void *arg) {
     tls_transport *self = arg;
-    if (self->lingers)
-        (void)fail(self, -ETIMEDOUT, "the peer sent no close_notify in time");
-    else
-        (void)fail(self, -ETIMEDOUT, "the handshake took too long");
+    (void)fail(self, -ETIMEDOUT,
+               self->engine == NULL || self->state & BK_TLS_OPENING
+                   ? "the handshake took too long"
+                   : "the peer sent no close_notify in time");
     if (self->base.stream != NULL)
         bk_stream_fail(self->base.stream, self->failed);
 }
@@ -534,7 +534,7 @@ static int tls_end(bk_transport *t) {
     bool closing = t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
     if (closing && self->manners.linger_ns > 0 && !self->read_eof) {
         self->lingers = true;
-        return start_timer(self, self->manners.linger_ns);
+        return self->timer.place != 0 ? 0 : start_timer(self, self->manners.linger_ns);
     }
     return 0;
 }
@@ -665,6 +665,11 @@ int bk_tls_transport(bk_loop *loop, bk_transport *inner, bk_tls_context *context
 
 bk_tls *bk_tls_transport_engine(bk_transport *t) {
     return t != NULL && t->ops == &tls_ops ? self_of(t)->engine : NULL;
+}
+
+void bk_tls_transport_limit_end(bk_transport *t) {
+    if (t->ops == &tls_ops && !(self_of(t)->state & BK_TLS_OPENING))
+        (void)start_timer(self_of(t), self_of(t)->manners.linger_ns);
 }
 
 void bk_tls_transport_abandon(bk_transport *t) {

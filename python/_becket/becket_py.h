@@ -157,6 +157,8 @@ int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
 
 /* tls.c */
+/* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
+enum { TLS_LOW_WATER = 128 * 1024, TLS_HIGH_WATER = 512 * 1024 };
 int tls_start(TransportObject *t, const TlsSpec *spec, PyObject *waiter, const void *data,
               size_t n);
 void tls_wake(TransportObject *t, PyObject *error);

@@ -89,9 +89,6 @@ PyObject *tls_can_adopt(PyObject *module, PyObject *object) {
 
 /* ---- Engines in Python ---- */
 
-/* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
-enum { TLS_LOW_WATER = 128 * 1024, TLS_HIGH_WATER = 512 * 1024 };
-
 typedef struct py_tls {
     bk_tls base;
     TlsState *tls; /* whose engine it is, and who gets its exceptions */

@@ -79,6 +79,11 @@ void transport_fail(TransportObject *t, const char *message) {
         bk_stream_abort(t->stream);
 }
 
+/* What is received was not taken: asyncio's TLS has one message for all. */
+static void fail_call(TransportObject *t, const char *message) {
+    transport_fail(t, t->tls != NULL ? "Fatal error on SSL protocol" : message);
+}
+
 /* ---- The stream's callbacks ---- */
 
 /* Whether the end has begun: because somebody asked for it, or because sending failed. */
@@ -100,7 +105,7 @@ static void received(bk_stream *s, const void *data, size_t n) {
     if (n >= BIG_READ && s->protocol == &transport_plain)
         bk_stream_set_protocol(s, &transport_big);
     if (bytes == NULL || transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)
-        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+        fail_call(t, "Fatal error: protocol.data_received() call failed.");
     Py_XDECREF(bytes);
 }
 
@@ -136,7 +141,7 @@ static void big_received(bk_stream *s, const void *data, size_t n) {
     t->loop->spare = NULL;
     if (_PyBytes_Resize(&bytes, (Py_ssize_t)n) < 0 ||
         transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)
-        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+        fail_call(t, "Fatal error: protocol.data_received() call failed.");
     Py_XDECREF(bytes);
 }
 
@@ -183,7 +188,7 @@ static int buffered_room(bk_stream *s, bk_room *ret_room) {
         return -ECANCELED;
     if (lend_room(t, ret_room) == 0)
         return 0;
-    transport_fail(t, "Fatal error: protocol.get_buffer() call failed.");
+    fail_call(t, "Fatal error: protocol.get_buffer() call failed.");
     return -ECANCELED;
 }
 
@@ -195,14 +200,14 @@ static void buffered_received(bk_stream *s, const void *data, size_t n) {
         return;
     PyObject *count = PyLong_FromSize_t(n);
     if (count == NULL || transport_call(t, t->loop->state->str_buffer_updated, count, NULL) < 0)
-        transport_fail(t, "Fatal error: protocol.buffer_updated() call failed.");
+        fail_call(t, "Fatal error: protocol.buffer_updated() call failed.");
     Py_XDECREF(count);
 }
 
 static void reader_received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     if (!is_silent(t) && reader_feed(t, data, n) < 0)
-        transport_fail(t, "Fatal error: protocol.data_received() call failed.");
+        fail_call(t, "Fatal error: protocol.data_received() call failed.");
 }
 
 /* As in asyncio, a protocol that was told to pause is told to go on when what is queued has been
@@ -227,7 +232,8 @@ static int ended(bk_stream *s) {
     if (is_silent(t))
         return 0;
     if (transport_call(t, t->loop->state->str_eof_received, NULL, &result) < 0) {
-        transport_fail(t, "Fatal error: protocol.eof_received() call failed.");
+        transport_fail(t, t->tls != NULL ? "Error calling eof_received()"
+                                         : "Fatal error: protocol.eof_received() call failed.");
         return 0;
     }
     int keep = t->is_pipe ? 0 : PyObject_IsTrue(result); /* a pipe has no other half */
@@ -282,7 +288,7 @@ static int upgraded(bk_stream *s) {
         return -ECANCELED;
     if (!t->started)
         transport_made(t);
-    tls_wake(t, NULL);
+    tls_wake(t, t->error);
     return 0;
 }
 
@@ -490,6 +496,10 @@ void transport_made(TransportObject *t) {
         return;
     t->started = true;
     if (transport_call(t, t->loop->state->str_connection_made, (PyObject *)t, NULL) < 0) {
+        if (t->tls != NULL) {
+            transport_fail(t, "Fatal error: protocol.buffer_updated() call failed.");
+            return;
+        }
         loop_report(t->loop, "Exception in connection_made()", (PyObject *)t, t->protocol, NULL);
         t->closing = true;
         if (t->stream != NULL)
@@ -804,7 +814,8 @@ static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject 
     Py_ssize_t low = low_arg == Py_None ? -1 : PyNumber_AsSsize_t(low_arg, PyExc_OverflowError);
     if (low == -1 && PyErr_Occurred())
         return NULL;
-    Py_ssize_t high = high_arg == Py_None ? (low_arg == Py_None ? BK_WATER_HIGH : 4 * low)
+    Py_ssize_t most = t->tls != NULL ? TLS_HIGH_WATER : BK_WATER_HIGH;
+    Py_ssize_t high = high_arg == Py_None ? (low_arg == Py_None ? most : 4 * low)
                                           : PyNumber_AsSsize_t(high_arg, PyExc_OverflowError);
     if (high == -1 && PyErr_Occurred())
         return NULL;
@@ -826,6 +837,8 @@ static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored
     if (t->closing)
         Py_RETURN_NONE;
     t->closing = true;
+    if (t->tls != NULL && t->stream != NULL)
+        bk_tls_transport_limit_end(bk_stream_transport(t->stream));
     if (closes_later(t))
         bk_stream_pause(t->stream);
     else if (t->stream != NULL)

@@ -289,8 +289,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         """A connection's TLS: an ssl.SSLObject that the core can work on, or a tls.Engine."""
         if isinstance(context, ssl.SSLContext) and self._adopts_ssl:
             made = context.wrap_bio(
-                ssl.MemoryBIO(), ssl.MemoryBIO(), server_side, server_hostname
-            )
+                ssl.MemoryBIO(), ssl.MemoryBIO(),
+                server_side=server_side, server_hostname=server_hostname,
+            )  # fmt: skip
             if _becket._can_adopt(made):
                 return made
         engine = tls.engine_of(context)

@@ -69,6 +69,7 @@ int bk_conform_loop(const bk_notifier_ops *ops, bk_os *os, bk_conform_report *re
 enum {
     BK_CONFORM_NO_HALF_CLOSE = 1, /* it lacks end(): bk_stream_end() is -ENOTSUP */
     BK_CONFORM_NO_RESET = 2,      /* a peer gone with data unread looks like one that ended */
+    BK_CONFORM_TRUNCATES = 4,     /* a peer gone without an end is BK_ETRUNCATED: TLS */
 };
 
 /* A kind of transport: how to make two that are joined. */
