@@ -48,8 +48,8 @@ typedef struct bk_machine_ops {
     void (*free)(bk_machine *m);
 } bk_machine_ops;
 
-/* What whoever runs a machine does for it. Functions yet to come (starting TLS) go at the end: one
-   that a table lacks is NULL, and the machine then does not offer what would need it. */
+/* What whoever runs a machine does for it. Functions yet to come go at the end: one that a table
+   lacks is NULL, and the machine then does not offer what would need it. */
 typedef struct bk_runner_ops {
     size_t size;
     /* As bk_stream_write(): queue bytes, by copy, or by reference until release(arg). */
@@ -63,6 +63,14 @@ typedef struct bk_runner_ops {
     void (*timeout)(bk_machine *m, unsigned seconds);
     /* Optional. The peer's IP address, as RFC 5321 writes it within [ ]; empty: it has none. */
     void (*peer)(bk_machine *m, char *ret_text, size_t room);
+    /* Optional, both. start_tls: what was sent before goes out in plain first. What has arrived by
+       then in plain, and is not fed yet, must never be: it may be given to TLS, or dropped. 0;
+       negative: not possible, and nothing was begun. A handshake that fails later is the end of the
+       connection. */
+    int (*start_tls)(bk_machine *m);
+    /* 1: what is said is sealed by TLS; 0: it is not, but start_tls is offered; negative:
+       neither. */
+    int (*secure)(bk_machine *m);
 } bk_runner_ops;
 
 /* The head of every machine. All but `ops` and `os` is for the functions below. */
@@ -86,10 +94,18 @@ BK_API void bk_machine_abort(bk_machine *m, int why);
 /* Receive nothing until go. go may be called from within receive, or any time later. */
 BK_API void bk_machine_wait(bk_machine *m);
 BK_API void bk_machine_go(bk_machine *m);
-/* Whether to go on with what was received: neither waiting, nor closed, nor blocked. */
+/* Whether to go on with what was received: neither waiting, nor closed, nor blocked, nor has TLS been
+   started since. */
 BK_API int bk_machine_ready(const bk_machine *m);
 BK_API void bk_machine_timeout(bk_machine *m, unsigned seconds);
 BK_API void bk_machine_peer(bk_machine *m, char *ret_text, size_t room);
+/* Start TLS; what was sent before goes out in plain. Whatever else was received by then is dropped,
+   the rest of what receive was given too: it must not be taken for something said under TLS. What
+   is received next was. -ENOTSUP: it is not offered; -EALREADY: it is there; -EPIPE after close;
+   or why it was not possible: then nothing is dropped. */
+BK_API int bk_machine_start_tls(bk_machine *m);
+/* 1: under TLS; 0: not, but it may be started; negative: neither. */
+BK_API int bk_machine_secure(bk_machine *m);
 
 /* For runners, in this order. The runner's table and state are the machine's from start on. None
    but free may be called once free has been. */
@@ -156,11 +172,12 @@ BK_API int bk_line_protocol_new(const bk_line_config *config, bk_os *os,
 /* ---- SMTP ------------------------------------------------------------------------------------ */
 
 /*
- * Receiving mail by RFC 5321, with PIPELINING, SIZE, 8BITMIME and ENHANCEDSTATUSCODES. It is
- * strict where laxness would let two servers disagree on where a message ends: only CRLF ends a
- * command, only CRLF.CRLF a message; a CR or LF on its own gets the command, or the message,
- * refused. Lines of text may be longer than the 1000 bytes of RFC 5321, up to the message's size:
- * real mail has them, and nobody gains when it is lost.
+ * Receiving mail by RFC 5321, with PIPELINING, SIZE, 8BITMIME and ENHANCEDSTATUSCODES; and with
+ * STARTTLS (RFC 3207) where the runner offers it, as starttls:// endpoints do. It is strict where
+ * laxness would let two servers disagree on where a message ends: only CRLF ends a command, only
+ * CRLF.CRLF a message; a CR or LF on its own gets the command, or the message, refused. Lines of
+ * text may be longer than the 1000 bytes of RFC 5321, up to the message's size: real mail has them,
+ * and nobody gains when it is lost.
  *
  * Replies are given as one line without its end, "550 5.1.1 no such mailbox": a code of 2xx, 4xx
  * or 5xx, an enhanced status code (added when missing), a text. 421 closes the connection. One

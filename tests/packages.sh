@@ -18,10 +18,12 @@ look() {
     need wrk command -v wrk
     need openssl command -v openssl
     need pkg-config command -v pkg-config
+    need libssl-dev pkg-config --exists openssl
+    need libgnutls28-dev pkg-config --exists gnutls
+    need libmbedtls-dev test -e /usr/include/mbedtls/ssl.h
     if [ "${1-}" = bench ]; then
         need libuv1-dev pkg-config --exists libuv
         need libevent-dev pkg-config --exists libevent
-        need libssl-dev pkg-config --exists openssl
     fi
 }
 

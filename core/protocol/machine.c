@@ -3,7 +3,8 @@
  * to the rest meanwhile. Called by machines on one side and by runners (run.c) on the other.
  *
  * Three things stop a machine: it waits, it is blocked by a full queue, it has closed. What arrives
- * then is held; and the end, too, is told only when nothing is held any more.
+ * then is held; and the end, too, is told only when nothing is held any more. Starting TLS stops it
+ * for the rest of what it is being given, which is dropped with all that is held.
  */
 #include <becket-protocols.h>
 
@@ -15,11 +16,12 @@ enum {
     MACHINE_WAITING = 1 << 0,
     MACHINE_BLOCKED = 1 << 1,
     MACHINE_CLOSED = 1 << 2,
-    MACHINE_STOPS = MACHINE_WAITING | MACHINE_BLOCKED | MACHINE_CLOSED,
-    MACHINE_BUSY = 1 << 3,   /* within start, receive or ended */
-    MACHINE_END = 1 << 4,    /* the peer's direction is over */
-    MACHINE_ENDED = 1 << 5,  /* … and the machine knows */
-    MACHINE_PAUSED = 1 << 6, /* what the runner was last told */
+    MACHINE_DROPS = 1 << 3, /* TLS was started from within start, receive or ended */
+    MACHINE_STOPS = MACHINE_WAITING | MACHINE_BLOCKED | MACHINE_CLOSED | MACHINE_DROPS,
+    MACHINE_BUSY = 1 << 4,   /* within start, receive or ended */
+    MACHINE_END = 1 << 5,    /* the peer's direction is over */
+    MACHINE_ENDED = 1 << 6,  /* … and the machine knows */
+    MACHINE_PAUSED = 1 << 7, /* what the runner was last told */
 };
 
 int bk_machine_ready(const bk_machine *m) {
@@ -40,6 +42,10 @@ static void machine_forget(bk_machine *m) {
     m->held_used = m->held_size = 0;
 }
 
+static void machine_leave(bk_machine *m) {
+    m->flags &= ~(unsigned)(MACHINE_BUSY | MACHINE_DROPS);
+}
+
 static size_t machine_give(bk_machine *m, const char *data, size_t n) {
     size_t used = 0;
     m->flags |= MACHINE_BUSY;
@@ -48,7 +54,9 @@ static size_t machine_give(bk_machine *m, const char *data, size_t n) {
         assert(taken <= n - used && (taken > 0 || !bk_machine_ready(m)));
         used += taken;
     }
-    m->flags &= ~(unsigned)MACHINE_BUSY;
+    if (m->flags & MACHINE_DROPS)
+        used = n;
+    machine_leave(m);
     return used;
 }
 
@@ -72,7 +80,7 @@ static int machine_hold(bk_machine *m, const char *data, size_t n) {
 static void machine_tell_end(bk_machine *m) {
     m->flags |= MACHINE_ENDED | MACHINE_BUSY;
     int goes_on = BK_HAS(m->ops, ended) ? m->ops->ended(m) : 0;
-    m->flags &= ~(unsigned)MACHINE_BUSY;
+    machine_leave(m);
     /* One that still waits for an answer closes when it has it: it is asked again then. */
     if (goes_on)
         return;
@@ -162,6 +170,36 @@ void bk_machine_peer(bk_machine *m, char *ret_text, size_t room) {
         m->runner->peer(m, ret_text, room);
 }
 
+int bk_machine_start_tls(bk_machine *m) {
+    if (m == NULL)
+        return -EINVAL;
+    if (m->runner == NULL || m->flags & MACHINE_CLOSED)
+        return -EPIPE;
+    int r = bk_machine_secure(m);
+    if (r != 0)
+        return r < 0 ? r : -EALREADY;
+    r = m->runner->start_tls(m);
+    if (r < 0)
+        return r;
+    if (m->flags & MACHINE_BUSY)
+        m->flags |= MACHINE_DROPS; /* what is held may be what it is reading */
+    else
+        machine_forget(m);
+    machine_settle(m);
+    return 0;
+}
+
+int bk_machine_secure(bk_machine *m) {
+    if (m == NULL)
+        return -EINVAL;
+    if (m->runner == NULL || !BK_HAS(m->runner, secure))
+        return -ENOTSUP;
+    int r = m->runner->secure(m);
+    if (r == 0 && !BK_HAS(m->runner, start_tls))
+        return -ENOTSUP;
+    return r > 0 ? 1 : r;
+}
+
 int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state) {
     if (m == NULL || runner == NULL || m->runner != NULL)
         return -EINVAL;
@@ -169,7 +207,7 @@ int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state) {
     m->runner_state = state;
     m->flags |= MACHINE_BUSY;
     int r = BK_HAS(m->ops, start) ? m->ops->start(m) : 0;
-    m->flags &= ~(unsigned)MACHINE_BUSY;
+    machine_leave(m);
     if (r < 0)
         m->flags |= MACHINE_CLOSED;
     machine_settle(m);

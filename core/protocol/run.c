@@ -7,6 +7,8 @@
 
 #include "core/os/os.h"
 
+#include <becket-tls.h>
+
 #include <stdio.h>
 #if defined(_WIN32)
 #include <winsock2.h>
@@ -58,6 +60,17 @@ static void run_peer(bk_machine *m, char *ret_text, size_t room) {
         snprintf(ret_text, room, "IPv6:%s", text);
 }
 
+static int run_start_tls(bk_machine *m) {
+    return bk_stream_start_tls(m->runner_state, NULL, NULL);
+}
+
+static int run_secure(bk_machine *m) {
+    int on = 0;
+    size_t size = sizeof on;
+    int r = bk_stream_query(m->runner_state, BK_QUERY_TLS, &on, &size);
+    return r < 0 ? r : on;
+}
+
 static const bk_runner_ops run_ops = {
     .size = sizeof(bk_runner_ops),
     .send = run_send,
@@ -66,6 +79,8 @@ static const bk_runner_ops run_ops = {
     .resume = run_resume,
     .timeout = run_timeout,
     .peer = run_peer,
+    .start_tls = run_start_tls,
+    .secure = run_secure,
 };
 
 /* The protocol is the factory's first member. Only the counter of users is written to, and only

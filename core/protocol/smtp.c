@@ -39,6 +39,7 @@ struct bk_smtp_session {
     char first[5];  /* the first bytes of that, which tell how long it may be */
     bool cr;        /* the last byte was a CR */
     bool skipping;  /* refused already; the rest does not matter */
+    bool followed;  /* more has arrived than the command that is being run */
 
     bool helo, esmtp; /* greeted; by EHLO */
     bool in_data;
@@ -135,10 +136,11 @@ static void smtp_greeted(bk_smtp_session *s, const char *arg, size_t n, bool esm
     s->helo = true;
     s->esmtp = esmtp;
     smtp_reset(s); /* 4.1.4: as RSET */
-    const char *format = esmtp ? "250-%s\r\n250-PIPELINING\r\n250-SIZE %zu\r\n250-8BITMIME\r\n"
+    const char *format = esmtp ? "250-%s\r\n250-PIPELINING\r\n250-SIZE %zu\r\n250-8BITMIME\r\n%s"
                                  "250 ENHANCEDSTATUSCODES\r\n"
                                : "250 %s\r\n";
-    int size = snprintf(text, sizeof text, format, s->config.hostname, s->config.max_message);
+    const char *tls = bk_machine_secure(&s->machine) == 0 ? "250-STARTTLS\r\n" : "";
+    int size = snprintf(text, sizeof text, format, s->config.hostname, s->config.max_message, tls);
     smtp_send(s, text, (size_t)size);
 }
 
@@ -308,6 +310,13 @@ static void smtp_rcpt(bk_smtp_session *s, const char *arg, size_t n) {
         bk_dealloc(s->machine.os, recipient);
 }
 
+/* RFC 3848 has a word for ESMTP over TLS, and none for what begins with HELO. */
+static const char *trace_protocol(bk_smtp_session *s) {
+    if (!s->esmtp)
+        return "SMTP";
+    return bk_machine_secure(&s->machine) > 0 ? "ESMTPS" : "ESMTP";
+}
+
 static void smtp_data(bk_smtp_session *s, const char *arg, size_t n) {
     (void)arg;
     if (n > 0) {
@@ -317,8 +326,8 @@ static void smtp_data(bk_smtp_session *s, const char *arg, size_t n) {
     } else if (s->message->recipient_count == 0) {
         smtp_reply(s, "554 5.5.1 no valid recipients"); /* RFC 2920, 3.1 */
     } else if (!(s->config.flags & BK_SMTP_NO_TRACE) &&
-               bk_smtp_message_trace(s->message, s->name, s->peer, s->config.hostname, s->esmtp) <
-                   0) {
+               bk_smtp_message_trace(s->message, s->name, s->peer, s->config.hostname,
+                                     trace_protocol(s)) < 0) {
         bk_smtp_message_drop_data(s->message);
         smtp_reply(s, no_space);
     } else {
@@ -374,6 +383,48 @@ static void smtp_lacks(bk_smtp_session *s, const char *arg, size_t n) {
     smtp_reply(s, "502 5.5.1 command is not implemented");
 }
 
+/* ---- STARTTLS (RFC 3207) ---- */
+
+/* 4.2: what was learnt in plain may be anybody's. The counters are about the connection, and stay:
+   nobody gets new tries by it. */
+static void smtp_forget(bk_smtp_session *s) {
+    smtp_reset(s);
+    s->helo = s->esmtp = false;
+    s->name[0] = '\0';
+}
+
+/* 220 cannot be taken back: whoever hears it says nothing more in plain, and listens to nothing. So
+   when TLS cannot be started after it, that is the end, and not a reply (454) out of step. */
+static void starttls_begin(bk_smtp_session *s) {
+    smtp_reply(s, "220 2.0.0 Ready to start TLS");
+    int r = bk_machine_start_tls(&s->machine);
+    if (r == 0)
+        smtp_forget(s);
+    else
+        bk_machine_abort(&s->machine, r);
+}
+
+/*
+ * 4: it is the last command of a group. What follows it in plain may have been slipped in by
+ * somebody between us and the client (6), to be taken for what the client says under TLS: so the
+ * connection is refused. What has not arrived yet, or not that far, TLS finds to be no handshake.
+ */
+static void smtp_starttls(bk_smtp_session *s, const char *arg, size_t n) {
+    int secure = bk_machine_secure(&s->machine);
+    if (secure < 0) {
+        smtp_lacks(s, arg, n);
+    } else if (secure > 0) {
+        smtp_reply(s, "503 5.5.1 TLS is there already");
+    } else if (n > 0) {
+        smtp_reply(s, "501 5.5.4 STARTTLS takes no argument");
+    } else if (s->followed) {
+        smtp_reply(s, "554 5.5.0 Nothing may follow STARTTLS");
+        bk_machine_close(&s->machine);
+    } else {
+        starttls_begin(s);
+    }
+}
+
 /* ---- Commands ---- */
 
 typedef struct smtp_command {
@@ -387,7 +438,7 @@ static const smtp_command commands[] = {
     {"RCPT", smtp_rcpt, false},     {"DATA", smtp_data, false}, {"RSET", smtp_rset, true},
     {"NOOP", smtp_noop, true},      {"QUIT", smtp_quit, false}, {"VRFY", smtp_vrfy, true},
     {"HELP", smtp_help, true},      {"EXPN", smtp_lacks, true}, {"AUTH", smtp_lacks, true},
-    {"STARTTLS", smtp_lacks, true}, {"BDAT", smtp_lacks, true}, {"ETRN", smtp_lacks, true},
+    {"STARTTLS", smtp_starttls, true}, {"BDAT", smtp_lacks, true}, {"ETRN", smtp_lacks, true},
     {"TURN", smtp_lacks, true},     {"SEND", smtp_lacks, true}, {"SOML", smtp_lacks, true},
     {"SAML", smtp_lacks, true},
 };
@@ -469,6 +520,7 @@ static size_t command_receive(bk_smtp_session *s, const char *data, size_t n) {
     for (size_t i = 0; i < n; i++) {
         char c = data[i];
         if (c == '\n' && s->cr) {
+            s->followed = i + 1 < n;
             command_end(s, data, i + 1);
             return i + 1;
         }

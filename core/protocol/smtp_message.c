@@ -102,12 +102,12 @@ static void date_format(int64_t wall_ns, char *ret_text, size_t room) {
 }
 
 int bk_smtp_message_trace(bk_smtp_message *message, const char *helo, const char *peer,
-                          const char *hostname, bool esmtp) {
+                          const char *hostname, const char *protocol) {
     char text[BK_SMTP_TRACE_MAX], date[48];
     date_format(message->os->wall(message->os), date, sizeof date);
     int n = snprintf(text, sizeof text, "Received: from %s%s%s%s\r\n\tby %s with %s; %s\r\n", helo,
                      *peer ? " ([" : "", peer, *peer ? "])" : "", hostname,
-                     esmtp ? "ESMTP" : "SMTP", date);
+                     protocol, date);
     if (n < 0 || (size_t)n >= sizeof text)
         return -EINVAL;
     int r = bk_smtp_message_add(message, text, (size_t)n);

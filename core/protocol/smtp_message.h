@@ -17,8 +17,8 @@ int bk_smtp_message_new(bk_os *os, const char *sender, size_t n, bk_smtp_message
 int bk_smtp_message_reserve(bk_smtp_message *message);
 int bk_smtp_message_add(bk_smtp_message *message, const char *data, size_t n);
 void bk_smtp_message_drop_data(bk_smtp_message *message);
-/* The Received: header (RFC 5321, 4.4), the first of the data. */
+/* The Received: header (RFC 5321, 4.4), the first of the data; protocol: what it came with. */
 int bk_smtp_message_trace(bk_smtp_message *message, const char *helo, const char *peer,
-                          const char *hostname, bool esmtp);
+                          const char *hostname, const char *protocol);
 
 #endif

@@ -164,11 +164,25 @@ typedef struct engine_tls {
     bool opened, ended;      /* the handshake is over; close_notify has come */
     bool is_address;         /* of name */
     uint8_t heard, head[2];  /* of the first bytes that came: how many, and what they were */
+    uint8_t last[7];         /* … and the last */
     bool ticket, no_memory;  /* a session can be kept; bk_tls_send had none */
     char name[];             /* whom to ask for and verify; "": nobody */
 } engine_tls;
 
 /* ---- What the library pulls from and pushes to ---- */
+
+/* The library reads no further than the record it is at: a record of 7 bytes is an alert in plain,
+   which clients send that do not like a certificate, and libraries then fail to unseal. */
+static void remember(engine_tls *self, const unsigned char *from, size_t n) {
+    const size_t room = sizeof self->last, fresh = n < room ? n : room;
+    memmove(self->last, self->last + fresh, room - fresh);
+    memcpy(self->last + room - fresh, from + n - fresh, fresh);
+}
+
+static bool was_plain_alert(const engine_tls *self) {
+    static const uint8_t head[] = {21, 3, 3, 0, 2};
+    return memcmp(self->last, head, sizeof head) == 0;
+}
 
 static ssize_t pull(gnutls_transport_ptr_t arg, void *room, size_t n) {
     engine_tls *self = arg;
@@ -181,6 +195,7 @@ static ssize_t pull(gnutls_transport_ptr_t arg, void *room, size_t n) {
         n = self->in.size;
     for (size_t i = 0; i < n && self->heard < sizeof self->head; i++)
         self->head[self->heard++] = from[i];
+    remember(self, from, n);
     memcpy(room, from, n);
     self->in = (bk_span){from + n, self->in.size - n};
     return (ssize_t)n;
@@ -290,8 +305,7 @@ static int without_stop(const char *text) {
     return (int)n;
 }
 
-static int fail_alert(engine_tls *self) {
-    gnutls_alert_description_t alert = lib.alert_get(self->session);
+static int fail_alert(engine_tls *self, gnutls_alert_description_t alert) {
     const char *name = lib.alert_get_name(alert);
     return bk_tls_fail(self->out, code_of_alert(alert), "the peer sent an alert: %s (%d)",
                        name != NULL ? name : "of no known name", (int)alert);
@@ -323,7 +337,9 @@ static int fail(engine_tls *self, int error) {
     if (self->no_memory)
         return bk_tls_fail(self->out, -ENOMEM, "%s", bk_strerror(-ENOMEM));
     if (error == GNUTLS_E_FATAL_ALERT_RECEIVED || error == GNUTLS_E_SESSION_EOF)
-        return fail_alert(self);
+        return fail_alert(self, lib.alert_get(self->session));
+    if (error == GNUTLS_E_DECRYPTION_FAILED && was_plain_alert(self))
+        return fail_alert(self, (gnutls_alert_description_t)self->last[6]);
     if (self->verified != 0)
         return fail_verify(self);
     if (error == GNUTLS_E_REHANDSHAKE)

@@ -304,6 +304,7 @@ typedef struct engine_tls {
     size_t address;     /* the bytes of name as an IP address; 0: it is none */
     uint8_t bytes[16];  /* … and what they are */
     uint8_t alert;      /* what was sent in plain */
+    uint8_t last[7];    /* the bytes that came last */
     bool spoken;        /* something was sent in this call */
     bool opened, ended; /* the handshake is over; close_notify has come */
     bool certified;     /* the server sent a certificate: nothing was resumed */
@@ -312,6 +313,19 @@ typedef struct engine_tls {
 
 /* ---- What the library receives from and sends to ---- */
 
+/* The library reads no further than the record it is at: a record of 7 bytes is an alert in plain,
+   which clients send that do not like a certificate, and libraries then fail to unseal. */
+static void remember(engine_tls *self, const unsigned char *from, size_t n) {
+    const size_t room = sizeof self->last, fresh = n < room ? n : room;
+    memmove(self->last, self->last + fresh, room - fresh);
+    memcpy(self->last + room - fresh, from + n - fresh, fresh);
+}
+
+static bool was_plain_alert(const engine_tls *self) {
+    static const uint8_t head[] = {21, 3, 3, 0, 2};
+    return memcmp(self->last, head, sizeof head) == 0;
+}
+
 static int pull(void *arg, unsigned char *room, size_t n) {
     engine_tls *self = arg;
     if (self->in.size == 0)
@@ -319,6 +333,7 @@ static int pull(void *arg, unsigned char *room, size_t n) {
     const unsigned char *from = self->in.base;
     if (n > self->in.size)
         n = self->in.size;
+    remember(self, from, n);
     memcpy(room, from, n);
     self->in = (bk_span){from + n, self->in.size - n};
     return (int)n;
@@ -529,6 +544,8 @@ static int fail(engine_tls *self, int error) {
         return fail_alert(self, 0);
     if (error == MBEDTLS_ERR_SSL_FATAL_ALERT_MESSAGE)
         return fail_alert(self, self->ssl.MBEDTLS_PRIVATE(in_msg)[1]);
+    if (error == MBEDTLS_ERR_SSL_INVALID_MAC && was_plain_alert(self))
+        return fail_alert(self, self->last[6]);
     int code = code_of(self, error);
     uint32_t wrong = lib.ssl_get_verify_result(&self->ssl);
     if (code == BK_ETLS_UNTRUSTED && wrong != 0 && wrong != UINT32_MAX)
@@ -651,7 +668,7 @@ static int on_name(void *arg, mbedtls_ssl_context *ssl, const unsigned char *nam
 /* A session of TLS 1.3 does not hold the peer's certificate: where clients show theirs, one who
    resumed would be nobody. */
 static bool forgets_clients(const engine_context *self) {
-    return VERSION_BEST >= BK_TLS_1_3 && self->verify != BK_TLS_VERIFY_NONE;
+    return (int)VERSION_BEST >= (int)BK_TLS_1_3 && self->verify != BK_TLS_VERIFY_NONE;
 }
 
 static int use_tickets(engine_context *self, bk_error *error) {

@@ -271,6 +271,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise TypeError(
                 f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
             )
+        if transport.get_extra_info("pipe") is not None:
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
         waiter = self.create_future()
         early = _take_buffered(transport.get_protocol()) + _take_buffered(protocol)

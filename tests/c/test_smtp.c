@@ -1,7 +1,7 @@
 /*
  * test_smtp.c: the SMTP machine, run in memory: what each script gets for an answer and what comes
- * of its messages, in every cutting of the script, with answers of the store at once and late, and
- * without memory.
+ * of its messages, in every cutting of the script, with answers of the store at once and late, with
+ * TLS begun in mid-session, and without memory.
  */
 #include <becket-protocols.h>
 
@@ -30,7 +30,12 @@ typedef struct rig {
     int why;
     unsigned timeout;
     const char *peer;
+    bool secure; /* TLS was started */
+    bool fills;  /* the queue is full after each reply */
 } rig;
+
+/* What the runner says of TLS. */
+static enum { NO_TLS, OFFERED, FROM_THE_START, FAILS } tls;
 
 static rig now;
 static bk_os fixed; /* the system's, with a time that stands still */
@@ -53,6 +58,8 @@ static int rig_send(bk_machine *m, const void *data, size_t n, bk_release releas
         append(r->out, &r->out_size, data, n);
     if (release != BK_COPY)
         release(arg);
+    if (r->fills)
+        bk_machine_block(m, 1);
     return r->refuses ? -ENOMEM : 0;
 }
 
@@ -71,13 +78,33 @@ static void rig_peer(bk_machine *m, char *ret_text, size_t room) {
     snprintf(ret_text, room, "%s", ((rig *)m->runner_state)->peer);
 }
 
+#define SEALED "<TLS>\n" /* in the output: what follows is sealed */
+
+static int rig_start_tls(bk_machine *m) {
+    rig *r = m->runner_state;
+    CHECK(!r->closed && !r->secure);
+    if (tls == FAILS)
+        return -ENOMEM;
+    r->secure = true;
+    append(r->out, &r->out_size, SEALED, sizeof SEALED - 1);
+    return 0;
+}
+
+static int rig_secure(bk_machine *m) {
+    return tls == NO_TLS ? -ENOTSUP : tls == FROM_THE_START || ((rig *)m->runner_state)->secure;
+}
+
 static const bk_runner_ops rig_ops = {
     .size = sizeof(bk_runner_ops),
     .send = rig_send,
     .close = rig_close,
     .timeout = rig_timeout,
     .peer = rig_peer,
+    .start_tls = rig_start_tls,
+    .secure = rig_secure,
 };
+
+static const bk_runner_ops *runner = &rig_ops;
 
 static void answer_owed(void) {
     bk_smtp_session *s = now.owed;
@@ -136,6 +163,7 @@ static const char *judge_rcpt(void *context, bk_smtp_session *session,
 static bk_smtp_config config;
 
 static void setup(void) {
+    tls = NO_TLS;
     config = (bk_smtp_config){.size = sizeof config,
                               .hostname = "mx.test",
                               .software = "t",
@@ -152,17 +180,31 @@ static void rig_reset(answering when, const char *answer) {
     now = (rig){.when = when, .answer = answer, .peer = ""};
 }
 
+/* How much of the script is said in plain; 0: it does not come to TLS. */
+static size_t plain_size;
+
+/* Whether TLS begins where the script has it begin: a client waits until it may. What is said in
+   plain after that is no handshake, and the end of the connection. */
+static bool goes_on(size_t at) {
+    if (at == plain_size && at > 0) {
+        answer_owed();
+        return now.secure;
+    }
+    return at > plain_size || !now.secure;
+}
+
 /* Feed a script in pieces, the cuts of which are given by a function of the position. */
 static void run_pieces(bk_os *os, const char *script, size_t n, size_t cut, size_t step) {
     bk_machine *m;
     int r = bk_smtp_new(&config, os, &m);
     if (r < 0)
         return;
-    r = bk_machine_start(m, &rig_ops, &now);
+    r = bk_machine_start(m, runner, &now);
     size_t at = 0;
-    while (r == 0 && at < n) {
+    while (r == 0 && at < n && goes_on(at)) {
+        size_t end = at < plain_size ? plain_size : n;
         size_t size = step ? step : at < cut ? cut - at : n - at;
-        size = size < n - at ? size : n - at;
+        size = size < end - at ? size : end - at;
         char *piece = malloc(size); /* so that reading past its end is seen */
         memcpy(piece, script + at, size);
         r = bk_machine_feed(m, piece, size);
@@ -284,7 +326,7 @@ static void knows_its_commands(void) {
 #define LACKS "502 5.5.1 command is not implemented\r\n"
     EXPECT("\r\n \r\nX\r\nMAILFROM\r\nNOO\r\nNOOPS\r\nNO\303\226P\r\n",
            UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN UNKNOWN);
-    EXPECT("EXPN x\r\nSTARTTLS\r\nAUTH PLAIN\r\nBDAT 1\r\nETRN x\r\nTURN\r\nSEND\r\nSOML\r\n"
+    EXPECT("EXPN x\r\nSTARTTLS x\r\nAUTH PLAIN\r\nBDAT 1\r\nETRN x\r\nTURN\r\nSEND\r\nSOML\r\n"
            "SAML\r\n",
            LACKS LACKS LACKS LACKS LACKS LACKS LACKS LACKS LACKS);
     EXPECT("noop\r\nNoOp with text\r\nNOOP  \r\n", OK OK OK);
@@ -616,6 +658,228 @@ static void tells_the_date(void) {
     wall = before;
 }
 
+/* ---- STARTTLS ---- */
+
+#define START "STARTTLS\r\n"
+#define READY "220 2.0.0 Ready to start TLS\r\n"
+#define HI_TLS                                                                                     \
+    "250-mx.test\r\n250-PIPELINING\r\n250-SIZE 100\r\n250-8BITMIME\r\n250-STARTTLS\r\n"            \
+    "250 ENHANCEDSTATUSCODES\r\n"
+#define NOT_GREETED "503 5.5.1 HELO or EHLO first\r\n"
+#define NO_SENDER "503 5.5.1 MAIL first\r\n"
+#define SECURE_YET "503 5.5.1 TLS is there already\r\n"
+#define FOLLOWED "554 5.5.0 Nothing may follow STARTTLS\r\n"
+
+/* As expect_n(), with TLS begun after the first n bytes. */
+static void expect_sealed(const char *script, size_t n, size_t size, const char *out,
+                          const char *stored, int line) {
+    plain_size = n;
+    expect_n(script, size, NULL, out, stored, line);
+    plain_size = 0;
+}
+
+#define SEALS(plain, sealed, out, stored)                                                          \
+    expect_sealed(plain sealed, sizeof(plain) - 1, sizeof(plain sealed) - 1, out, stored, __LINE__)
+
+static void starts_tls(void) {
+    setup();
+    tls = OFFERED;
+    EXPECT(HI, HI_TLS);
+    EXPECT("HELO c\r\n", "250 mx.test\r\n");
+    SEALS(HI START, "", HI_TLS READY SEALED, "");
+    SEALS(HI "starttls  \r\n", HI "QUIT\r\n", HI_TLS READY SEALED HI_OK BYE, "");
+    SEALS(START, HI FROM, READY SEALED HI_OK FROM_OK, ""); /* it is not asked to greet before */
+    SEALS(HI "NOOP\r\n" FROM START, HI FROM TO "DATA\r\nx\r\n.\r\nQUIT\r\n",
+          HI_TLS OK FROM_OK READY SEALED HI_OK FROM_OK TO_OK GO TAKEN BYE, "a@b.c|d@e.f|x\r\n|");
+    SEALS(HI FROM TO "DATA\r\n1\r\n.\r\n" START, HI FROM TO "DATA\r\n2\r\n.\r\n",
+          HI_TLS FROM_OK TO_OK GO TAKEN READY SEALED HI_OK FROM_OK TO_OK GO TAKEN,
+          "a@b.c|d@e.f|1\r\n|a@b.c|d@e.f|2\r\n|");
+    /* In a message it is text. */
+    STORES(HI FROM TO "DATA\r\n" START ".\r\n", HI_TLS FROM_OK TO_OK GO TAKEN,
+           "a@b.c|d@e.f|" START "|");
+    CHECK(!now.secure);
+}
+
+/* RFC 3207, 4.2: under TLS everything begins anew. */
+static void forgets_what_was_said_in_plain(void) {
+    setup();
+    tls = OFFERED;
+    SEALS(HI START, FROM, HI_TLS READY SEALED NOT_GREETED, "");
+    SEALS("HELO c\r\n" START, FROM, "250 mx.test\r\n" READY SEALED NOT_GREETED, "");
+    SEALS(HI FROM START, TO FROM, HI_TLS FROM_OK READY SEALED NO_SENDER NOT_GREETED, "");
+    SEALS(HI FROM TO START, "DATA\r\n" HI TO "DATA\r\n",
+          HI_TLS FROM_OK TO_OK READY SEALED NO_SENDER HI_OK NO_SENDER NO_SENDER, "");
+    SEALS(HI FROM START, HI FROM, HI_TLS FROM_OK READY SEALED HI_OK FROM_OK, "");
+    SEALS(HI START, "HELO c\r\nMAIL FROM:<> SIZE=1\r\n",
+          HI_TLS READY SEALED "250 mx.test\r\n" NO_PARAM, "");
+    /* But not how often it was refused, nor how long it has been idle. */
+    config.max_errors = 3;
+    SEALS("X\r\nX\r\n" START, "X\r\n",
+          UNKNOWN UNKNOWN READY SEALED "421 4.7.0 mx.test too many errors\r\n", "");
+    setup();
+    tls = OFFERED;
+    config.max_idle = 3;
+    SEALS("NOOP\r\nNOOP\r\n" START, "NOOP\r\n",
+          OK OK READY SEALED "421 4.7.0 mx.test too many commands without mail\r\n", "");
+}
+
+static void refuses_starttls(void) {
+    setup();
+    EXPECT(HI START "STARTTLS x\r\n", HI_OK LACKS LACKS);
+    tls = OFFERED;
+    EXPECT(HI "STARTTLS x\r\n" FROM, HI_TLS "501 5.5.4 STARTTLS takes no argument\r\n" FROM_OK);
+    EXPECT("STARTTLS\n\r\n", BARE);
+    SEALS(HI START, START HI START "STARTTLS x\r\nNOOP\r\n",
+          HI_TLS READY SEALED SECURE_YET HI_OK SECURE_YET SECURE_YET OK, "");
+    tls = FROM_THE_START;
+    EXPECT(HI START FROM, HI_OK SECURE_YET FROM_OK);
+}
+
+/* What was to be taken for something said under TLS; `cut` is where STARTTLS ends. */
+static void injects(const char *before, const char *after, size_t n, const char *out, int line) {
+    char script[1024];
+    size_t cut = strlen(before) + sizeof START - 1, size = cut + n;
+    snprintf(script, sizeof script, "%s" START, before);
+    memcpy(script + cut, after, n);
+    want_stored[0] = '\0';
+    plain_size = size + 1; /* none of it is sealed */
+    for (int when = 0; when < ANSWERINGS; when++)
+        for (size_t at = 0; at <= size + 1; at++) {
+            bool bytewise = at > size, together = !bytewise && at != cut;
+            rig_reset((answering)when, NULL);
+            run_pieces(&fixed, script, size, at, bytewise);
+            snprintf(want_out, sizeof want_out, "220 mx.test ESMTP t\r\n%s%s", out,
+                     together ? FOLLOWED : READY SEALED);
+            CHECK(now.closed || !together);
+            if (!same(bytewise ? "bytewise" : "once", at, when)) {
+                printf("# … in the injection of line %d\n", line);
+                return;
+            }
+        }
+    plain_size = 0;
+}
+
+#define INJECTS(before, after, out) injects(before, after, sizeof(after) - 1, out, __LINE__)
+
+/* RFC 3207, 4 and 6. What comes with STARTTLS is the end of the connection; what comes later is for
+   TLS, to which it makes no sense. Nowhere is it a command. */
+static void takes_nothing_slipped_in(void) {
+    setup();
+    tls = OFFERED;
+    INJECTS("", "NOOP\r\n", "");
+    INJECTS(HI, HI FROM TO "DATA\r\nworse\r\n.\r\n", HI_TLS);
+    INJECTS(HI FROM TO, "DATA\r\nworse\r\n.\r\n", HI_TLS FROM_OK TO_OK);
+    INJECTS(HI, START, HI_TLS);
+    INJECTS(HI, "Q", HI_TLS);
+    INJECTS(HI, "\r\n", HI_TLS);
+    INJECTS(HI, "\n", HI_TLS);
+    INJECTS(HI, "\0", HI_TLS);
+    INJECTS(HI, "\26\3\1\2\0", HI_TLS); /* a client that does not wait for its answer */
+}
+
+/* What is held has been received before TLS, in however many pieces. */
+static void takes_nothing_held(void) {
+    for (int by_store = 0; by_store < 2; by_store++) {
+        bk_machine *m;
+        setup();
+        tls = OFFERED;
+        rig_reset(AT_LAST, NULL);
+        CHECK_INT(bk_smtp_new(&config, &fixed, &m), 0);
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, ENVELOPE, sizeof ENVELOPE - 1), 0);
+        if (!by_store)
+            bk_machine_block(m, 1);
+        CHECK_INT(bk_machine_feed(m, ".\r\n", 3), 0);
+        CHECK_INT(bk_machine_feed(m, START, sizeof START - 1), 0);
+        CHECK_INT(bk_machine_feed(m, "NOOP\r\n", 6), 0);
+        bk_machine_block(m, 0);
+        answer_owed();
+        CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" HI_TLS FROM_OK TO_OK GO TAKEN FOLLOWED);
+        CHECK(now.closed && !now.secure);
+        CHECK_INT(now.why, 0);
+        bk_machine_free(m);
+    }
+}
+
+static void starts_tls_with_a_full_queue(void) {
+    bk_machine *m;
+    setup();
+    tls = OFFERED;
+    rig_reset(AT_ONCE, NULL);
+    CHECK_INT(bk_smtp_new(&config, &fixed, &m), 0);
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    now.fills = true;
+    CHECK_INT(bk_machine_feed(m, START, sizeof START - 1), 0);
+    CHECK(now.secure && !bk_machine_wants(m));
+    CHECK_INT(bk_machine_feed(m, HI FROM, sizeof HI FROM - 1), 0);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED);
+    bk_machine_block(m, 0);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED HI_OK);
+    bk_machine_block(m, 0);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED HI_OK FROM_OK);
+    bk_machine_free(m);
+}
+
+/* Who has heard 220 cannot be told anything else. */
+static void ends_when_tls_cannot_start(void) {
+    setup();
+    tls = FAILS;
+    EXPECT(HI START, HI_TLS READY);
+    CHECK_INT(now.why, -ENOMEM);
+    setup();
+    tls = OFFERED;
+    bk_machine *m;
+    rig_reset(AT_ONCE, NULL);
+    CHECK_INT(bk_smtp_new(&config, &fixed, &m), 0);
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    now.refuses = true; /* … and who has not */
+    CHECK_INT(bk_machine_feed(m, START, sizeof START - 1), 0);
+    CHECK(now.closed && !now.secure);
+    CHECK_INT(now.why, -ENOMEM);
+    bk_machine_free(m);
+}
+
+/* Tables without one or both of the functions. */
+static void needs_a_runner_for_tls(void) {
+    bk_runner_ops some = rig_ops;
+    setup();
+    tls = OFFERED;
+    runner = &some;
+    some.size = offsetof(bk_runner_ops, start_tls);
+    EXPECT(HI START, HI_OK LACKS);
+    some.size = offsetof(bk_runner_ops, secure);
+    EXPECT(HI START, HI_OK LACKS);
+    some.size = sizeof some;
+    some.start_tls = NULL;
+    EXPECT(HI START, HI_OK LACKS);
+    tls = FROM_THE_START;
+    EXPECT(HI START, HI_OK SECURE_YET);
+    runner = &rig_ops;
+}
+
+static bool traced(const char *script, size_t n, size_t sealed, const char *what) {
+    rig_reset(AT_ONCE, NULL);
+    plain_size = n - sealed;
+    run_pieces(&fixed, script, n, 0, 0);
+    plain_size = 0;
+    return strstr(now.stored, what) != NULL;
+}
+
+/* RFC 3848. */
+static void traces_tls(void) {
+    static const char mail[] = ENVELOPE ".\r\n", old[] = "HELO c\r\n" FROM TO "DATA\r\n.\r\n";
+    static const char upgraded[] = HI START ENVELOPE ".\r\n";
+    setup();
+    config.flags = 0;
+    CHECK(traced(mail, sizeof mail - 1, sizeof mail - 1, " with ESMTP; "));
+    tls = OFFERED;
+    CHECK(traced(mail, sizeof mail - 1, sizeof mail - 1, " with ESMTP; "));
+    CHECK(traced(upgraded, sizeof upgraded - 1, sizeof mail - 1, " with ESMTPS; "));
+    tls = FROM_THE_START;
+    CHECK(traced(mail, sizeof mail - 1, sizeof mail - 1, " with ESMTPS; "));
+    CHECK(traced(old, sizeof old - 1, sizeof old - 1, " with SMTP; "));
+}
+
 /* ---- Limits of a session ---- */
 
 static void ends_after_errors(void) {
@@ -768,6 +1032,33 @@ static void survives_without_memory(void) {
     faults_close(&world);
 }
 
+/* The same with TLS in the middle: never is something taken for sealed that was not. */
+static void starts_tls_without_memory(void) {
+    static const char plain[] = HI FROM TO "DATA\r\n1\r\n.\r\n" FROM START;
+    static const char script[] = HI FROM TO "DATA\r\n1\r\n.\r\n" FROM START ENVELOPE "2\r\n.\r\n";
+    setup();
+    tls = OFFERED;
+    config.flags = 0;
+    plain_size = sizeof plain - 1;
+    faults_open(&world, &fixed);
+    for (size_t step = 0; step < 8; step++)
+        for (int when = 0; when < ANSWERINGS; when++)
+            for (long n = 1;; n++) {
+                faults_arm(&world, FAULTS_NO_MEMORY, n);
+                rig_reset((answering)when, NULL);
+                run_pieces(faults_os(&world), script, sizeof script - 1, 0, step);
+                CHECK_INT(faults_leaks(&world, NULL), 0);
+                if (faults_disarm(&world) < n)
+                    break;
+                CHECK_INT(count(now.out, SEALED) <= count(now.out, READY), 1);
+                CHECK_INT(count(now.stored, " ESMTPS;") <= count(now.out, SEALED), 1);
+            }
+    CHECK_INT(count(now.out, TAKEN), 2);
+    CHECK_INT(count(now.stored, " ESMTPS;"), 1);
+    plain_size = 0;
+    faults_close(&world);
+}
+
 static void checks_its_configuration(void) {
     bk_machine *m = NULL;
     bk_os *os = &fixed;
@@ -814,6 +1105,15 @@ int main(int argc, char **argv) {
         CASE(tells_the_stores_answer),
         CASE(traces),
         CASE(tells_the_date),
+        CASE(starts_tls),
+        CASE(forgets_what_was_said_in_plain),
+        CASE(refuses_starttls),
+        CASE(takes_nothing_slipped_in),
+        CASE(takes_nothing_held),
+        CASE(starts_tls_with_a_full_queue),
+        CASE(ends_when_tls_cannot_start),
+        CASE(needs_a_runner_for_tls),
+        CASE(traces_tls),
         CASE(ends_after_errors),
         CASE(ends_after_idle_commands),
         CASE(drops_refused_messages),
@@ -822,6 +1122,7 @@ int main(int argc, char **argv) {
         CASE(respects_a_full_queue),
         CASE(ends_when_it_cannot_send),
         CASE(survives_without_memory),
+        CASE(starts_tls_without_memory),
         CASE(checks_its_configuration),
     };
     fixed = *bk_os_default();

@@ -6,7 +6,8 @@
 #include "tests/c/check.h"
 #include "tests/c/support.h"
 
-#include <becket-tls.h>
+#include "core/tls/libssl.h"
+#include "core/tls/tls.h"
 
 #include <errno.h>
 
@@ -103,9 +104,20 @@ static bk_conform_joint joint_over(tls_joint *arg, const char *name) {
     return (bk_conform_joint){name, traits, make_tls, arg};
 }
 
+/* Less than a record, but more than a server's tickets: a blocking driver of one side alone would
+   wait for ever on what nobody reads. */
+static int make_narrow(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
+    (void)arg;
+    return bk_memory_transport(loop, 2000, ret_pair);
+}
+
+static const bk_conform_joint narrow = {"narrow memory", BK_CONFORM_NO_RESET, make_narrow, NULL};
+
 static void conforms_over(const bk_tls_engine *engine, const char *inner, int allow_truncation) {
     char name[80];
-    tls_joint arg = {engine, support_joint(inner), allow_truncation};
+    const bk_conform_joint *joint_inside = strcmp(inner, narrow.name) == 0 ? &narrow
+                                                                          : support_joint(inner);
+    tls_joint arg = {engine, joint_inside, allow_truncation};
     if (engine == NULL) {
         check_skip("no engine is here");
         return;
@@ -124,10 +136,10 @@ static void over_memory(void) {
         }
 }
 
-static void over_tight_memory(void) {
+static void over_narrow_memory(void) {
     for (const bk_tls_engine *const *engine = bk_tls_engines(); *engine != NULL; engine++)
         if (is_here(*engine))
-            conforms_over(*engine, "tight memory", 0);
+            conforms_over(*engine, narrow.name, 0);
 }
 
 static void over_tcp(void) {
@@ -158,16 +170,226 @@ static void over_tls(void) {
     CHECK_INT(support_conforms(support_transport, &joint, NULL), 0);
 }
 
+/* ---- With every call failing in turn ---- */
+
+/* Handshakes take their time: fewer runs than test_faults.c makes, spread over all calls.
+   BECKET_TEST_FAULTS=n makes n of each case and kind. */
+enum { ERROR_RUNS = 24, WHOLE_RUNS = 3 };
+
+static void walk(support_suite suite, const void *subject) {
+    const char *text = getenv("BECKET_TEST_FAULTS");
+    for (int kind = FAULTS_NONE + 1; kind < FAULTS_KINDS; kind++) {
+        bool error = kind == FAULTS_ERROR || kind == FAULTS_NO_MEMORY;
+        support_walk w = {.kind = (faults_kind)kind, .most = error ? ERROR_RUNS : WHOLE_RUNS};
+        if (text != NULL)
+            w.most = strtol(text, NULL, 10);
+        CHECK_INT(support_walks(suite, subject, NULL, &w), 0);
+        printf("# %s: %ld runs, %ld of them sampled, %ld calls left out, %ld ended with an error\n",
+               faults_kind_name(w.kind), w.runs, w.sampled, w.skipped, w.excused);
+    }
+}
+
+static void engines_walked(void) {
+    for (const bk_tls_engine *const *engine = bk_tls_engines(); *engine != NULL; engine++) {
+        bk_conform_engines both = {*engine, *engine, certificates()};
+        if (is_here(*engine))
+            walk(run_engines, &both);
+    }
+}
+
+static void transport_walked(void) {
+    tls_joint arg = {any_engine(), support_joint("tight unix"), 0};
+    bk_conform_joint joint = joint_over(&arg, "tls over unix");
+    walk(support_transport, &joint);
+}
+
+/* ---- The names in client hellos ---- */
+
+/* One end of a pair in memory, under a TLS client that never gets an answer: what it says first. */
+static size_t capture_hello(const bk_tls_engine *engine, const char *name, unsigned char *room,
+                            size_t size) {
+    bk_loop *loop = NULL;
+    bk_transport *ends[2] = {NULL, NULL};
+    bk_stream *s = NULL;
+    static const bk_protocol nothing = {.size = sizeof nothing, .name = "nothing"};
+    bk_tls_config config = {.size = sizeof config, .engine = engine->name,
+                            .verify = BK_TLS_VERIFY_NONE, .alpn = "h2,http/1.1"};
+    bk_tls_context *context = NULL;
+    CHECK_INT(bk_loop_new(NULL, &loop), 0);
+    CHECK_INT(bk_tls_context_new(loop, &config, NULL, &context), 0);
+    CHECK_INT(bk_memory_transport(loop, 0, ends), 0);
+    CHECK_INT(bk_tls_transport(loop, ends[0], context, name, &ends[0]), 0);
+    CHECK_INT(bk_stream_new(loop, ends[0], &nothing, NULL, &s), 0);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    ssize_t n = ends[1]->ops->read(ends[1], room, size);
+    ends[1]->ops->close(ends[1]);
+    bk_tls_context_unref(context);
+    CHECK_INT(bk_loop_free(loop), 0);
+    CHECK(n > 0);
+    return n > 0 ? (size_t)n : 0;
+}
+
+/* In memory of just that size, so that a byte too far is found out. */
+static int find_name(const unsigned char *bytes, size_t n, char ret_name[BK_TLS_NAME_BYTES]) {
+    unsigned char *copy = malloc(n > 0 ? n : 1);
+    memcpy(copy, bytes, n);
+    int code = bk_hello_find_name(faults_os(support_faults()), copy, n, ret_name);
+    free(copy);
+    return code;
+}
+
+/* The same hello, its message in records of so many bytes each. */
+static size_t fragment(const unsigned char *hello, size_t n, size_t piece, unsigned char *room) {
+    size_t used = 0;
+    for (size_t at = 5; at < n; at += piece) {
+        size_t part = n - at < piece ? n - at : piece;
+        const unsigned char head[5] = {22, 3, 1, (unsigned char)(part >> 8), (unsigned char)part};
+        memcpy(room + used, head, sizeof head);
+        memcpy(room + used + sizeof head, hello + at, part);
+        used += sizeof head + part;
+    }
+    return used;
+}
+
+static void finds_name(const unsigned char *hello, size_t n, const char *wanted) {
+    static unsigned char pieces[65536];
+    char name[BK_TLS_NAME_BYTES] = "untouched";
+    for (size_t cut = 0; cut < n; cut++)
+        CHECK_INT(find_name(hello, cut, name), 0);
+    CHECK_INT(find_name(hello, n, name), 1);
+    CHECK_STR(name, wanted);
+    for (size_t piece = 1; piece < 300; piece += piece < 10 ? 1 : 37) {
+        size_t m = fragment(hello, n, piece, pieces);
+        strcpy(name, "untouched");
+        CHECK_INT(find_name(pieces, m - 1, name), 0);
+        CHECK_INT(find_name(pieces, m, name), 1);
+        CHECK_STR(name, wanted);
+    }
+}
+
+/* Whatever is changed: a result that is one, a name that ends, and no byte beyond what is there. */
+static void survives(const unsigned char *hello, size_t n) {
+    static unsigned char bytes[16384];
+    static const unsigned char values[] = {0, 1, 0x7f, 0x80, 0xff};
+    uint32_t chance = 1;
+    char name[BK_TLS_NAME_BYTES];
+    for (size_t at = 0; at < n; at++)
+        for (size_t v = 0; v < 6; v++) {
+            memcpy(bytes, hello, n);
+            bytes[at] = v < 5 ? values[v] : (unsigned char)(bytes[at] ^ 1);
+            memset(name, 'x', sizeof name);
+            int code = find_name(bytes, n, name);
+            CHECK(code == 0 || code == 1 || code == BK_ETLS_PROTOCOL);
+            CHECK(code != 1 || memchr(name, '\0', sizeof name) != NULL);
+        }
+    for (int i = 0; i < 20000; i++) { /* several at a time, and cut */
+        memcpy(bytes, hello, n);
+        for (int j = 0; j < 1 + i % 8; j++) {
+            chance = chance * 1664525 + 1013904223;
+            bytes[(chance >> 8) % n] = (unsigned char)(chance >> 24);
+        }
+        int code = find_name(bytes, n - (size_t)i % 7 * n / 9, name);
+        CHECK(code == 0 || code == 1 || code == BK_ETLS_PROTOCOL);
+    }
+}
+
+static void hellos(void) {
+    static unsigned char hello[16384];
+    for (const bk_tls_engine *const *engine = bk_tls_engines(); *engine != NULL; engine++) {
+        static const char *const names[][2] = {
+            {"localhost", "localhost"},
+            {"WWW.Example.test", "www.example.test"},
+            {"127.0.0.1", ""},
+            {NULL, ""},
+        };
+        if (!is_here(*engine))
+            continue;
+        for (int i = 0; i < COUNT(names); i++) {
+            size_t n = capture_hello(*engine, names[i][0], hello, sizeof hello);
+            finds_name(hello, n, names[i][1]);
+            survives(hello, n);
+        }
+    }
+    CHECK_INT(faults_leaks(support_faults(), NULL), 0);
+}
+
+/* By hand: what no engine would send. */
+static void odd_hellos(void) {
+    unsigned char bytes[600] = {22, 3, 1, 0, 0, 1, 0, 0, 0, 3, 3};
+    char name[BK_TLS_NAME_BYTES];
+    CHECK_INT(find_name(bytes, 0, name), 0);
+    CHECK_INT(find_name((const unsigned char *)"GET / HTTP/1.1\r\n\r\n", 18, name),
+              BK_ETLS_PROTOCOL);
+    CHECK_INT(find_name((const unsigned char *)"G", 1, name), BK_ETLS_PROTOCOL);
+    CHECK_INT(find_name(bytes, 11, name), BK_ETLS_PROTOCOL); /* an empty record */
+    /* Version and random, no session, one cipher, one compression, and no extensions at all. */
+    size_t body = 2 + 32 + 1 + 2 + 2 + 2;
+    unsigned char *hello = bytes + 9;
+    memset(hello, 0, 100);
+    hello[36] = 2;
+    hello[39] = 1;
+    bytes[4] = (unsigned char)(body + 4);
+    bytes[8] = (unsigned char)body;
+    CHECK_INT(find_name(bytes, 9 + body, name), 1);
+    CHECK_STR(name, "");
+    /* A name of the greatest length, and one more; and one with a NUL in it. */
+    for (size_t length = 253; length <= 257; length++)
+        for (int nul = 0; nul < 2; nul++) {
+            unsigned char *at = hello + body;
+            const unsigned char rest[] = {(unsigned char)((length + 9) >> 8),
+                                          (unsigned char)(length + 9),
+                                          0,
+                                          0,
+                                          (unsigned char)((length + 5) >> 8),
+                                          (unsigned char)(length + 5),
+                                          (unsigned char)((length + 3) >> 8),
+                                          (unsigned char)(length + 3),
+                                          0,
+                                          (unsigned char)(length >> 8),
+                                          (unsigned char)length};
+            size_t all = body + sizeof rest + length;
+            memcpy(at, rest, sizeof rest);
+            memset(at + sizeof rest, 'A', length);
+            if (nul)
+                at[sizeof rest + 5] = '\0';
+            bytes[3] = (unsigned char)((all + 4) >> 8);
+            bytes[4] = (unsigned char)(all + 4);
+            bytes[7] = (unsigned char)(all >> 8);
+            bytes[8] = (unsigned char)all;
+            int code = find_name(bytes, 9 + all, name);
+            CHECK_INT(code, length < BK_TLS_NAME_BYTES && !nul ? 1 : BK_ETLS_PROTOCOL);
+            if (code == 1)
+                CHECK(strlen(name) == length && name[0] == 'a');
+        }
+    /* A message longer than any hello, of which no more is to be waited for. */
+    bytes[6] = 0x7f;
+    CHECK_INT(find_name(bytes, 100, name), BK_ETLS_PROTOCOL);
+}
+
+static void hellos_without_memory(void) {
+    unsigned char bytes[64] = {22, 3, 1, 0, 59, 1, 0, 0, 55};
+    char name[BK_TLS_NAME_BYTES];
+    faults_arm(support_faults(), FAULTS_NO_MEMORY, 1);
+    CHECK_INT(find_name(bytes, sizeof bytes, name), -ENOMEM);
+    faults_disarm(support_faults());
+    CHECK_INT(faults_leaks(support_faults(), NULL), 0);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(engines),
         CASE(over_memory),
-        CASE(over_tight_memory),
+        CASE(over_narrow_memory),
         CASE(over_tcp),
         CASE(over_unix),
         CASE(over_pipes),
         CASE(over_what_cannot_half_close),
         CASE(over_tls),
+        CASE(engines_walked),
+        CASE(transport_walked),
+        CASE(hellos),
+        CASE(odd_hellos),
+        CASE(hellos_without_memory),
     };
     if (certificates() == NULL) {
         printf("1..0 # SKIP no certificates: BECKET_TEST_CERTIFICATES names no folder of them\n");

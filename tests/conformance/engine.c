@@ -3,8 +3,8 @@
  * its peer through becket's own TLS transport, as everywhere, on wires that the cases hold in their
  * hands (link.h). Called by its author through bk_conform_engine(), and by tests/c/test_tls.c.
  *
- * Every case is run under each version of TLS that both engines have; those of the second list at
- * the end, which are about versions or about none, once.
+ * Every case is run under each version of TLS that both engines have (in haste: the best of them);
+ * those of the second list at the end, which are about versions or about none, once.
  */
 #include "tests/conformance/link.h"
 
@@ -275,7 +275,7 @@ static void tightest_wires(bk_conform_case *c) {
 
 /* One way, as fast as it will go, while the other way stands still and then catches up. */
 static void one_way_stands_still(bk_conform_case *c) {
-    const uint64_t goal = c->quick ? 100 * 1000 : 1024 * 1024;
+    const uint64_t goal = c->quick ? 400 * 1000 : 1024 * 1024;
     tls_link l;
     link_init(&l, c);
     l.capacity = 5000;
@@ -1293,7 +1293,7 @@ static void chosen_too_late(bk_conform_case *c) {
         TRY(c, another_server(&l, "rsa.crt", "rsa.key", &who.answer));
         TRY(c, link_join(&l));
         AWAIT(&l, who.asked == 1 || l.server->closed == 1);
-        if (i < 2)
+        if (i < 2 && l.server->s != NULL)
             side_abort(l.server);
         AWAIT(&l, l.client->closed == 1 && l.server->closed == 1);
         EXPECT(c, l.server->why == (i < 2 ? -ECANCELED : -ETIMEDOUT));
@@ -1563,9 +1563,12 @@ static void best_version(bk_conform_case *c) {
     tls_link l;
     link_init(&l, c);
     l.configs[CLIENT].minimum = l.configs[SERVER].minimum = BK_TLS_1_3;
-    bool able = link_contexts(&l) >= 0;
+    int code = link_contexts(&l);
+    bool able = code >= 0;
     link_close(&l);
     link_init(&l, c);
+    if (code != BK_ETLS_CONFIG)
+        TRY(c, code);
     TRY(c, link_open(&l));
     OPENED(&l);
     EXPECT(c, speaks(l.client, able ? BK_TLS_1_3 : BK_TLS_1_2));
@@ -1841,7 +1844,7 @@ static bool can(const bk_conform_engines *engines, bool server, int version, bk_
 }
 
 int bk_conform_engine(const bk_conform_engines *engines, bk_os *os, bk_conform_report *report) {
-    static const int versions[] = {BK_TLS_1_2, BK_TLS_1_3};
+    static const int versions[] = {BK_TLS_1_3, BK_TLS_1_2};
     const int each = (int)(sizeof each_version / sizeof *each_version);
     char suite[100];
     int failed = 0;
@@ -1852,10 +1855,12 @@ int bk_conform_engine(const bk_conform_engines *engines, bk_os *os, bk_conform_r
     for (int i = 0; i < 2; i++) {
         link_subject subject = {engines, versions[i]};
         bk_error error = {0, 0, ""};
-        snprintf(suite, sizeof suite, "tls 1.%d, %s serves %s", i + 2, server, client);
+        snprintf(suite, sizeof suite, "tls 1.%d, %s serves %s", 3 - i, server, client);
         bool server_can = can(engines, true, versions[i], &error);
         if (server_can && can(engines, false, versions[i], &error)) {
             failed += conform_suite(suite, each_version, each, &subject, os, report);
+            if (report != NULL && report->quick)
+                break;
             continue;
         }
         printf("# %s: %s cannot: %s\n", suite, server_can ? client : server, error.text);

@@ -94,6 +94,8 @@ bool link_turn(tls_link *l) {
         return false;
     bool moved = move(l);
     int64_t left = bk_loop_deadline(l->p.loop);
+    if (conform_excused(c))
+        return false;
     l->stuck = !moved && (left < 0 || left > conform_patience(c));
     return !l->stuck && !FAILED(c, bk_loop_turn(l->p.loop, moved ? 0 : left));
 }

@@ -31,7 +31,7 @@ PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
     "tcp": tcp_pair, "unix": socket.socketpair}
 
 
-@pytest.fixture(params=VERSIONS.values(), ids=VERSIONS.keys())
+@pytest.fixture(params=[*VERSIONS.values()], ids=[*VERSIONS])
 def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
     return request.param  # type: ignore[no-any-return]
 
@@ -628,7 +628,7 @@ def test_an_exception_in_a_callback(loop: Loop, tls: Certificates, reports: Repo
 # ---- Streams ----
 
 
-SHUTDOWN = {"ssl_shutdown_timeout": 5} if sys.version_info >= (3, 12) else {}
+SHUTDOWN: dict[str, Any] = {"ssl_shutdown_timeout": 5} if sys.version_info >= (3, 12) else {}
 
 
 @pytest.mark.parametrize("sockets", ["tcp", "unix"])

@@ -46,7 +46,7 @@ from test_tls import (
 BIG = 8 << 20
 
 
-@pytest.fixture(params=VERSIONS.values(), ids=VERSIONS.keys())
+@pytest.fixture(params=[*VERSIONS.values()], ids=[*VERSIONS])
 def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
     return request.param  # type: ignore[no-any-return]
 
@@ -957,11 +957,11 @@ def test_a_peer_that_does_not_answer_close_notify(
 def test_the_time_for_the_end_ends_with_it(loop: Loop, tls: Certificates) -> None:
     async def main() -> None:
         near = Recorder(loop)
-        transport, peer = await with_peer(loop, tls, near, ssl_shutdown_timeout=0.2)
+        transport, peer = await with_peer(loop, tls, near, ssl_shutdown_timeout=0.5)
         transport.close()
         await peer.unwrap()
         assert await near.lost is None
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         assert near.calls.count("lost") == 1
         peer.sock.close()
 
