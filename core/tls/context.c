@@ -118,7 +118,10 @@ int bk_tls_read_file(bk_os *os, const char *what, const char *path, bk_span *ret
                      bk_error *error) {
     if (path == NULL)
         return 0;
-    int fd = os->open(os, path, O_RDONLY, 0);
+    int fd;
+    do
+        fd = os->open(os, path, O_RDONLY, 0);
+    while (fd == -EINTR);
     int code = fd < 0 ? fd : read_open(os, fd, ret_text);
     bk_close_fd(os, fd);
     if (code == 0 && ret_text->size == 0) {

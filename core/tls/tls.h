@@ -93,6 +93,8 @@ int bk_tls_transport_over(bk_loop *loop, bk_transport *inner, bk_tls *engine,
                           const bk_tls_manners *manners, bk_transport **ret_transport);
 /* The engine of a transport of ours; NULL: it is none, or has no engine yet. */
 bk_tls *bk_tls_transport_engine(bk_transport *t);
+/* Of a stream that is closed: close the engines now, before those who made them let go of them. */
+void bk_tls_transport_close_engines(bk_transport *t);
 /* The time for the end (linger_ns) begins now, with what is still to be sent. */
 void bk_tls_transport_limit_end(bk_transport *t);
 /* Close one that was not put in place: what it holds is the stream's. */

@@ -28,15 +28,20 @@ typedef struct tls_transport {
     char *in;            /* sealed, and not yet taken by the engine */
     size_t in_from, in_used;
     size_t answers; /* bytes on their way out that the peer, not our side, made us send */
-    int failed; /* told by the next read or write */
+    int failed;      /* told by the next read or write */
+    int send_failed; /* … by the next write: what comes from the peer can still be read */
     int state;  /* what step() returned last */
-    bool started, ended, lingers, read_eof, held_at_end;
+    bool inner_open, started, ended, lingers, read_eof, held_at_end;
 } tls_transport;
 
 static const bk_transport_ops tls_ops;
 
 static tls_transport *self_of(bk_transport *t) {
     return (tls_transport *)t;
+}
+
+static bool is_opening(const tls_transport *self) {
+    return self->engine == NULL || self->state & BK_TLS_OPENING;
 }
 
 /* ---- Memory that is passed around ---- */
@@ -345,9 +350,8 @@ static int find_engine(tls_transport *self) {
 static void out_of_time(void *arg) {
     tls_transport *self = arg;
     (void)fail(self, -ETIMEDOUT,
-               self->engine == NULL || self->state & BK_TLS_OPENING
-                   ? "the handshake took too long"
-                   : "the peer sent no close_notify in time");
+               is_opening(self) ? "the handshake took too long"
+                                : "the peer sent no close_notify in time");
     if (self->base.stream != NULL)
         bk_stream_fail(self->base.stream, self->failed);
 }
@@ -377,6 +381,20 @@ static int handshake(tls_transport *self) {
     return code;
 }
 
+/* Answers that cannot be sent are no reason not to read what the peer said before it left. */
+static void note_sent(tls_transport *self, int sent) {
+    if (sent < 0 && sent != -EAGAIN && self->send_failed == 0)
+        self->send_failed = sent;
+}
+
+/* What lies below may have a handshake of its own. */
+static int open_inner(tls_transport *self) {
+    bk_transport *inner = self->inner;
+    int code = self->inner_open || !BK_HAS(inner->ops, open) ? 0 : inner->ops->open(inner);
+    self->inner_open = code == 0;
+    return code;
+}
+
 static int tls_open(bk_transport *t) {
     tls_transport *self = self_of(t);
     self->inner->stream = t->stream;
@@ -384,12 +402,16 @@ static int tls_open(bk_transport *t) {
         return self->failed;
     if (self->timer.place == 0 && start_timer(self, self->manners.handshake_ns) < 0)
         return -ENOMEM;
-    int code = handshake(self);
+    int code = open_inner(self);
+    if (code < 0)
+        return code;
+    code = handshake(self);
     int sent = close_out(self); /* an alert too */
-    if (code >= 0 && sent < 0 && sent != -EAGAIN)
+    if (code == -EAGAIN && sent < 0)
         code = sent;
     if (code < 0)
         return code;
+    note_sent(self, sent);
     bk_timer_stop(self->loop, &self->timer);
     return 0;
 }
@@ -422,6 +444,8 @@ static ssize_t tls_read(bk_transport *t, void *room, size_t n) {
     int code = 1;
     /* A descriptor tells again that it has more; what has none must be read until it says so. */
     bool told = self->inner->ops->fd(self->inner, BK_READ) >= 0;
+    if (is_opening(self))
+        return self->failed < 0 ? self->failed : -EAGAIN;
     if (self->read_eof || self->failed < 0 || self->state & BK_TLS_ENDED)
         return end_of_read(self, 0);
     if (holds_answers(self) && close_out(self) == -EAGAIN && holds_answers(self))
@@ -429,9 +453,7 @@ static ssize_t tls_read(bk_transport *t, void *room, size_t n) {
     do
         code = advance(self, &left);
     while (code > 0 && left.size == n && !(self->state & BK_TLS_ENDED) && (!told || self->in));
-    int sent = close_out(self);
-    if (sent < 0 && sent != -EAGAIN && self->failed == 0)
-        (void)fail(self, sent, NULL);
+    note_sent(self, close_out(self));
     if (left.size < n)
         return (ssize_t)(n - left.size);
     return end_of_read(self, code > 0 ? -EAGAIN : code);
@@ -467,12 +489,22 @@ static int seal(tls_transport *self, bk_span plain) {
     return code < 0 ? fail(self, code, error.text) : 0;
 }
 
+static int refuses(const tls_transport *self) {
+    if (self->failed < 0)
+        return self->failed;
+    if (self->send_failed < 0)
+        return self->send_failed;
+    return self->ended ? -EPIPE : is_opening(self) ? -EAGAIN : 0;
+}
+
 static ssize_t tls_write(bk_transport *t, const struct iovec *v, int n) {
     tls_transport *self = self_of(t);
     char room[BK_TLS_RECORD_BYTES];
     size_t skip = 0;
     ssize_t taken = 0;
-    int code = self->failed < 0 ? self->failed : close_out(self);
+    int code = refuses(self);
+    if (code == 0)
+        code = close_out(self);
     while (code == 0 && n > 0) {
         if (v->iov_len == skip) {
             v++, n--;
@@ -490,7 +522,7 @@ static ssize_t tls_write(bk_transport *t, const struct iovec *v, int n) {
             code = close_out(self);
     }
     if (code < 0 && code != -EAGAIN)
-        return self->failed < 0 ? self->failed : fail(self, code, NULL);
+        return code;
     return taken > 0 || code == 0 ? taken : -EAGAIN;
 }
 
@@ -508,8 +540,13 @@ static int linger(tls_transport *self) {
 static int tls_flush(bk_transport *t) {
     tls_transport *self = self_of(t);
     int code = close_out(self);
-    if (code == 0 && self->lingers)
+    if (code == 0 && self->ended && t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING) {
+        /* What lies unread when a socket is closed makes the kernel reset the connection, and drop
+           what the peer has not read: tickets do, that nobody asked for. */
         code = linger(self);
+        if (!self->lingers)
+            code = 0;
+    }
     /* That our good-bye does not arrive is no news: the peer has gone. */
     if (code < 0 && code != -EAGAIN && self->ended && !self->held_at_end)
         return 0;
@@ -546,14 +583,18 @@ static unsigned tls_wants(bk_transport *t, unsigned directions) {
     bk_transport *inner = self->inner;
     unsigned want = holds_out(self) ? BK_WRITE : 0, now = 0;
     inner->stream = t->stream;
-    bool opening = self->engine == NULL || self->state & BK_TLS_OPENING;
+    bool opening = is_opening(self);
     if (opening && self->hello == NULL)
         want |= BK_READ;
     else if (!opening && directions & BK_READ && ready_inside(self) && !holds_answers(self))
         now = BK_NOW;
     else if (!opening && (directions & BK_READ || self->lingers) && !holds_answers(self))
         want |= BK_READ;
-    if (want != 0 && BK_HAS(inner->ops, wants))
+    if (!opening && !self->lingers)
+        want |= directions & BK_WRITE;
+    if (!self->inner_open && BK_HAS(inner->ops, open))
+        want = 0; /* but for what it needs itself */
+    if (BK_HAS(inner->ops, wants))
         want = inner->ops->wants(inner, want);
     return want | now;
 }
@@ -593,7 +634,7 @@ static int tls_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     if (what == BK_QUERY_NAME)
         return bk_query_answer(ret_value, size, "tls", sizeof "tls");
     bool ours = what > BK_QUERY_TLS && what < BK_QUERY_TLS_WORDS;
-    if (ours && (self->engine == NULL || self->state & BK_TLS_OPENING))
+    if (ours && is_opening(self))
         return -ENOTSUP;
     if (ours)
         return BK_HAS(self->engine->ops, query)
@@ -641,6 +682,12 @@ int bk_tls_transport_over(bk_loop *loop, bk_transport *inner, bk_tls *engine,
     return 0;
 }
 
+/* The root's dot and the zone of an address are no part of what is asked for and verified. */
+static size_t name_size(const char *name) {
+    size_t n = strcspn(name, "%");
+    return n > 1 && name[n - 1] == '.' ? n - 1 : n;
+}
+
 int bk_tls_transport(bk_loop *loop, bk_transport *inner, bk_tls_context *context,
                      const char *server_name, bk_transport **ret_transport) {
     if (loop == NULL || inner == NULL || context == NULL || ret_transport == NULL)
@@ -648,9 +695,9 @@ int bk_tls_transport(bk_loop *loop, bk_transport *inner, bk_tls_context *context
     tls_transport *self = make(loop, inner, &context->manners);
     if (self == NULL)
         return -ENOMEM;
-    size_t n = server_name != NULL && !context->server ? strlen(server_name) + 1 : 0;
+    size_t n = server_name != NULL && !context->server ? name_size(server_name) : 0;
     self->context = bk_tls_context_ref(context);
-    self->server_name = n > 0 ? bk_alloc(loop->os, n) : NULL;
+    self->server_name = n > 0 ? bk_alloc_zero(loop->os, n + 1) : NULL;
     if (n > 0 && self->server_name == NULL) {
         bk_tls_transport_abandon(&self->base);
         return -ENOMEM;
@@ -665,6 +712,15 @@ int bk_tls_transport(bk_loop *loop, bk_transport *inner, bk_tls_context *context
 
 bk_tls *bk_tls_transport_engine(bk_transport *t) {
     return t != NULL && t->ops == &tls_ops ? self_of(t)->engine : NULL;
+}
+
+void bk_tls_transport_close_engines(bk_transport *t) {
+    for (; t->ops == &tls_ops; t = self_of(t)->inner) {
+        bk_tls *engine = self_of(t)->engine;
+        self_of(t)->engine = NULL;
+        if (engine != NULL)
+            engine->ops->close(engine);
+    }
 }
 
 void bk_tls_transport_limit_end(bk_transport *t) {
@@ -731,6 +787,7 @@ int bk_tls_transport_start(bk_transport *t, bk_stream *s) {
     bk_stream_flush(s);
     if (s->flags & (BK_STREAM_CLOSED | BK_STREAM_CLOSING | BK_STREAM_ENDING))
         return -EPIPE;
+    self_of(t)->inner_open = true;
     int code = take_queue(self_of(t), s);
     if (code < 0)
         return code;

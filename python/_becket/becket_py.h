@@ -86,7 +86,6 @@ typedef struct TlsState {
     PyObject *waiter; /* a future for the handshake, until it is over */
     TlsSpec spec;
     struct TransportObject *transport; /* whose it is, borrowed */
-    struct TlsState *below;            /* of the TLS that this one lies on, if it does */
     bool open;
 } TlsState;
 
@@ -100,6 +99,8 @@ typedef struct TransportObject {
     PyObject *reader; /* weak reference to the StreamReader that is filled from here */
     PyObject *error;  /* the exception for connection_lost() */
     TlsState *tls;    /* NULL: plain */
+    struct TransportObject *above; /* start_tls() made it: the connection is there now */
+    struct TransportObject *below; /* … of this one, until the connection is lost */
     int fd;
     uint8_t lost_writes;
     bool closing, eof, paused, started;
@@ -159,8 +160,8 @@ PyObject *address_to_python(const void *address, size_t size);
 /* tls.c */
 /* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
 enum { TLS_LOW_WATER = 128 * 1024, TLS_HIGH_WATER = 512 * 1024 };
-int tls_start(TransportObject *t, const TlsSpec *spec, PyObject *waiter, const void *data,
-              size_t n);
+int tls_prepare(TransportObject *t, const TlsSpec *spec, PyObject *waiter);
+int tls_start(TransportObject *t, const void *data, size_t n);
 void tls_wake(TransportObject *t, PyObject *error);
 PyObject *tls_exception(TransportObject *t, int why);
 int tls_state_traverse(const TlsState *tls, visitproc visit, void *arg);

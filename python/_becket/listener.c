@@ -60,7 +60,7 @@ static int opened(bk_stream *s) {
     }
     int code = transport_attach(t, s);
     if (code == 0 && self->tls.context != NULL)
-        code = tls_start(t, &self->tls, Py_None, "", 0);
+        code = tls_prepare(t, &self->tls, Py_None) < 0 ? -1 : tls_start(t, "", 0);
     else if (code == 0)
         transport_made(t);
     if (code < 0) {

@@ -312,27 +312,25 @@ static int py_engine_new(TlsState *tls, bool owned, bk_tls **ret_engine) {
 /* ---- Under a transport ---- */
 
 int tls_state_traverse(const TlsState *tls, visitproc visit, void *arg) {
-    for (; tls != NULL; tls = tls->below) {
-        Py_VISIT(tls->engine);
-        Py_VISIT(tls->waiter);
-        Py_VISIT(tls->spec.context);
-        Py_VISIT(tls->spec.server_hostname);
-    }
+    if (tls == NULL)
+        return 0;
+    Py_VISIT(tls->engine);
+    Py_VISIT(tls->waiter);
+    Py_VISIT(tls->spec.context);
+    Py_VISIT(tls->spec.server_hostname);
     return 0;
 }
 
 void tls_state_free(TlsState *tls) {
-    while (tls != NULL) {
-        TlsState *below = tls->below;
-        Py_CLEAR(tls->waiter);
-        Py_CLEAR(tls->engine);
-        Py_CLEAR(tls->spec.context);
-        Py_CLEAR(tls->spec.server_hostname);
-        Py_CLEAR(tls->spec.handshake_timeout);
-        Py_CLEAR(tls->spec.shutdown_timeout);
-        PyMem_Free(tls);
-        tls = below;
-    }
+    if (tls == NULL)
+        return;
+    Py_CLEAR(tls->waiter);
+    Py_CLEAR(tls->engine);
+    Py_CLEAR(tls->spec.context);
+    Py_CLEAR(tls->spec.server_hostname);
+    Py_CLEAR(tls->spec.handshake_timeout);
+    Py_CLEAR(tls->spec.shutdown_timeout);
+    PyMem_Free(tls);
 }
 
 static int core_engine(TransportObject *t, TlsState *tls, bk_tls **ret_engine) {
@@ -390,10 +388,9 @@ static PyObject *new_engine(LoopObject *loop, const TlsSpec *spec) {
                                      4 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
 }
 
-/* Put TLS under a transport, whose waiter (None: nobody) learns how the handshake went. data is
-   what was read already, and is to go into TLS. */
-int tls_start(TransportObject *t, const TlsSpec *spec, PyObject *waiter, const void *data,
-              size_t n) {
+/* Make a transport's engine, which is put under it by tls_start(). The waiter (None: nobody) learns
+   how the handshake went. */
+int tls_prepare(TransportObject *t, const TlsSpec *spec, PyObject *waiter) {
     PyObject *engine = new_engine(t->loop, spec);
     if (engine == NULL)
         return -1;
@@ -407,21 +404,19 @@ int tls_start(TransportObject *t, const TlsSpec *spec, PyObject *waiter, const v
                       .engine = engine,
                       .spec = *spec,
                       .waiter = waiter != Py_None ? Py_NewRef(waiter) : NULL,
-                      .transport = t,
-                      .below = t->tls};
+                      .transport = t};
     Py_INCREF(spec->context);
     Py_INCREF(spec->server_hostname);
     Py_INCREF(spec->handshake_timeout);
     Py_INCREF(spec->shutdown_timeout);
     t->tls = tls;
-    int code = put_under(t, tls, data, n);
-    if (code < 0) {
-        t->tls = tls->below;
-        tls->below = NULL;
-        tls_state_free(tls);
-        return loop_raise(code);
-    }
     return 0;
+}
+
+/* Put TLS under a transport. data is what was read already, and is to go into it. */
+int tls_start(TransportObject *t, const void *data, size_t n) {
+    int code = put_under(t, t->tls, data, n);
+    return code < 0 ? loop_raise(code) : 0;
 }
 
 /* The waiter learns how the handshake went: error NULL: well. */

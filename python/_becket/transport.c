@@ -24,6 +24,14 @@ enum {
 
 static const bk_protocol transport_big, transport_buffered, transport_reader;
 
+/* After start_tls() the connection is the new transport's; the old one passes on what it is asked,
+   and so never again sends in plain. */
+static TransportObject *current(TransportObject *t) {
+    while (t->above != NULL)
+        t = t->above;
+    return t;
+}
+
 /* ---- Calling the protocol ---- */
 
 /* Call protocol.method(arg) (arg NULL: without) in the transport's context. */
@@ -328,10 +336,17 @@ static void part_from_socket(TransportObject *t) {
     Py_XDECREF(fd);
 }
 
+/* The server knows the transport that it was given, the first. */
+static PyObject *bottom_of(TransportObject *t) {
+    while (t->below != NULL)
+        t = t->below;
+    return (PyObject *)t;
+}
+
 static void detach_from_server(TransportObject *t) {
     if (t->server == NULL)
         return;
-    PyObject *server = t->server, *arg = (PyObject *)t;
+    PyObject *server = t->server, *arg = bottom_of(t);
     t->server = NULL;
     if (t->loop->ending) { /* nobody can be told on a loop that is closed */
         Py_DECREF(server);
@@ -396,6 +411,7 @@ static void closed(bk_stream *s, int why) {
     Py_CLEAR(t->protocol);
     Py_CLEAR(t->reader);
     Py_CLEAR(t->error);
+    bk_tls_transport_close_engines(bk_stream_transport(s)); /* ours go with us */
     if (t->tls != NULL)
         Py_CLEAR(t->tls->waiter);
     if (Py_REFCNT(t) > 1)
@@ -403,6 +419,7 @@ static void closed(bk_stream *s, int why) {
     part_from_socket(t);
     t->stream = NULL;
     Py_CLEAR(t->socket);
+    Py_CLEAR(t->below);
     Py_DECREF((PyObject *)t); /* the stream's */
 }
 
@@ -536,6 +553,8 @@ static int transport_traverse(TransportObject *t, visitproc visit, void *arg) {
     Py_VISIT(t->socket);
     Py_VISIT(t->reader);
     Py_VISIT(t->error);
+    Py_VISIT((PyObject *)t->above);
+    Py_VISIT((PyObject *)t->below);
     return tls_state_traverse(t->tls, visit, arg);
 }
 
@@ -548,6 +567,8 @@ static int transport_clear(TransportObject *t) {
     Py_CLEAR(t->socket);
     Py_CLEAR(t->reader);
     Py_CLEAR(t->error);
+    Py_CLEAR(t->above);
+    Py_CLEAR(t->below);
     return 0;
 }
 
@@ -623,6 +644,7 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
         return Py_NewRef(t->tls->spec.context);
     if (t->tls != NULL && t->tls->open && is_tls_name(name))
         return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "Os", t->tls->engine, name);
+    t = current(t);
     if (t->stream == NULL)
         return NULL;
     if (t->is_pipe)
@@ -670,10 +692,12 @@ static PyObject *transport_set_extra(TransportObject *t, PyObject *args) {
 /* ---- Flow of what is read ---- */
 
 static PyObject *transport_is_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     return PyBool_FromLong(t->started && !is_closing(t) && !t->paused);
 }
 
 static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     if (!is_closing(t) && !t->paused) {
         t->paused = true;
         bk_stream_pause(t->stream);
@@ -682,6 +706,7 @@ static PyObject *transport_pause_reading(TransportObject *t, PyObject *Py_UNUSED
 }
 
 static PyObject *transport_resume_reading(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     if (!is_closing(t) && t->paused) {
         t->paused = false;
         if (t->started && !t->writes_only)
@@ -745,12 +770,14 @@ static int write_object(TransportObject *t, PyObject *data) {
 }
 
 static PyObject *transport_write(TransportObject *t, PyObject *data) {
+    t = current(t);
     if (write_object(t, data) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
+    t = current(t);
     PyObject *iterator = PyObject_GetIter(lines), *line;
     if (iterator == NULL)
         return NULL;
@@ -769,6 +796,7 @@ static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
 static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored));
 
 static PyObject *transport_write_eof(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     if (t->tls != NULL) { /* as in asyncio */
         PyErr_SetNone(PyExc_NotImplementedError);
         return NULL;
@@ -791,6 +819,7 @@ static PyObject *transport_can_write_eof(TransportObject *t, PyObject *Py_UNUSED
 }
 
 static PyObject *transport_get_write_buffer_size(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     if (t->stream == NULL)
         return PyLong_FromLong(0);
     bk_stream_flush(t->stream); /* what waits for the callback's return is not yet refused */
@@ -799,6 +828,7 @@ static PyObject *transport_get_write_buffer_size(TransportObject *t, PyObject *P
 
 static PyObject *transport_get_write_buffer_limits(TransportObject *t,
                                                    PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     unsigned low = t->stream != NULL ? t->stream->low : 0;
     unsigned high = t->stream != NULL ? t->stream->high : 0;
     return Py_BuildValue("(II)", low, high);
@@ -806,6 +836,7 @@ static PyObject *transport_get_write_buffer_limits(TransportObject *t,
 
 static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject *args,
                                                    PyObject *kwargs) {
+    t = current(t);
     static char *names[] = {"high", "low", NULL};
     PyObject *high_arg = Py_None, *low_arg = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:set_write_buffer_limits", names, &high_arg,
@@ -834,6 +865,7 @@ static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject 
 /* ---- The end ---- */
 
 static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     if (t->closing)
         Py_RETURN_NONE;
     t->closing = true;
@@ -848,6 +880,7 @@ static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored
 
 /* asyncio sends in write(), so what was written before abort() has gone as far as it would. */
 static PyObject *transport_abort(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     t->closing = true;
     if (t->stream != NULL) {
         bk_stream_flush(t->stream);
@@ -858,33 +891,81 @@ static PyObject *transport_abort(TransportObject *t, PyObject *Py_UNUSED(ignored
 
 /* asyncio.sslproto and others end a transport with an exception by these names. */
 static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
+    t = current(t);
     if (t->error == NULL && e != Py_None && PyExceptionInstance_Check(e))
         t->error = Py_NewRef(e);
     return transport_abort(t, NULL);
 }
 
-/* _start_tls(sslcontext, server_side, server_hostname, handshake_timeout, shutdown_timeout, waiter,
-   data): put TLS under it. data was read already, and goes into TLS. The waiter, a future or None,
-   learns how the handshake went. */
+/* The connection goes over to a new transport, which lies above. */
+static void move_up(TransportObject *t, TransportObject *n) {
+    n->stream = t->stream;
+    n->fd = t->fd;
+    n->server = t->server;
+    n->socket = t->socket;
+    n->started = true;
+    n->below = (TransportObject *)Py_NewRef((PyObject *)t);
+    t->above = (TransportObject *)Py_NewRef((PyObject *)n);
+    t->stream = NULL;
+    t->server = t->socket = NULL;
+    bk_stream_set_user(n->stream, Py_NewRef((PyObject *)n));
+    (void)loop_owns_fd(n->loop, n->fd, n); /* its place is there already */
+    Py_CLEAR(t->protocol);
+    Py_CLEAR(t->reader);
+    Py_DECREF((PyObject *)t); /* the stream's */
+}
+
+static int parse_tls(PyObject *args, TlsSpec *ret_spec, PyObject **ret_protocol,
+                     PyObject **ret_waiter, const char **ret_data, Py_ssize_t *ret_n) {
+    return PyArg_ParseTuple(args, "(OpOOO)OOy#:_start_tls", &ret_spec->context,
+                            &ret_spec->server_side, &ret_spec->server_hostname,
+                            &ret_spec->handshake_timeout, &ret_spec->shutdown_timeout,
+                            ret_protocol, ret_waiter, ret_data, ret_n)
+               ? 0
+               : -1;
+}
+
+/* _start_tls(spec, protocol, waiter, data) -> Transport: TLS from now on. spec: sslcontext,
+   server_side, server_hostname, handshake_timeout, shutdown_timeout. Before the connection began,
+   it is the transport itself (protocol None); later, one that lies above it. data was read
+   already, and goes into TLS. The waiter, a future or None, learns how the handshake went. */
 static PyObject *transport_start_tls(TransportObject *t, PyObject *args) {
     TlsSpec spec;
-    PyObject *waiter;
+    PyObject *protocol, *waiter;
     const char *data;
-    Py_ssize_t n;
-    if (!PyArg_ParseTuple(args, "OpOOOOy#:_start_tls", &spec.context, &spec.server_side,
-                          &spec.server_hostname, &spec.handshake_timeout, &spec.shutdown_timeout,
-                          &waiter, &data, &n))
+    Py_ssize_t size;
+    if (parse_tls(args, &spec, &protocol, &waiter, &data, &size) < 0)
         return NULL;
-    if (is_closing(t)) {
+    t = current(t);
+    if (protocol == Py_None) {
+        if (tls_prepare(t, &spec, waiter) < 0 || tls_start(t, data, (size_t)size) < 0)
+            return NULL;
+        return Py_NewRef((PyObject *)t);
+    }
+    TransportObject *n = transport_new(t->loop, protocol, t->context, NULL);
+    if (n == NULL || tls_prepare(n, &spec, waiter) < 0) {
+        Py_XDECREF((PyObject *)n);
+        return NULL;
+    }
+    if (t->stream == NULL) { /* what it was put on has gone meanwhile */
+        Py_DECREF((PyObject *)n);
         PyErr_SetNone(PyExc_ConnectionResetError);
         return NULL;
     }
-    if (tls_start(t, &spec, waiter, data, (size_t)n) < 0)
+    move_up(t, n);
+    bk_stream_flush(n->stream);
+    if (adopt_protocol(n, protocol) < 0 || tls_start(n, data, (size_t)size) < 0) {
+        n->closing = true;
+        bk_stream_abort(n->stream);
+        Py_DECREF((PyObject *)n);
         return NULL;
-    Py_RETURN_NONE;
+    }
+    bk_stream_resume(n->stream);
+    return (PyObject *)n;
 }
 
 static PyObject *transport_is_closing(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
     return PyBool_FromLong(is_closing(t));
 }
 
@@ -903,6 +984,7 @@ static PyObject *transport_get_protocol(TransportObject *t, PyObject *Py_UNUSED(
 }
 
 static PyObject *transport_repr(TransportObject *t) {
+    t = current(t);
     const char *state = t->stream == NULL ? "closed" : is_closing(t) ? "closing" : "open";
     const char *reading = !t->started || t->paused || is_closing(t) ? "idle" : "polling";
     unsigned busy = t->stream != NULL && t->stream->flags & BK_STREAM_BUSY;
@@ -967,6 +1049,7 @@ static PyMemberDef transport_members[] = {
 
 /* Whether pause_writing() was called last; for asyncio's sendfile(). */
 static PyObject *transport_get_protocol_paused(TransportObject *t, void *Py_UNUSED(closure)) {
+    t = current(t);
     return PyBool_FromLong(t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED);
 }
 

@@ -236,9 +236,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         for name, value in (extra or {}).items():
             transport._set_extra(name, value)
         try:
-            transport._start_tls(
-                sslcontext, server_side, server_hostname or None, *times, waiter, b""
-            )
+            spec = (sslcontext, server_side, server_hostname or None, *times)
+            transport._start_tls(spec, None, waiter, b"")
         except BaseException:
             transport.abort()
             raise
@@ -275,17 +274,18 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise TypeError(f"transport {transport!r} is not supported by start_tls()")
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
         waiter = self.create_future()
-        early = _take_buffered(transport.get_protocol()) + _take_buffered(protocol)
-        transport.set_protocol(protocol)
+        spec = (sslcontext, server_side, server_hostname or None, *times)
+        old = transport.get_protocol()
+        early = _take_buffered(old)
+        if protocol is not old:
+            early += _take_buffered(protocol)
+        upgraded = transport._start_tls(spec, protocol, waiter, early)
         try:
-            transport._start_tls(
-                sslcontext, server_side, server_hostname or None, *times, waiter, early
-            )
             await waiter
         except BaseException:
-            transport.close()
+            upgraded.close()
             raise
-        return transport
+        return upgraded
 
     def _new_engine(self, context: Any, server_side: bool, server_hostname: str | None) -> Any:
         """A connection's TLS: an ssl.SSLObject that the core can work on, or a tls.Engine."""

@@ -1,11 +1,13 @@
 /*
  * test_protocol.c: machines and those who run them: when a machine is given what came, in memory,
- * on streams and on a blocking descriptor; and the echo and line protocols, in every cutting.
+ * on streams, under TLS and on a blocking descriptor; and the echo and line protocols, in every
+ * cutting.
  */
 #include <becket-protocols.h>
 
 #include "core/os/os.h"
 #include "core/limits.h"
+#include "core/tls/tls.h"
 #include "tests/c/check.h"
 #include "tests/c/faults.h"
 
@@ -21,6 +23,7 @@ typedef struct rig {
     int closed, why, paused, resumed;
     int released;
     size_t block_at; /* blocks the machine once that much was sent; 0: never */
+    int secure, tls_code; /* what the runner says of TLS, and to start_tls */
 } rig;
 
 static rig now;
@@ -53,12 +56,28 @@ static void rig_resume(bk_machine *m) {
     ((rig *)m->runner_state)->resumed++;
 }
 
+/* Sends "T", for all to see. */
+static int rig_start_tls(bk_machine *m) {
+    rig *r = m->runner_state;
+    CHECK_INT(r->secure, 0);
+    if (r->tls_code < 0)
+        return r->tls_code;
+    r->secure = 1;
+    return rig_send(m, "T", 1, BK_COPY, NULL);
+}
+
+static int rig_secure(bk_machine *m) {
+    return ((rig *)m->runner_state)->secure;
+}
+
 static const bk_runner_ops rig_ops = {
     .size = sizeof(bk_runner_ops),
     .send = rig_send,
     .close = rig_close,
     .pause = rig_pause,
     .resume = rig_resume,
+    .start_tls = rig_start_tls,
+    .secure = rig_secure,
 };
 
 /* A table of an author who knew no more than send and close. */
@@ -72,15 +91,18 @@ static const bk_runner_ops old_ops = {
 
 /* ---- A machine that does what its bytes say ---- */
 
-/* w: wait; s: send "s"; c: close; a: abort; g: wait and go at once; others: are sent back. */
+/* w: wait; s: send "s"; c: close; a: abort; g: wait and go at once; t: start TLS; others: are sent
+   back. */
 typedef struct puppet {
     bk_machine machine;
-    int started, ended, freed, start_code, goes_on;
-    bool one_by_one;
+    int started, ended, freed, start_code, goes_on, tls_code;
+    bool one_by_one, tls_at_once;
 } puppet;
 
 static int puppet_start(bk_machine *m) {
     ((puppet *)m)->started++;
+    if (((puppet *)m)->tls_at_once)
+        CHECK_INT(bk_machine_start_tls(m), 0);
     return ((puppet *)m)->start_code;
 }
 
@@ -96,6 +118,8 @@ static size_t puppet_receive(bk_machine *m, const char *data, size_t n) {
             bk_machine_close(m);
         else if (c == 'a')
             bk_machine_abort(m, -EPROTO);
+        else if (c == 't')
+            ((puppet *)m)->tls_code = bk_machine_start_tls(m);
         else
             CHECK_INT(bk_machine_send(m, &c, 1, BK_COPY, NULL), 0);
         if (((puppet *)m)->one_by_one)
@@ -289,6 +313,133 @@ static void runs_on_older_tables(void) {
     CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
     bk_machine_end(&p.machine);
     CHECK_INT(now.closed, 1);
+    bk_machine_free(&p.machine);
+}
+
+/* ---- TLS in mid-session ---- */
+
+static void asks_for_tls(void) {
+    puppet p = puppet_new();
+    bk_machine *m = &p.machine;
+    CHECK_INT(bk_machine_start_tls(NULL), -EINVAL);
+    CHECK_INT(bk_machine_secure(NULL), -EINVAL);
+    CHECK_INT(bk_machine_start_tls(m), -EPIPE);
+    CHECK_INT(bk_machine_secure(m), -ENOTSUP);
+    CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    now.secure = -EPERM;
+    CHECK_INT(bk_machine_secure(m), -EPERM);
+    CHECK_INT(bk_machine_start_tls(m), -EPERM);
+    now.secure = 0;
+    CHECK_INT(bk_machine_secure(m), 0);
+    CHECK_INT(bk_machine_start_tls(m), 0);
+    CHECK_INT(bk_machine_secure(m), 1);
+    CHECK_INT(bk_machine_start_tls(m), -EALREADY);
+    CHECK_STR(now.out, "T");
+    bk_machine_free(m);
+    for (int aborted = 0; aborted < 2; aborted++) {
+        p = puppet_new();
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, aborted ? "at" : "ct", 2), 0);
+        CHECK_INT(bk_machine_start_tls(m), -EPIPE);
+        CHECK_STR(now.out, "");
+        bk_machine_free(m);
+    }
+    bk_runner_ops some = rig_ops;
+    some.size = offsetof(bk_runner_ops, start_tls);
+    for (int i = 0; i < 3; i++) {
+        p = puppet_new();
+        CHECK_INT(bk_machine_start(m, &some, &now), 0);
+        CHECK_INT(bk_machine_secure(m), -ENOTSUP);
+        CHECK_INT(bk_machine_start_tls(m), -ENOTSUP);
+        CHECK_STR(now.out, "");
+        bk_machine_free(m);
+        some.size = i == 0 ? offsetof(bk_runner_ops, secure) : sizeof some;
+        some.start_tls = i == 0 ? rig_start_tls : NULL;
+    }
+}
+
+/* Pieces, with a space between them; '-': go; '+': TLS is started by somebody outside; '.': the
+   end. */
+static void expect_tls(const char *script, const char *out, int line) {
+    for (int one_by_one = 0; one_by_one < 2; one_by_one++) {
+        puppet p = puppet_new();
+        p.one_by_one = one_by_one;
+        bk_machine *m = &p.machine;
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        for (const char *at = script; *at != '\0'; at += *at == ' ') {
+            size_t n = strcspn(at, " -+.");
+            char *piece = malloc(n + 1); /* so that reading past its end is seen */
+            memcpy(piece, at, n);
+            if (n > 0)
+                CHECK_INT(bk_machine_feed(m, piece, n), 0);
+            free(piece);
+            at += n;
+            for (; *at != '\0' && *at != ' '; at++)
+                if (*at == '-')
+                    bk_machine_go(m);
+                else if (*at == '+')
+                    CHECK_INT(bk_machine_start_tls(m), 0);
+                else
+                    bk_machine_end(m);
+        }
+        if (strcmp(now.out, out) != 0)
+            printf("# in line %d\n", line);
+        CHECK_STR(now.out, out);
+        CHECK(m->held == NULL || !bk_machine_ready(m));
+        CHECK_INT(now.closed, strchr(script, '.') != NULL);
+        CHECK_INT(p.ended, strchr(script, '.') != NULL);
+        bk_machine_free(m);
+    }
+}
+
+#define TLS(script, out) expect_tls(script, out, __LINE__)
+
+/* Nothing received before TLS is taken for something said under it. */
+static void drops_what_came_before_tls(void) {
+    TLS("1t", "1T");
+    TLS("1t 2", "1T2");
+    TLS("1t2", "1T");
+    TLS("1t2 3", "1T3");
+    TLS("t1t2 3", "T3");
+    TLS("1 t2w3 4", "1T4");
+    TLS("1w2t3 4- 5", "1w2T5");
+    TLS("1w2 t 3- 5", "1w2T5");
+    TLS("1w2w3t4-- 5", "1w2w3T5");
+    TLS("gtg2 3", "gT3");
+    TLS("1w2+ 3 4- 5", "1wT345");
+    TLS("1w2+- 5", "1wT5");
+    TLS("1+ 5", "1T5");
+    TLS("1w2t3.-", "1w2T");
+    TLS("1w2+.-", "1wT");
+    TLS("1w2.+-", "1wT");
+    TLS("1t2.", "1T");
+    TLS("1t2 3.", "1T3");
+}
+
+/* When it cannot be started, nothing has happened. */
+static void goes_on_without_tls(void) {
+    for (int one_by_one = 0; one_by_one < 2; one_by_one++) {
+        puppet p = puppet_new();
+        bk_machine *m = &p.machine;
+        p.one_by_one = one_by_one;
+        now.tls_code = -ENOMEM;
+        CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+        CHECK_INT(bk_machine_feed(m, "1t2w3t4", 7), 0);
+        CHECK_INT(p.tls_code, -ENOMEM);
+        CHECK_INT(bk_machine_start_tls(m), -ENOMEM);
+        bk_machine_go(m);
+        CHECK_STR(now.out, "12w34");
+        bk_machine_free(m);
+    }
+}
+
+static void starts_tls_when_it_starts(void) {
+    puppet p = puppet_new();
+    p.tls_at_once = true;
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    CHECK(bk_machine_ready(&p.machine) && bk_machine_wants(&p.machine));
+    CHECK_INT(bk_machine_feed(&p.machine, "12", 2), 0);
+    CHECK_STR(now.out, "T12");
     bk_machine_free(&p.machine);
 }
 
@@ -593,6 +744,12 @@ static const bk_protocol peer_protocol = {.size = sizeof(bk_protocol),
                                           .ended = peer_ended,
                                           .closed = peer_closed};
 
+static bk_tls_context *offered; /* what the end that runs the protocol may start TLS with */
+
+static int offer(bk_loop *loop, bk_transport **t) {
+    return offered == NULL ? 0 : bk_tls_offer(loop, *t, offered, t);
+}
+
 /* One end runs the protocol, the other is the peer; ret_served may be NULL. */
 static int join(peer *p, const bk_protocol *served, size_t capacity, bk_stream **ret_served) {
     bk_transport *pair[2];
@@ -602,7 +759,9 @@ static int join(peer *p, const bk_protocol *served, size_t capacity, bk_stream *
     r = bk_stream_new(p->loop, pair[0], &peer_protocol, p, &p->stream);
     if (r < 0)
         pair[0]->ops->close(pair[0]);
-    int r2 = bk_stream_new(p->loop, pair[1], served, NULL, ret_served);
+    int r2 = offer(p->loop, &pair[1]);
+    if (r2 >= 0)
+        r2 = bk_stream_new(p->loop, pair[1], served, NULL, ret_served);
     if (r2 < 0)
         pair[1]->ops->close(pair[1]);
     return r < 0 ? r : r2;
@@ -801,6 +960,195 @@ static void streams_without_memory(void) {
     faults_close(&world);
 }
 
+/* ---- Under TLS ---- */
+
+enum { TURNS = 400 }; /* enough for a handshake through a pipe of 16 bytes */
+
+static bk_tls_context *trusting; /* the peer's */
+static char mail[4096];
+static bool late; /* the store answers when the test says so */
+
+static void take_mail(void *context, bk_smtp_session *session, bk_smtp_message *message) {
+    (void)context;
+    snprintf(mail, sizeof mail, "%.*s", (int)message->size, message->data);
+    bk_smtp_message_free(message);
+    owed = session;
+    if (!late)
+        bk_smtp_answer(session, NULL);
+}
+
+static int make_contexts(bk_loop *loop) {
+    bk_tls_config config = {.size = sizeof config, .server = 1, .development = 1};
+    int r = bk_tls_context_new(loop, &config, NULL, &offered);
+    config = (bk_tls_config){.size = sizeof config, .verify = BK_TLS_VERIFY_NONE};
+    return r < 0 ? r : bk_tls_context_new(loop, &config, NULL, &trusting);
+}
+
+static void drop_contexts(void) {
+    bk_tls_context_unref(offered);
+    bk_tls_context_unref(trusting);
+    offered = trusting = NULL;
+}
+
+/* Mail over memory, with TLS offered. False: there is no engine here. */
+static bool mail_open(size_t capacity) {
+    static const bk_smtp_config config = {.size = sizeof config, .message = take_mail};
+    bk_protocol *p;
+    faults_open(&world, NULL);
+    pal_open(faults_os(&world));
+    late = false;
+    mail[0] = '\0';
+    if (make_contexts(pal.loop) < 0) {
+        drop_contexts();
+        CHECK_INT(bk_loop_free(pal.loop), 0);
+        faults_close(&world);
+        check_skip("no TLS engine is here");
+        return false;
+    }
+    CHECK_INT(bk_smtp_protocol_new(&config, faults_os(&world), &p), 0);
+    CHECK_INT(join(&pal, p, capacity, NULL), 0);
+    bk_machine_protocol_free(p);
+    turn(pal.loop, TURNS);
+    return true;
+}
+
+static void mail_close(void) {
+    drop_contexts();
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+    CHECK_INT(faults_leaks(&world, NULL), 0);
+    faults_close(&world);
+}
+
+/* Everything that is answered to this. */
+static const char *said(const char *text) {
+    pal.got[pal.size = 0] = '\0';
+    (void)bk_stream_write(pal.stream, text, strlen(text), BK_COPY, NULL);
+    for (int i = 0; i < TURNS && pal.stream != NULL; i++)
+        turn(pal.loop, 1);
+    return pal.got;
+}
+
+#define READY "220 2.0.0 Ready to start TLS\r\n"
+#define GREETING                                                                                   \
+    "250-localhost\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n250-8BITMIME\r\n"
+#define ENVELOPE "MAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nDATA\r\n"
+
+static void starts_tls_on_a_stream(void) {
+    static const size_t capacities[] = {0, 4096, 16};
+    for (int i = 0; i < COUNT(capacities); i++) {
+        if (!mail_open(capacities[i]))
+            return;
+        CHECK_STR(said("EHLO c\r\n"), GREETING "250-STARTTLS\r\n250 ENHANCEDSTATUSCODES\r\n");
+        CHECK_STR(said("STARTTLS\r\n"), READY);
+        CHECK_INT(bk_stream_start_tls(pal.stream, trusting, "localhost"), 0);
+        /* What is said before the handshake is over waits for it. */
+        CHECK_STR(said("MAIL FROM:<>\r\n"), "503 5.5.1 HELO or EHLO first\r\n");
+        CHECK_STR(said("EHLO c\r\n"), GREETING "250 ENHANCEDSTATUSCODES\r\n");
+        CHECK_STR(said("STARTTLS\r\n"), "503 5.5.1 TLS is there already\r\n");
+        (void)said(ENVELOPE "x\r\n.\r\n");
+        CHECK(strstr(pal.got, "250 2.0.0 message accepted\r\n") != NULL);
+        CHECK(strstr(mail, "Received: from c\r\n\tby localhost with ESMTPS; ") == mail);
+        CHECK_STR(said("QUIT\r\n"), "221 2.0.0 bye\r\n");
+        CHECK_INT(pal.closed, 1);
+        CHECK_INT(pal.why, 0);
+        mail_close();
+    }
+}
+
+/* The command was held: what starts TLS is not a callback of the stream, which is paused. */
+static void starts_tls_when_it_goes_on(void) {
+    if (!mail_open(0))
+        return;
+    late = true;
+    (void)said("EHLO c\r\n" ENVELOPE ".\r\n");
+    CHECK_STR(said("STARTTLS\r\n"), "");
+    bk_smtp_answer(owed, NULL);
+    CHECK_STR(said(""), "250 2.0.0 message accepted\r\n" READY);
+    CHECK_INT(bk_stream_start_tls(pal.stream, trusting, NULL), 0);
+    CHECK_STR(said("NOOP\r\n"), "250 2.0.0 ok\r\n");
+    mail_close();
+}
+
+/* With the command, held with it, or after it: nothing said in plain is answered, and the rest of
+   the connection is its end. */
+static void lets_nothing_into_tls(void) {
+    for (int i = 0; i < 4; i++) {
+        if (!mail_open(0))
+            return;
+        late = i == 1;
+        if (i == 1) {
+            (void)said("EHLO c\r\n" ENVELOPE ".\r\n");
+            CHECK_STR(said("STARTTLS\r\n"), "");
+            CHECK_STR(said("NOOP\r\n"), "");
+            bk_smtp_answer(owed, NULL);
+            CHECK_STR(said(""), "250 2.0.0 message accepted\r\n"
+                                "554 5.5.0 Nothing may follow STARTTLS\r\n");
+        } else if (i == 0) {
+            CHECK_STR(said("STARTTLS\r\nNOOP\r\n"), "554 5.5.0 Nothing may follow STARTTLS\r\n");
+        } else {
+            CHECK_STR(said("STARTTLS\r\n"), READY);
+            if (i == 3) { /* slipped in before the client's handshake */
+                CHECK_INT(bk_stream_write(pal.stream, "NOOP\r\n", 6, BK_COPY, NULL), 0);
+                CHECK_INT(bk_stream_start_tls(pal.stream, trusting, NULL), 0);
+            }
+            CHECK(strstr(said("NOOP\r\n"), "250") == NULL);
+        }
+        CHECK_INT(pal.closed, 1);
+        mail_close();
+    }
+}
+
+/* The peer is gone before, or in, the handshake. */
+static void ends_without_a_handshake(void) {
+    for (int i = 0; i < 4; i++) {
+        if (!mail_open(0))
+            return;
+        late = i == 3;
+        if (i == 3)
+            (void)said("EHLO c\r\n" ENVELOPE ".\r\n");
+        CHECK_INT(bk_stream_write(pal.stream, "STARTTLS\r\n", 10, BK_STATIC, NULL), 0);
+        if (i != 1)
+            turn(pal.loop, 20);
+        if (i < 2 || i == 3)
+            CHECK_INT(bk_stream_end(pal.stream), 0);
+        else
+            bk_stream_abort(pal.stream);
+        turn(pal.loop, 20);
+        if (i == 3)
+            bk_smtp_answer(owed, NULL);
+        turn(pal.loop, 20);
+        CHECK(strstr(pal.got, i == 2 ? "220 " : READY) != NULL);
+        CHECK_INT(pal.closed, 1);
+        mail_close();
+    }
+}
+
+/* What each allocation in turn comes to, through all of it: less than all calls were made. */
+static bool without_memory(size_t capacity, long n) {
+    if (!mail_open(capacity))
+        return false;
+    faults_arm(&world, FAULTS_NO_MEMORY, n);
+    (void)said("EHLO c\r\n");
+    bool ready = strcmp(said("STARTTLS\r\n"), READY) == 0;
+    if (ready)
+        (void)bk_stream_start_tls(pal.stream, trusting, "localhost");
+    (void)said("EHLO c\r\n");
+    (void)said(ENVELOPE ".\r\n");
+    bool all = faults_disarm(&world) < n;
+    CHECK(mail[0] == '\0' || strstr(mail, ready ? " ESMTPS; " : " ESMTP; ") != NULL);
+    CHECK(!all || strstr(mail, " ESMTPS; ") != NULL);
+    CHECK(pal.closed || (pal.size > 0 && memchr("245", pal.got[0], 3) != NULL));
+    mail_close();
+    return !all;
+}
+
+/* It works, or is refused for now, or the connection ends; and nothing stays behind. */
+static void starts_tls_on_a_stream_without_memory(void) {
+    for (int capacity = 0; capacity <= 16; capacity += 16)
+        for (long n = 1; without_memory((size_t)capacity, n); n++)
+            ;
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(starts_once),
@@ -811,6 +1159,10 @@ int main(int argc, char **argv) {
         CASE(releases_what_it_cannot_send),
         CASE(may_go_on_after_the_end),
         CASE(runs_on_older_tables),
+        CASE(asks_for_tls),
+        CASE(drops_what_came_before_tls),
+        CASE(goes_on_without_tls),
+        CASE(starts_tls_when_it_starts),
         CASE(cuts_lines),
         CASE(calls_hooks),
         CASE(waits_between_lines),
@@ -825,6 +1177,11 @@ int main(int argc, char **argv) {
         CASE(drops_an_answer_that_is_too_late),
         CASE(frees_a_protocol_after_its_last_connection),
         CASE(streams_without_memory),
+        CASE(starts_tls_on_a_stream),
+        CASE(starts_tls_when_it_goes_on),
+        CASE(lets_nothing_into_tls),
+        CASE(ends_without_a_handshake),
+        CASE(starts_tls_on_a_stream_without_memory),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }

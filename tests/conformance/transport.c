@@ -25,9 +25,9 @@ typedef struct bare {
     ((t)->ops->size > offsetof(bk_transport_ops, function) && (t)->ops->function != NULL)
 
 /* What it holds back, the peer waits for. */
-static void move_on(bk_transport *t) {
-    if (t != NULL && HAS(t, flush))
-        (void)t->ops->flush(t);
+static int move_on(bk_transport *t) {
+    int code = t != NULL && HAS(t, flush) ? t->ops->flush(t) : 0;
+    return code == -EAGAIN || code == -EINTR ? 0 : code;
 }
 
 /* Those that have to open do so by turns: the one may wait for what the other says. */
@@ -38,7 +38,7 @@ static int open_ends(bare *b) {
             int code = open[i] ? 0 : b->ends[i]->ops->open(b->ends[i]);
             open[i] = code == 0;
             if (open[i])
-                move_on(b->ends[i]);
+                code = move_on(b->ends[i]);
             if (code < 0 && code != -EAGAIN && code != -EINTR)
                 return code;
             if (conform_hangs(b->c))
@@ -74,7 +74,9 @@ static void await(bk_transport *t, unsigned direction) {
 static ssize_t read_some(bare *b, int i, void *room, size_t n) {
     bk_transport *t = b->ends[i];
     for (;;) {
-        move_on(b->ends[!i]);
+        int moved = move_on(b->ends[!i]);
+        if (moved < 0)
+            return moved;
         ssize_t got = t->ops->read(t, room, n);
         if ((got != -EAGAIN && got != -EINTR) || conform_hangs(b->c))
             return got;
