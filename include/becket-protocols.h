@@ -94,8 +94,8 @@ BK_API void bk_machine_abort(bk_machine *m, int why);
 /* Receive nothing until go. go may be called from within receive, or any time later. */
 BK_API void bk_machine_wait(bk_machine *m);
 BK_API void bk_machine_go(bk_machine *m);
-/* Whether to go on with what was received: neither waiting, nor closed, nor blocked; and TLS has not
-   been started since. */
+/* Whether to go on with what was received: neither waiting, nor closed, nor blocked; and TLS was
+   not started by it. */
 BK_API int bk_machine_ready(const bk_machine *m);
 BK_API void bk_machine_timeout(bk_machine *m, unsigned seconds);
 BK_API void bk_machine_peer(bk_machine *m, char *ret_text, size_t room);

@@ -434,12 +434,12 @@ typedef struct smtp_command {
 } smtp_command;
 
 static const smtp_command commands[] = {
-    {"HELO", smtp_helo, true},      {"EHLO", smtp_ehlo, true},  {"MAIL", smtp_mail, false},
-    {"RCPT", smtp_rcpt, false},     {"DATA", smtp_data, false}, {"RSET", smtp_rset, true},
-    {"NOOP", smtp_noop, true},      {"QUIT", smtp_quit, false}, {"VRFY", smtp_vrfy, true},
-    {"HELP", smtp_help, true},      {"EXPN", smtp_lacks, true}, {"AUTH", smtp_lacks, true},
+    {"HELO", smtp_helo, true},         {"EHLO", smtp_ehlo, true},  {"MAIL", smtp_mail, false},
+    {"RCPT", smtp_rcpt, false},        {"DATA", smtp_data, false}, {"RSET", smtp_rset, true},
+    {"NOOP", smtp_noop, true},         {"QUIT", smtp_quit, false}, {"VRFY", smtp_vrfy, true},
+    {"HELP", smtp_help, true},         {"EXPN", smtp_lacks, true}, {"AUTH", smtp_lacks, true},
     {"STARTTLS", smtp_starttls, true}, {"BDAT", smtp_lacks, true}, {"ETRN", smtp_lacks, true},
-    {"TURN", smtp_lacks, true},     {"SEND", smtp_lacks, true}, {"SOML", smtp_lacks, true},
+    {"TURN", smtp_lacks, true},        {"SEND", smtp_lacks, true}, {"SOML", smtp_lacks, true},
     {"SAML", smtp_lacks, true},
 };
 

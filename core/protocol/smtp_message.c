@@ -106,8 +106,7 @@ int bk_smtp_message_trace(bk_smtp_message *message, const char *helo, const char
     char text[BK_SMTP_TRACE_MAX], date[48];
     date_format(message->os->wall(message->os), date, sizeof date);
     int n = snprintf(text, sizeof text, "Received: from %s%s%s%s\r\n\tby %s with %s; %s\r\n", helo,
-                     *peer ? " ([" : "", peer, *peer ? "])" : "", hostname,
-                     protocol, date);
+                     *peer ? " ([" : "", peer, *peer ? "])" : "", hostname, protocol, date);
     if (n < 0 || (size_t)n >= sizeof text)
         return -EINVAL;
     int r = bk_smtp_message_add(message, text, (size_t)n);

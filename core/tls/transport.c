@@ -540,15 +540,16 @@ static int linger(tls_transport *self) {
 static int tls_flush(bk_transport *t) {
     tls_transport *self = self_of(t);
     int code = close_out(self);
-    if (code == 0 && self->ended && t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING) {
+    bool closing = t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
+    if (code == 0 && self->ended && closing) {
         /* What lies unread when a socket is closed makes the kernel reset the connection, and drop
            what the peer has not read: tickets do, that nobody asked for. */
         code = linger(self);
         if (!self->lingers)
             code = 0;
     }
-    /* That our good-bye does not arrive is no news: the peer has gone. */
-    if (code < 0 && code != -EAGAIN && self->ended && !self->held_at_end)
+    /* That our good-bye does not arrive is no news for one who closes: the peer has gone. */
+    if (code < 0 && code != -EAGAIN && closing && self->ended && !self->held_at_end)
         return 0;
     return code;
 }

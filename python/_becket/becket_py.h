@@ -29,7 +29,7 @@ typedef struct module_state {
     PyObject *loop_name; /* ("loop",): keywords of a call */
     PyObject *logger;
     PyObject *ssl_object, *ssl_want_read, *openssl_version; /* of ssl */
-    PyObject *tls_error_code, *tls_exception_of;            /* of becket.tls */
+    PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
     BK_NAMES(BK_NAME_FIELD)
 #undef BK_NAME_FIELD
@@ -167,6 +167,8 @@ PyObject *tls_exception(TransportObject *t, int why);
 int tls_state_traverse(const TlsState *tls, visitproc visit, void *arg);
 void tls_state_free(TlsState *tls);
 PyObject *tls_can_adopt(PyObject *module, PyObject *object);
+PyObject *tls_core_engines(PyObject *module, PyObject *ignored);
+PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type);
 
 /* streams.c */
 bool reader_recognise(TransportObject *t);

@@ -826,6 +826,7 @@ static PyMethodDef loop_methods[] = {
     {"_new_transport", (PyCFunction)loop_new_transport, METH_VARARGS, NULL},
     {"_new_pipe_transport", (PyCFunction)loop_new_pipe_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
+    {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -39,6 +39,7 @@ static int import_all(module_state *state) {
         {&state->openssl_version, "ssl", "OPENSSL_VERSION"},
         {&state->tls_error_code, "becket.tls", "error_code"},
         {&state->tls_exception_of, "becket.tls", "exception_of"},
+        {&state->tls_core_context, "becket.tls", "core_context"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         *wanted[i].place = import_from(wanted[i].module, wanted[i].name);
@@ -166,6 +167,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->openssl_version);
     Py_VISIT(state->tls_error_code);
     Py_VISIT(state->tls_exception_of);
+    Py_VISIT(state->tls_core_context);
     return 0;
 }
 
@@ -195,6 +197,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->openssl_version);
     Py_CLEAR(state->tls_error_code);
     Py_CLEAR(state->tls_exception_of);
+    Py_CLEAR(state->tls_core_context);
 #define BK_FORGET(name) Py_CLEAR(state->str_##name);
     BK_NAMES(BK_FORGET)
 #undef BK_FORGET
@@ -207,6 +210,7 @@ static void module_free(void *module) {
 
 static PyMethodDef module_methods[] = {
     {"_can_adopt", tls_can_adopt, METH_O, NULL},
+    {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,7 @@
  */
 #include "becket_py.h"
 
+#include "core/error.h"
 #include "core/tls/libssl.h"
 #include "core/tls/tls.h"
 
@@ -459,4 +460,188 @@ PyObject *tls_exception(TransportObject *t, int why) {
     (void)bk_stream_query(t->stream, BK_QUERY_TLS_WORDS, words, &size);
     return PyObject_CallFunction(t->loop->state->tls_exception_of, "is", why,
                                  *words != '\0' ? words : bk_strerror(why));
+}
+
+/* ---- Engines in Python, for the core's endpoints ---- */
+
+/* A class derived from becket.tls.Engine, as the core knows engines. Lives as long as its loop. */
+typedef struct py_engine {
+    bk_tls_engine base;
+    module_state *module;
+    PyObject *type;
+    char name[];
+} py_engine;
+
+typedef struct py_context {
+    py_engine *engine;
+    PyObject *context;
+    bool server;
+} py_context;
+
+/* The core may call from a worker, which has no thread state of Python's: certificates are read
+   again there. */
+static PyGILState_STATE enter(bool *ret_entered) {
+    *ret_entered = !PyGILState_Check();
+    return *ret_entered ? PyGILState_Ensure() : PyGILState_UNLOCKED;
+}
+
+static void leave(bool entered, PyGILState_STATE state) {
+    if (entered)
+        PyGILState_Release(state);
+}
+
+/* The exception that is set, as words for a person. */
+static int fail_config(bk_error *error) {
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    PyObject *text = value != NULL ? PyObject_Str(value) : NULL;
+    const char *words = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
+    bool missing = value != NULL && PyErr_GivenExceptionMatches(value, PyExc_ImportError);
+    int code = bk_error_set(error, missing ? BK_ETLS_ENGINE : BK_ETLS_CONFIG, 0, "%s",
+                            words != NULL ? words : "an exception");
+    PyErr_Clear();
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(tb);
+    return code;
+}
+
+static PyObject *names_to_python(const char *const *names) {
+    PyObject *list = PyList_New(0);
+    for (; list != NULL && names != NULL && *names != NULL; names++) {
+        PyObject *name = PyUnicode_FromString(*names);
+        if (name == NULL || PyList_Append(list, name) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+/* becket.tls.core_context(type, …) */
+static PyObject *make_context(py_engine *engine, const bk_tls_settings *s) {
+    PyObject *alpn = names_to_python(s->alpn);
+    if (alpn == NULL)
+        return NULL;
+    PyObject *context = PyObject_CallFunction(
+        engine->module->tls_core_context, "OiNNNiNiii", engine->type, s->server,
+        PyBytes_FromStringAndSize(s->certificate.base, (Py_ssize_t)s->certificate.size),
+        PyBytes_FromStringAndSize(s->key.base, (Py_ssize_t)s->key.size),
+        PyBytes_FromStringAndSize(s->ca.base, (Py_ssize_t)s->ca.size),
+        s->verify - BK_TLS_VERIFY_NONE, alpn, s->minimum, s->maximum, !s->no_tickets);
+    return context;
+}
+
+static int py_context_new(const bk_tls_settings *settings, bk_error *error, void **ret_context) {
+    py_engine *engine = (py_engine *)(uintptr_t)settings->engine;
+    bool entered;
+    PyGILState_STATE state = enter(&entered);
+    py_context *self = PyMem_RawCalloc(1, sizeof *self);
+    PyObject *context = self != NULL ? make_context(engine, settings) : PyErr_NoMemory();
+    int code = context == NULL ? fail_config(error) : 0;
+    if (code == 0) {
+        *self = (py_context){engine, context, settings->server};
+        *ret_context = self;
+    } else {
+        PyMem_RawFree(self);
+    }
+    leave(entered, state);
+    return code;
+}
+
+static void py_context_free(void *context) {
+    py_context *self = context;
+    bool entered;
+    PyGILState_STATE state = enter(&entered);
+    Py_DECREF(self->context);
+    leave(entered, state);
+    PyMem_RawFree(self);
+}
+
+static int py_connection_new(void *context, const char *server_name, bk_span session,
+                             bk_tls **ret_tls) {
+    py_context *self = context;
+    (void)session;
+    PyObject *args = PyTuple_Pack(1, self->context);
+    PyObject *kwargs = Py_BuildValue("{sOsz}", "server_side", self->server ? Py_True : Py_False,
+                                     "server_hostname", server_name);
+    PyObject *engine =
+        args != NULL && kwargs != NULL ? PyObject_Call(self->engine->type, args, kwargs) : NULL;
+    TlsState *tls = engine != NULL ? PyMem_Calloc(1, sizeof *tls) : NULL;
+    int code = -EINVAL;
+    if (tls != NULL) {
+        *tls = (TlsState){.module = self->engine->module, .engine = Py_NewRef(engine)};
+        code = py_engine_new(tls, true, ret_tls);
+        if (code < 0)
+            tls_state_free(tls);
+    }
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(self->engine->type);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(engine);
+    return code;
+}
+
+static int py_engine_open(bk_os *os, bk_error *error) {
+    (void)os, (void)error;
+    return 0; /* its own open() is called when a context is made */
+}
+
+static const char *py_engine_version(void) {
+    return "an engine in Python";
+}
+
+static void free_engine(PyObject *capsule) {
+    py_engine *self = PyCapsule_GetPointer(capsule, "becket.tls");
+    Py_DECREF(self->type);
+    PyMem_RawFree(self);
+}
+
+/* _add_tls_engine(type): engine=NAME of endpoints on this loop may mean that class. */
+PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type) {
+    PyObject *text = loop_check_open(loop) < 0 ? NULL : PyObject_GetAttrString(type, "name");
+    const char *name = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
+    py_engine *self = name != NULL ? PyMem_RawCalloc(1, sizeof *self + strlen(name) + 1) : NULL;
+    PyObject *capsule = self != NULL ? PyCapsule_New(self, "becket.tls", free_engine) : NULL;
+    if (capsule == NULL) {
+        PyMem_RawFree(self);
+        Py_XDECREF(text);
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    }
+    strcpy(self->name, name);
+    Py_DECREF(text);
+    self->module = loop->state;
+    self->type = Py_NewRef(type);
+    self->base = (bk_tls_engine){.size = sizeof(bk_tls_engine),
+                                 .name = self->name,
+                                 .open = py_engine_open,
+                                 .version = py_engine_version,
+                                 .context_new = py_context_new,
+                                 .context_free = py_context_free,
+                                 .connection_new = py_connection_new};
+    int code = loop_keep(loop, capsule) < 0 ? -1 : bk_tls_engine_add(loop->core, &self->base);
+    Py_DECREF(capsule);
+    if (code == -EEXIST)
+        return PyErr_Format(PyExc_ValueError, "TLS engine %R exists already", type);
+    if (code < 0)
+        return PyErr_Occurred() ? NULL : (loop_raise(code), NULL);
+    Py_RETURN_NONE;
+}
+
+/* _tls_engines() -> [(name, version or None, what is missing or None)]: those of the core. */
+PyObject *tls_core_engines(PyObject *module, PyObject *Py_UNUSED(ignored)) {
+    PyObject *list = PyList_New(0);
+    (void)module;
+    for (const bk_tls_engine *const *e = bk_tls_engines(); list != NULL && *e != NULL; e++) {
+        bk_error error = {0, 0, ""};
+        bool here = (*e)->open(bk_os_default(), &error) == 0;
+        PyObject *item = Py_BuildValue("(szz)", (*e)->name, here ? (*e)->version() : NULL,
+                                       here ? NULL : error.text);
+        if (item == NULL || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
 }

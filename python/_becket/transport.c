@@ -617,8 +617,9 @@ PyObject *address_to_python(const void *address, size_t size) {
 }
 
 static bool is_tls_name(const char *name) {
-    return strcmp(name, "ssl_object") == 0 || strcmp(name, "peercert") == 0 ||
-           strcmp(name, "cipher") == 0 || strcmp(name, "compression") == 0;
+    return strcmp(name, "sslcontext") == 0 || strcmp(name, "ssl_object") == 0 ||
+           strcmp(name, "peercert") == 0 || strcmp(name, "cipher") == 0 ||
+           strcmp(name, "compression") == 0;
 }
 
 static PyObject *make_socket(TransportObject *t) {
@@ -644,7 +645,10 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
         return Py_NewRef(t->tls->spec.context);
     if (t->tls != NULL && t->tls->open && is_tls_name(name))
         return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "Os", t->tls->engine, name);
-    t = current(t);
+    if (is_tls_name(name))
+        return NULL;
+    if (t->above != NULL)
+        return PyObject_CallMethod((PyObject *)current(t), "get_extra_info", "s", name);
     if (t->stream == NULL)
         return NULL;
     if (t->is_pipe)
@@ -897,6 +901,19 @@ static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
     return transport_abort(t, NULL);
 }
 
+/* What is known of the connection below TLS is true above it too. */
+static int copy_extra(TransportObject *t, TransportObject *n) {
+    static const char *const own[] = {"ssl_object", "sslcontext", "peercert", "cipher",
+                                      "compression"};
+    n->extra = t->extra != NULL ? PyDict_Copy(t->extra) : PyDict_New();
+    if (n->extra == NULL)
+        return -1;
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        if (PyDict_DelItemString(n->extra, own[i]) < 0)
+            PyErr_Clear();
+    return 0;
+}
+
 /* The connection goes over to a new transport, which lies above. */
 static void move_up(TransportObject *t, TransportObject *n) {
     n->stream = t->stream;
@@ -943,7 +960,7 @@ static PyObject *transport_start_tls(TransportObject *t, PyObject *args) {
         return Py_NewRef((PyObject *)t);
     }
     TransportObject *n = transport_new(t->loop, protocol, t->context, NULL);
-    if (n == NULL || tls_prepare(n, &spec, waiter) < 0) {
+    if (n == NULL || copy_extra(t, n) < 0 || tls_prepare(n, &spec, waiter) < 0) {
         Py_XDECREF((PyObject *)n);
         return NULL;
     }

@@ -1422,6 +1422,35 @@ def find(name: str) -> type[Engine]:
     return engine
 
 
+def core_context(
+    engine: type[Engine],
+    server_side: bool,
+    certificate: bytes,
+    key: bytes,
+    ca: bytes,
+    verify: int,
+    alpn: Iterable[str],
+    minimum: int,
+    maximum: int,
+    tickets: bool,
+) -> Any:
+    """A context for an endpoint, ``tls://…?engine=NAME``. The numbers are as in becket-tls.h."""
+    engine.open()
+    return engine.make_context(
+        Settings(
+            server_side=bool(server_side),
+            certificate=certificate,
+            key=key,
+            ca=ca,
+            verify=ssl.VerifyMode(verify),
+            alpn=tuple(alpn),
+            minimum=ssl.TLSVersion(minimum),
+            maximum=ssl.TLSVersion(maximum) if maximum else None,
+            tickets=bool(tickets),
+        )
+    )
+
+
 def engine_of(context: object) -> type[Engine] | None:
     """The engine for a context that somebody brought; None: no engine knows it."""
     for engine in _known.values():

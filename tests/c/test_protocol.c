@@ -22,7 +22,7 @@ typedef struct rig {
     size_t size;
     int closed, why, paused, resumed;
     int released;
-    size_t block_at; /* blocks the machine once that much was sent; 0: never */
+    size_t block_at;      /* blocks the machine once that much was sent; 0: never */
     int secure, tls_code; /* what the runner says of TLS, and to start_tls */
 } rig;
 
@@ -1029,9 +1029,21 @@ static const char *said(const char *text) {
 }
 
 #define READY "220 2.0.0 Ready to start TLS\r\n"
-#define GREETING                                                                                   \
-    "250-localhost\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n250-8BITMIME\r\n"
+#define GREETING "250-localhost\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n250-8BITMIME\r\n"
 #define ENVELOPE "MAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nDATA\r\n"
+
+static void offers_no_tls_of_its_own(void) {
+    static const bk_smtp_config config = {.size = sizeof config, .message = take_mail};
+    bk_protocol *p;
+    pal_open(NULL);
+    CHECK_INT(bk_smtp_protocol_new(&config, bk_os_default(), &p), 0);
+    CHECK_INT(join(&pal, p, 0, NULL), 0);
+    bk_machine_protocol_free(p);
+    turn(pal.loop, 20);
+    CHECK_STR(said("EHLO c\r\n"), GREETING "250 ENHANCEDSTATUSCODES\r\n");
+    CHECK_STR(said("STARTTLS\r\n"), "502 5.5.1 command is not implemented\r\n");
+    CHECK_INT(bk_loop_free(pal.loop), 0);
+}
 
 static void starts_tls_on_a_stream(void) {
     static const size_t capacities[] = {0, 4096, 16};
@@ -1177,6 +1189,7 @@ int main(int argc, char **argv) {
         CASE(drops_an_answer_that_is_too_late),
         CASE(frees_a_protocol_after_its_last_connection),
         CASE(streams_without_memory),
+        CASE(offers_no_tls_of_its_own),
         CASE(starts_tls_on_a_stream),
         CASE(starts_tls_when_it_goes_on),
         CASE(lets_nothing_into_tls),

@@ -808,15 +808,18 @@ static void starts_tls_with_a_full_queue(void) {
     rig_reset(AT_ONCE, NULL);
     CHECK_INT(bk_smtp_new(&config, &fixed, &m), 0);
     CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(m, HI, sizeof HI - 1), 0);
+    CHECK_STR(bk_smtp_helo((bk_smtp_session *)m), "c");
     now.fills = true;
     CHECK_INT(bk_machine_feed(m, START, sizeof START - 1), 0);
     CHECK(now.secure && !bk_machine_wants(m));
+    CHECK_STR(bk_smtp_helo((bk_smtp_session *)m), "");
     CHECK_INT(bk_machine_feed(m, HI FROM, sizeof HI FROM - 1), 0);
-    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" HI_TLS READY SEALED);
     bk_machine_block(m, 0);
-    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED HI_OK);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" HI_TLS READY SEALED HI_OK);
     bk_machine_block(m, 0);
-    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" READY SEALED HI_OK FROM_OK);
+    CHECK_STR(now.out, "220 mx.test ESMTP t\r\n" HI_TLS READY SEALED HI_OK FROM_OK);
     bk_machine_free(m);
 }
 

@@ -325,15 +325,19 @@ out:
 
 /* ---- Splits ---- */
 
-/* The handshake again and again, with one direction in two parts that are cut at every place. */
-static void split_handshake(bk_conform_case *c, int which) {
+enum { SPLITS = 4 };
+
+/* The handshake again and again, with one direction in two parts that are cut at every place: in
+   this case at every fourth, and fewer where both engines have been through it with themselves. */
+static void split_handshake(bk_conform_case *c, int which, size_t first) {
+    const size_t few = engines_of(c)->server == engines_of(c)->client ? 1 : 13;
     tls_link l;
-    size_t n = 1;
+    size_t n = first + 1;
     link_init(&l, c);
     l.configs[CLIENT].no_tickets = 1; /* or they would become shorter */
     TRY(c, link_contexts(&l));
-    for (size_t at = 0; at < n; at += c->quick ? 331 : 1) {
-        TRY(c, at == 0 ? link_join(&l) : link_join_again(&l));
+    for (size_t at = first; at < n; at += c->quick ? 600 : SPLITS * few) {
+        TRY(c, at == first ? link_join(&l) : link_join_again(&l));
         l.wires[which].stop = at;
         SETTLE(&l);
         EXPECT(c, l.server->opened == 0 || at > 0);
@@ -351,13 +355,18 @@ out:
     link_close(&l);
 }
 
-static void hello_split_everywhere(bk_conform_case *c) {
-    split_handshake(c, CLIENT);
-}
+#define SPLIT(n)                                                                                   \
+    static void hello_split_##n(bk_conform_case *c) {                                              \
+        split_handshake(c, CLIENT, n);                                                             \
+    }                                                                                              \
+    static void answer_split_##n(bk_conform_case *c) {                                             \
+        split_handshake(c, SERVER, n);                                                             \
+    }
 
-static void answer_split_everywhere(bk_conform_case *c) {
-    split_handshake(c, SERVER);
-}
+SPLIT(0)
+SPLIT(1)
+SPLIT(2)
+SPLIT(3)
 
 /* One message, cut in two at every place. */
 static void message_split_everywhere(bk_conform_case *c) {
@@ -454,34 +463,30 @@ static int rekey(side *x) {
     return code == -ENOTSUP ? 0 : code < 0 ? code : 1;
 }
 
-/* Who is asked for another key answers when it next sends; until then, all goes on. */
+/* Each side in turn gets another key and asks for one. It is answered when the peer next sends;
+   requests do not cross, as GnuTLS does not bear that, and are few, as many look like an attack. */
 static void rekeyed(bk_conform_case *c) {
     tls_link l;
     link_init(&l, c);
     TRY(c, link_open(&l));
     OPENED(&l);
     SETTLE(&l);
-    for (int i = 0; i < 2; i++) {
-        const wire *w = &l.wires[i];
+    for (int i = 0; i < 6; i++) {
+        side *x = &l.p.sides[i % 2], *y = x->peer;
+        const wire *w = &l.wires[i % 2];
+        if (i >= 2 && !side_send(x, 30 * 1000, PAIR_MIX)) /* or in the midst of nothing */
+            goto out;
         size_t before = w->used;
-        int code = rekey(&l.p.sides[i]);
+        int code = rekey(x), received = y->received;
         TRY(c, code);
-        if (code == 0)
-            continue;
-        AWAIT(&l, w->used > before); /* at once, though nothing is written */
-        SETTLE(&l);
-        EXPECT(c, l.client->received == 0 && l.server->received == 0);
-        EXPECT(c, l.client->ended == 0 && l.server->ended == 0);
-    }
-    for (int i = 0; i < 20; i++) {
-        side *x = &l.p.sides[i % 2];
-        if (!side_send(x, 3000, PAIR_MIX))
-            goto out;
-        TRY(c, rekey(x));
-        if (!side_send(x, 300, PAIR_MIX))
-            goto out;
-        if (i % 5 == 4)
+        AWAIT(&l, code == 0 || w->used > before); /* at once, though nothing more is written */
+        if (i < 2) {
             SETTLE(&l);
+            EXPECT(c, y->received == received && x->ended == 0 && y->ended == 0);
+        }
+        if (!side_send(x, 300, PAIR_MIX) || !side_send(y, 300, PAIR_MIX))
+            goto out;
+        AWAIT(&l, x->got == y->sent && y->got == x->sent);
     }
     link_finish(&l);
 out:
@@ -1201,6 +1206,10 @@ static void answer_now(void *arg) {
     bk_tls_hello *hello = who->hello;
     who->hello = NULL;
     bk_tls_choose(hello, who->answer);
+    if (hello != NULL) { /* the connection has its own reference */
+        bk_tls_context_unref(who->answer);
+        who->answer = NULL;
+    }
 }
 
 static void on_choose(void *arg, bk_tls_hello *hello) {
@@ -1396,7 +1405,7 @@ static void garbage(bk_conform_case *c) {
             {0x17, 3, 3, 0, 20},          /* data, before there is a key */
             {0x16, 3, 1, 0, 40, 7},       /* a message that does not exist */
             {0x16, 3, 1, 0, 40, 1, 0, 0, 36}, /* a hello with nothing sensible in it */
-            {0x15, 3, 3, 0, 40},          /* an alert that is too long */
+            {0x16, 3, 1, 0xff, 0xff},     /* a record that is too long */
         };
         unsigned char bytes[600];
         memset(bytes, kind == 4 ? 0 : 0xff, sizeof bytes);
@@ -1602,11 +1611,9 @@ static void no_version_in_common(bk_conform_case *c) {
         if (!open_versions(&l))
             goto out;
         AWAIT(&l, l.client->closed == 1 && l.server->closed == 1);
-        if (!conform_excused(c) && (l.client->why != BK_ETLS_VERSION ||
-                                    l.server->why != BK_ETLS_VERSION))
-            printf("# %s/%s: client %d (%s), server %d (%s)\n", c->suite, c->entry->name,
-                   l.client->why, l.words[CLIENT], l.server->why, l.words[SERVER]);
-        EXPECT(c, l.client->why == BK_ETLS_VERSION && l.server->why == BK_ETLS_VERSION);
+        /* The ciphers of TLS 1.3 are others: not to have them in common says the same. */
+        EXPECT(c, l.client->why == BK_ETLS_VERSION || l.client->why == BK_ETLS_CIPHER);
+        EXPECT(c, l.server->why == BK_ETLS_VERSION || l.server->why == BK_ETLS_CIPHER);
     out:
         link_close(&l);
     }
@@ -1753,8 +1760,14 @@ static const conform_entry each_version[] = {
     EACH(tightest_wires, 0),
     EACH(one_way_stands_still, 0),
     EACH(all_at_once, 0),
-    EACH(hello_split_everywhere, CONFORM_LONG),
-    EACH(answer_split_everywhere, CONFORM_LONG),
+    EACH(hello_split_0, CONFORM_LONG),
+    EACH(hello_split_1, CONFORM_LONG),
+    EACH(hello_split_2, CONFORM_LONG),
+    EACH(hello_split_3, CONFORM_LONG),
+    EACH(answer_split_0, CONFORM_LONG),
+    EACH(answer_split_1, CONFORM_LONG),
+    EACH(answer_split_2, CONFORM_LONG),
+    EACH(answer_split_3, CONFORM_LONG),
     EACH(message_split_everywhere, 0),
     EACH(tickets_are_no_data, 0),
     EACH(many_records_at_once, 0),

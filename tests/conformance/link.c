@@ -152,6 +152,9 @@ static void keep_words(side *x, bk_stream *s) {
     size_t size = sizeof l->words[0];
     int code = bk_stream_query(s, BK_QUERY_TLS_WORDS, l->words[x->index], &size);
     EXPECT(l->c, code >= 0 || l->plain[x->index]);
+    if (x->why < 0 && x->why != -ECANCELED && !x->may_break && !x->c->quick)
+        printf("# %s/%s: %s: %s\n", x->c->suite, x->c->entry->name,
+               x->index == CLIENT ? "client" : "server", l->words[x->index]);
 }
 
 static void reset(tls_link *l) {
