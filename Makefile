@@ -40,8 +40,8 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON=$(PYTHON) PORT=$(PORT) PREFIX=$(PREFIX) WERROR=$(WERROR) ARGS=$(ARGS)'
 
-run: $(VENV)/.package ## Serve mail: SMTP on PORT and a UNIX socket, into Maildir/
-	exec $(BIN)/becket serve smtp --maildir Maildir tcp://127.0.0.1:$(PORT) unix:becket-smtp.sock
+run: $(VENV)/.package $(VENV)/.extra-pyopenssl $(VENV)/.extra-tlslite ## Serve mail from PORT on: in plain, and under every TLS engine
+	exec $(BIN)/becket demo --maildir Maildir --port $(PORT) --unix becket-smtp.sock
 
 # -k: one failure does not hide the next.
 test: ## Every test and check, from nothing; names what it had to leave out

@@ -387,6 +387,10 @@ static void note_sent(tls_transport *self, int sent) {
         self->send_failed = sent;
 }
 
+static bool is_gone(int code) {
+    return code == -EPIPE || code == -ECONNRESET;
+}
+
 /* What lies below may have a handshake of its own. */
 static int open_inner(tls_transport *self) {
     bk_transport *inner = self->inner;
@@ -409,6 +413,8 @@ static int tls_open(bk_transport *t) {
     int sent = close_out(self); /* an alert too */
     if (code == -EAGAIN && sent < 0)
         code = sent;
+    if (code >= 0 && sent < 0 && !is_gone(sent) && sent != -EAGAIN)
+        code = sent; /* the peer may wait for what was lost */
     if (code < 0)
         return code;
     note_sent(self, sent);
@@ -790,10 +796,14 @@ int bk_tls_transport_start(bk_transport *t, bk_stream *s) {
         return -EPIPE;
     self_of(t)->inner_open = true;
     int code = take_queue(self_of(t), s);
-    if (code < 0)
+    if (code < 0) { /* a part of it is not in the queue any more */
+        bk_stream_fail(s, code);
         return code;
+    }
     bk_stream_set_transport(s, t);
-    (void)close_out(self_of(t));
+    code = close_out(self_of(t));
+    if (code < 0 && code != -EAGAIN)
+        bk_stream_fail(s, code);
     return 0;
 }
 

@@ -184,11 +184,21 @@ static void smtp_dealloc(SmtpObject *self) {
     Py_DECREF(type);
 }
 
+static PyObject *smtp_reload(SmtpObject *self, PyObject *Py_UNUSED(ignored)) {
+    bool alive = self->loop->core != NULL && !self->loop->ending;
+    for (Py_ssize_t i = 0; alive && i < self->listener_count; i++)
+        bk_listener_reload(self->listeners[i]);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef smtp_methods[] = {
     {"listen", (PyCFunction)smtp_listen, METH_O,
      "listen(endpoint) -> str\n\nReceive mail there too; returns the endpoint with the port it "
      "got. "
      "ValueError for an endpoint that is wrong, OSError for one that cannot be had."},
+    {"reload", (PyCFunction)smtp_reload, METH_NOARGS,
+     "reload()\n\nRead the certificates of its endpoints again. Connections go on; a certificate "
+     "that cannot be used is told of on standard error, and the old one stays."},
     {"close", (PyCFunction)smtp_close, METH_NOARGS,
      "close()\n\nAccept no more connections; those that are there go on."},
     {NULL, NULL, 0, NULL},

@@ -5,10 +5,16 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from os import PathLike
 from socket import socket
+from ssl import SSLObject
 from typing import Any, final
+
+from becket.tls import Engine
 
 __version__: str
 notifiers: tuple[str, ...]
+
+def _can_adopt(ssl_object: SSLObject, /) -> bool: ...
+def _tls_engines() -> list[tuple[str, str | None, str | None]]: ...
 
 class Handle:
     _callback: Callable[..., object] | None
@@ -27,6 +33,14 @@ class TimerHandle(Handle):
 class Transport(asyncio.Transport):
     _protocol_paused: bool
     def _set_extra(self, name: str, value: object, /) -> None: ...
+    def _start_tls(
+        self,
+        spec: tuple[Any, bool, str | None, float, float],
+        protocol: asyncio.BaseProtocol | None,
+        waiter: asyncio.Future[None] | None,
+        data: bytes,
+        /,
+    ) -> Transport: ...
 
 @final
 class Listener:
@@ -36,6 +50,7 @@ class Listener:
         fd: int,
         factory: Callable[[], asyncio.BaseProtocol],
         server: asyncio.AbstractServer | None = None,
+        tls: tuple[Any, float, float] | None = None,
         /,
     ) -> None: ...
     def close(self) -> None: ...
@@ -52,6 +67,7 @@ class Smtp:
         stored: Callable[[str, str, list[str], int], None] | None = None,
     ) -> None: ...
     def listen(self, endpoint: str, /) -> str: ...
+    def reload(self) -> None: ...
     def close(self) -> None: ...
 
 class Loop:
@@ -88,6 +104,7 @@ class Loop:
     def _forked(self) -> None: ...
     def _watching(self, fd: object, /) -> int: ...
     def _ensure_fd_no_transport(self, fd: object, /) -> None: ...
+    def _add_tls_engine(self, engine: type[Engine], /) -> None: ...
     def _new_transport(
         self,
         sock: socket,

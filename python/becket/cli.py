@@ -1,20 +1,22 @@
 """The becket command.
 
-``becket serve smtp --maildir DIR ENDPOINT…`` receives mail and stores it. ``main()`` is called by
-the installed command and by ``python -m becket``; it returns an exit status.
+``becket serve smtp --maildir DIR ENDPOINT…`` receives mail and stores it; ``becket demo`` does so
+in plain and under every TLS engine there is. ``main()`` is called by the installed command and by
+``python -m becket``; it returns an exit status.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
 import becket
-from becket import _becket
+from becket import _becket, tls
 
 ENDPOINTS = """\
 endpoints:
@@ -22,7 +24,14 @@ endpoints:
   unix:PATH            a UNIX socket; ?mode=600 sets its permissions
   stdio:               standard input and output
   fd:N                 a descriptor that is open already
+  tls://HOST:PORT?cert=FILE        TLS; tls+unix:PATH?…, tls+stdio:?… as well
+  starttls://HOST:PORT?cert=FILE   plain, until the client starts TLS
 Options follow a question mark: tcp://127.0.0.1:2525?backlog=100
+options of TLS:
+  cert, key   PEM files; cert=dev makes one up, for development. SIGHUP reads them again
+  engine      openssl, gnutls, mbedtls, pyopenssl, tlslite, …
+  verify      none, optional, required: certificates of clients, signed by those in ca=FILE
+  alpn, min, max, tickets, handshake: see include/becket.h
 """
 
 
@@ -43,13 +52,37 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=ENDPOINTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ))
+    add_demo(commands.add_parser(
+        "demo",
+        help="one SMTP server, in plain and under every TLS engine there is",
+        description="Receive mail as `becket serve smtp` does, on one port in plain and, for each "
+        "TLS engine that is here, on one that is TLS from the start and one with STARTTLS: the "
+        "protocol is the same everywhere. The certificates are made up: no client trusts them.",
+    ))
     return parser
 
 
 def add_smtp(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``becket serve smtp``."""
+    parser.set_defaults(run=serve_smtp)
     parser.add_argument("endpoints", nargs="+", metavar="ENDPOINT", help="where to listen")
     parser.add_argument("--maildir", required=True, metavar="DIR", help="made when it is missing")
+    add_common(parser)
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``becket demo``."""
+    parser.set_defaults(run=demo)
+    parser.add_argument(
+        "--port", type=int, default=2525, help="the first of the TCP ports; 0: any (%(default)s)"
+    )
+    parser.add_argument("--unix", metavar="PATH", help="a UNIX socket too")
+    parser.add_argument("--maildir", default="Maildir", metavar="DIR", help="(%(default)s)")
+    add_common(parser)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments of all that serve SMTP."""
     parser.add_argument("--hostname", metavar="NAME", help="what to greet with (this host's name)")
     parser.add_argument(
         "--max-message", type=int, default=0, metavar="BYTES",
@@ -74,44 +107,110 @@ def own_hostname() -> str:
 
 def tell_how_to_send(name: str) -> None:
     """How a person gets a mail to an endpoint."""
-    if name.startswith("tcp://"):
-        host, _, port = name.removeprefix("tcp://").rpartition(":")
+    scheme, _, rest = name.partition(":")
+    secure = {"tls": " --tlsc", "starttls": " --tls"}.get(scheme.partition("+")[0], "")
+    if rest.startswith("//"):
+        host, _, port = rest.removeprefix("//").rpartition(":")
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-        say(f"  try: swaks --server {host}:{port} --to you@example.org")
-        say(f"  or:  python3 -c \"import smtplib; smtplib.SMTP('{host.strip('[]')}', {port})"
-            ".sendmail('me@example.org', 'you@example.org', 'Subject: hello\\n\\nHello.')\"")
-    elif name.startswith("unix:"):
-        say(f"  try: swaks --socket {name.removeprefix('unix:')} --to you@example.org")
+        say(f"  try: swaks --server {host}:{port}{secure} --to you@example.org")
+        if not secure:
+            say(f"  or:  python3 -c \"import smtplib; smtplib.SMTP('{host.strip('[]')}', {port})"
+                ".sendmail('me@example.org', 'you@example.org', 'Subject: hello\\n\\nHello.')\"")
+    elif scheme.endswith("unix"):
+        say(f"  try: swaks --socket {rest}{secure} --to you@example.org")
+
+
+class Server:
+    """A mail server of the core, on the loop that runs."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
+        self.count = 0
+        self.smtp = _becket.Smtp(
+            self.loop,
+            arguments.maildir,
+            arguments.hostname or own_hostname(),
+            max_message=arguments.max_message,
+            stored=self.stored,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.loop.add_signal_handler(number, self.ended.set)
+        self.loop.add_signal_handler(signal.SIGHUP, self.smtp.reload)
+        say(f"becket: mail is stored in {arguments.maildir}/new; Ctrl-C ends this")
+
+    def stored(self, name: str, sender: str, recipients: list[str], size: int) -> None:
+        """A message is safe."""
+        self.count += 1
+        say(f"{self.count}: from <{sender}> to {', '.join(recipients)}, {size} bytes: {name}")
+
+    async def run(self) -> int:
+        """Serve until a signal says so."""
+        await self.ended.wait()
+        say(f"becket: ended; {self.count} message{'' if self.count == 1 else 's'} stored")
+        return 0
+
+
+def know_engines(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str]]:
+    """Let endpoints name the TLS engines in Python. Returns all engines that are here, and what
+    their libraries call themselves."""
+    assert isinstance(loop, _becket.Loop)
+    here = []
+    for name, version, missing in _becket._tls_engines():
+        if version is not None:
+            here.append((name, version))
+        else:
+            say(f"becket: TLS engine {name} is left out: {missing}")
+    for name, engine in tls.engines().items():
+        loop._add_tls_engine(engine)
+        try:
+            engine.open()
+        except ImportError as error:
+            say(f"becket: TLS engine {name} is left out: {error}")
+        else:
+            here.append((name, engine.version()))
+    return here
 
 
 async def serve_smtp(arguments: argparse.Namespace) -> int:
     """Receive mail until SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    count = 0
-
-    def stored(name: str, sender: str, recipients: list[str], size: int) -> None:
-        nonlocal count
-        count += 1
-        say(f"{count}: from <{sender}> to {', '.join(recipients)}, {size} bytes: {name}")
-
-    hostname = arguments.hostname or own_hostname()
-    server = _becket.Smtp(
-        loop, arguments.maildir, hostname, max_message=arguments.max_message, stored=stored
-    )
+    server = Server(arguments)
+    if any("engine=" in endpoint for endpoint in arguments.endpoints) or "BECKET_TLS" in os.environ:
+        for engine in tls.engines().values():
+            server.loop._add_tls_engine(engine)  # type: ignore[attr-defined]
     try:
         for endpoint in arguments.endpoints:
-            name = server.listen(endpoint)
+            name = server.smtp.listen(endpoint)
             say(f"becket: SMTP at {name}")
             tell_how_to_send(name)
-        say(f"becket: mail is stored in {arguments.maildir}/new; Ctrl-C ends this")
-        await ended.wait()
+        return await server.run()
     finally:
-        server.close()
-    say(f"becket: ended; {count} message{'' if count == 1 else 's'} stored")
-    return 0
+        server.smtp.close()
+
+
+async def demo(arguments: argparse.Namespace) -> int:
+    """The same protocol over every kind of transport: that is the point."""
+    server = Server(arguments)
+    port = arguments.port
+
+    def listen(scheme: str, options: str, title: str) -> None:
+        nonlocal port
+        name = server.smtp.listen(f"{scheme}://127.0.0.1:{port}{options}")
+        port += 1 if port else 0
+        say(f"{title:20} {name}")
+        tell_how_to_send(name)
+
+    try:
+        listen("tcp", "", "plain")
+        if arguments.unix:
+            say(f"{'plain':20} {server.smtp.listen(f'unix:{arguments.unix}')}")
+        for engine, version in know_engines(server.loop):
+            say(f"{engine}: {version}")
+            for scheme in ("tls", "starttls"):
+                listen(scheme, f"?cert=dev&engine={engine}", f"{engine}, {scheme}")
+        return await server.run()
+    finally:
+        server.smtp.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         with asyncio.Runner(loop_factory=lambda: becket.EventLoop(arguments.notifier)) as runner:
-            return runner.run(serve_smtp(arguments))
+            status: int = runner.run(arguments.run(arguments))
+            return status
     except (OSError, ValueError) as error:
         say(f"becket: {error}")
         return 2 if isinstance(error, ValueError) else 1
