@@ -91,6 +91,8 @@ struct bk_tls_out {
 /* As bk_tls_transport(), over an engine that is there already and is then the transport's. */
 int bk_tls_transport_over(bk_loop *loop, bk_transport *inner, bk_tls *engine,
                           const bk_tls_manners *manners, bk_transport **ret_transport);
+/* How it goes about its business, if not as its context says; before it opens. */
+void bk_tls_transport_set_manners(bk_transport *t, const bk_tls_manners *manners);
 /* The engine of a transport of ours; NULL: it is none, or has no engine yet. */
 bk_tls *bk_tls_transport_engine(bk_transport *t);
 /* Of a stream that is closed: close the engines now, before those who made them let go of them. */

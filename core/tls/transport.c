@@ -717,6 +717,10 @@ int bk_tls_transport(bk_loop *loop, bk_transport *inner, bk_tls_context *context
     return 0;
 }
 
+void bk_tls_transport_set_manners(bk_transport *t, const bk_tls_manners *manners) {
+    self_of(t)->manners = *manners;
+}
+
 bk_tls *bk_tls_transport_engine(bk_transport *t) {
     return t != NULL && t->ops == &tls_ops ? self_of(t)->engine : NULL;
 }

@@ -10,6 +10,7 @@
 #include <Python.h>
 
 #include "core/stream/stream.h"
+#include "core/tls/tls.h"
 
 /* Names that are looked up on every message or call, interned once. */
 #define BK_NAMES(X)                                                                                \
@@ -23,7 +24,7 @@
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
-    PyTypeObject *smtp_type;
+    PyTypeObject *smtp_type, *tls_context_type;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
     PyObject *loop_name; /* ("loop",): keywords of a call */
@@ -156,6 +157,10 @@ void transport_made(TransportObject *t);
 bool transport_is_ours(const bk_stream *s);
 int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
+
+/* tls_context.c */
+extern PyType_Spec tls_context_spec;
+bk_tls_context *tls_context_core(PyObject *object);
 
 /* tls.c */
 /* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */

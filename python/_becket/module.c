@@ -108,8 +108,10 @@ static int add_types(PyObject *module, module_state *state) {
     state->transport_type = add_transport_type(module);
     state->listener_type = add_type(module, &listener_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->tls_context_type = add_type(module, &tls_context_spec, NULL);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
-                   state->transport_type && state->listener_type && state->smtp_type
+                   state->transport_type && state->listener_type && state->smtp_type &&
+                   state->tls_context_type
                ? 0
                : -1;
 }
@@ -150,6 +152,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->transport_type);
     Py_VISIT(state->listener_type);
     Py_VISIT(state->smtp_type);
+    Py_VISIT(state->tls_context_type);
     Py_VISIT(state->future_type);
     Py_VISIT(state->task_type);
     Py_VISIT(state->buffered_protocol);
@@ -180,6 +183,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->transport_type);
     Py_CLEAR(state->listener_type);
     Py_CLEAR(state->smtp_type);
+    Py_CLEAR(state->tls_context_type);
     Py_CLEAR(state->future_type);
     Py_CLEAR(state->task_type);
     Py_CLEAR(state->buffered_protocol);

@@ -7,7 +7,6 @@
 
 #include "core/error.h"
 #include "core/tls/libssl.h"
-#include "core/tls/tls.h"
 
 /* ---- ssl.SSLObject ---- */
 
@@ -356,7 +355,18 @@ static int make_transport(TransportObject *t, TlsState *tls, bk_transport **ret_
     bk_loop *loop = t->loop->core;
     bk_transport *inner = bk_stream_transport(t->stream);
     bk_tls *engine;
-    int code = core_engine(t, tls, &engine);
+    int code;
+    if (Py_IS_TYPE(tls->engine, tls->module->tls_context_type)) {
+        const char *name = tls->spec.server_hostname != Py_None
+                               ? PyUnicode_AsUTF8(tls->spec.server_hostname)
+                               : NULL;
+        PyErr_Clear();
+        code = bk_tls_transport(loop, inner, tls_context_core(tls->engine), name, ret_transport);
+        if (code == 0)
+            bk_tls_transport_set_manners(*ret_transport, &manners);
+        return code;
+    }
+    code = core_engine(t, tls, &engine);
     if (code < 0)
         return code;
     code = bk_tls_transport_over(loop, inner, engine, &manners, ret_transport);

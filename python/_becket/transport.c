@@ -8,8 +8,6 @@
  */
 #include "becket_py.h"
 
-#include "core/tls/tls.h"
-
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <structmember.h>
@@ -19,6 +17,7 @@
 enum {
     BIG_READ = 32 * 1024, /* after a read of this size, the next goes straight into bytes */
     SPARE_BYTES = 256 * 1024,
+    TLS_ANSWER_BYTES = 64 * 1024, /* a certificate is the longest */
     LOST_WRITES_LOGGED = 5, /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
@@ -644,7 +643,8 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     if (t->tls != NULL && strcmp(name, "sslcontext") == 0)
         return Py_NewRef(t->tls->spec.context);
     if (t->tls != NULL && t->tls->open && is_tls_name(name))
-        return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "Os", t->tls->engine, name);
+        return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "OOs", (PyObject *)t,
+                                   t->tls->engine, name);
     if (is_tls_name(name))
         return NULL;
     if (t->above != NULL)
@@ -914,6 +914,22 @@ static int copy_extra(TransportObject *t, TransportObject *n) {
     return 0;
 }
 
+/* _tls_query(what) -> bytes or None: the answer to a BK_QUERY_TLS_…, as the core gives it. */
+static PyObject *transport_tls_query(TransportObject *t, PyObject *arg) {
+    long what = PyLong_AsLong(arg);
+    size_t size = TLS_ANSWER_BYTES;
+    if (what == -1 && PyErr_Occurred())
+        return NULL;
+    char *room = PyMem_Malloc(size);
+    if (room == NULL)
+        return PyErr_NoMemory();
+    int code = t->stream == NULL ? -ENOTSUP : bk_stream_query(t->stream, (int)what, room, &size);
+    PyObject *answer = code < 0 ? Py_NewRef(Py_None)
+                                : PyBytes_FromStringAndSize(room, (Py_ssize_t)size);
+    PyMem_Free(room);
+    return answer;
+}
+
 /* The connection goes over to a new transport, which lies above. */
 static void move_up(TransportObject *t, TransportObject *n) {
     n->stream = t->stream;
@@ -1046,6 +1062,7 @@ static PyMethodDef transport_methods[] = {
      "abort()\n\nClose now; what is queued is lost; connection_lost(None) follows."},
     {"_force_close", (PyCFunction)transport_force_close, METH_O, NULL},
     {"_start_tls", (PyCFunction)transport_start_tls, METH_VARARGS, NULL},
+    {"_tls_query", (PyCFunction)transport_tls_query, METH_O, NULL},
     {"is_closing", (PyCFunction)transport_is_closing, METH_NOARGS,
      "is_closing() -> bool\n\nWhether it is closing, or closed."},
     {"set_protocol", (PyCFunction)transport_set_protocol, METH_O,

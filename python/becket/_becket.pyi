@@ -41,6 +41,7 @@ class Transport(asyncio.Transport):
         data: bytes,
         /,
     ) -> Transport: ...
+    def _tls_query(self, what: int, /) -> bytes | None: ...
 
 @final
 class Listener:
@@ -54,6 +55,24 @@ class Listener:
         /,
     ) -> None: ...
     def close(self) -> None: ...
+
+@final
+class TlsContext:
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        engine: str | None,
+        server_side: bool,
+        certificate: str | None,
+        key: str | None,
+        ca: str | None,
+        verify: int,
+        alpn: str | None,
+        minimum: int,
+        maximum: int,
+        tickets: bool,
+    ) -> None: ...
 
 @final
 class Smtp:

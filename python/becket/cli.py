@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import becket
 from becket import _becket, tls
@@ -124,7 +125,7 @@ class Server:
     """A mail server of the core, on the loop that runs."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = cast(becket.EventLoop, asyncio.get_running_loop())
         self.ended = asyncio.Event()
         self.count = 0
         self.smtp = _becket.Smtp(
@@ -137,7 +138,7 @@ class Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.ended.set)
         self.loop.add_signal_handler(signal.SIGHUP, self.smtp.reload)
-        say(f"becket: mail is stored in {arguments.maildir}/new; Ctrl-C ends this")
+        self.maildir = arguments.maildir
 
     def stored(self, name: str, sender: str, recipients: list[str], size: int) -> None:
         """A message is safe."""
@@ -146,15 +147,15 @@ class Server:
 
     async def run(self) -> int:
         """Serve until a signal says so."""
+        say(f"becket: mail is stored in {self.maildir}/new; Ctrl-C ends this")
         await self.ended.wait()
         say(f"becket: ended; {self.count} message{'' if self.count == 1 else 's'} stored")
         return 0
 
 
-def know_engines(loop: asyncio.AbstractEventLoop) -> list[tuple[str, str]]:
+def know_engines(loop: becket.EventLoop) -> list[tuple[str, str]]:
     """Let endpoints name the TLS engines in Python. Returns all engines that are here, and what
     their libraries call themselves."""
-    assert isinstance(loop, _becket.Loop)
     here = []
     for name, version, missing in _becket._tls_engines():
         if version is not None:
@@ -177,7 +178,7 @@ async def serve_smtp(arguments: argparse.Namespace) -> int:
     server = Server(arguments)
     if any("engine=" in endpoint for endpoint in arguments.endpoints) or "BECKET_TLS" in os.environ:
         for engine in tls.engines().values():
-            server.loop._add_tls_engine(engine)  # type: ignore[attr-defined]
+            server.loop._add_tls_engine(engine)
     try:
         for endpoint in arguments.endpoints:
             name = server.smtp.listen(endpoint)

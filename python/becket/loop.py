@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import threading
+import weakref
 from asyncio import constants, sslproto
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
@@ -87,7 +88,7 @@ def _tls_times(handshake: float | None, shutdown: float | None) -> tuple[float, 
 
 def _default_context(server_side: bool, server_hostname: str | None) -> ssl.SSLContext:
     """What ssl=True means."""
-    make: Any = sslproto._create_transport_context  # type: ignore[attr-defined]
+    make: Any = sslproto._create_transport_context
     context: ssl.SSLContext = make(server_side, server_hostname)
     return context
 
@@ -126,6 +127,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         _becket.Loop.__init__(self, notifier)
         _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
         self._listeners: dict[int, _becket.Listener] = {}
+        self._tls_contexts: weakref.WeakKeyDictionary[tls.Context, _becket.TlsContext] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def __repr__(self) -> str:
         return (
@@ -169,6 +173,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             listener.close()
         self._listeners.clear()
         super().close()
+        self._tls_contexts.clear()
         self._close_core()
 
     def set_debug(self, enabled: bool) -> None:
@@ -266,7 +271,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
                 server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout,
                 ssl_shutdown_timeout=ssl_shutdown_timeout,
             )  # fmt: skip
-        if not isinstance(sslcontext, ssl.SSLContext) and tls.engine_of(sslcontext) is None:
+        known = isinstance(sslcontext, (ssl.SSLContext, tls.Context))
+        if not known and tls.engine_of(sslcontext) is None:
             raise TypeError(
                 f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
             )
@@ -288,7 +294,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         return upgraded
 
     def _new_engine(self, context: Any, server_side: bool, server_hostname: str | None) -> Any:
-        """A connection's TLS: an ssl.SSLObject that the core can work on, or a tls.Engine."""
+        """A connection's TLS: an ssl.SSLObject, a tls.Engine, or a context of the core."""
+        if isinstance(context, tls.Context):
+            return self._core_context(context, server_side)
         if isinstance(context, ssl.SSLContext) and self._adopts_ssl:
             made = context.wrap_bio(
                 ssl.MemoryBIO(), ssl.MemoryBIO(),
@@ -301,8 +309,22 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise TypeError(f"ssl: {context!r} is no ssl.SSLContext, and no engine knows it")
         return engine(context, server_side=server_side, server_hostname=server_hostname)
 
-    def _tls_info(self, engine: Any, name: str) -> Any:
+    def _core_context(self, context: tls.Context, server_side: bool) -> _becket.TlsContext:
+        if context.server_side != server_side:
+            raise ValueError(f"ssl: server_side must be {server_side} in {context!r}")
+        made = self._tls_contexts.get(context)
+        if made is None:
+            made = _becket.TlsContext(self, **context.arguments())
+            self._tls_contexts[context] = made
+        return made
+
+    def _tls_info(self, transport: _becket.Transport, engine: Any, name: str) -> Any:
         """What get_extra_info() tells of TLS."""
+        if isinstance(engine, _becket.TlsContext):
+            context = transport.get_extra_info("sslcontext")
+            default = ssl.CERT_NONE if context.server_side else ssl.CERT_REQUIRED
+            verify = default if context.verify is None else context.verify
+            return tls.core_info(transport._tls_query, verify != ssl.CERT_NONE, name)
         if isinstance(engine, tls.Engine):
             return engine.query(name)
         return {
@@ -374,6 +396,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     ) -> None:
         secure = None
         if sslcontext is not None:
+            if isinstance(sslcontext, tls.Context):
+                self._core_context(sslcontext, True)  # what is wrong with it is said now
             secure = (sslcontext, *_tls_times(ssl_handshake_timeout, ssl_shutdown_timeout))
         # One whose socket somebody closed without telling us must not end the new one's watch.
         stale = self._listeners.pop(sock.fileno(), None)

@@ -24,7 +24,7 @@ import ssl
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, ClassVar, NoReturn
@@ -181,6 +181,69 @@ class Engine(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most need nothing
         """Let go of everything. Sends nothing."""
+
+
+# ---- Contexts of the engines in C ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """TLS by an engine of the core, wherever asyncio on a becket loop takes ``ssl=``.
+
+        context = becket.tls.Context(engine="gnutls", server_side=True, certificate="site.pem")
+        server = await loop.create_server(Echo, port=7001, ssl=context)
+
+    Nothing is read before it is used: a file that is missing is an OSError there, a key that does
+    not fit, or an engine that is not here, a ValueError that says so.
+    """
+
+    engine: str | None = None  # openssl, gnutls, mbedtls, …; None: BECKET_TLS, or the first here
+    server_side: bool = False
+    certificate: str | os.PathLike[str] | None = None  # PEM: the chain, leaf first
+    key: str | os.PathLike[str] | None = None  # PEM; None: it is in the certificate's file
+    ca: str | os.PathLike[str] | None = None  # PEM: whom to trust; None: whom the system trusts
+    verify: ssl.VerifyMode | None = None  # None: clients CERT_REQUIRED, servers CERT_NONE
+    alpn: tuple[str, ...] = ()  # in order of preference
+    minimum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    maximum: ssl.TLSVersion | None = None  # None: the best there is
+    tickets: bool = True  # whether sessions may be resumed
+
+    def arguments(self) -> dict[str, Any]:
+        """As the core takes them."""
+
+        def path(value: str | os.PathLike[str] | None) -> str | None:
+            return None if value is None else os.fspath(value)
+
+        return {
+            "engine": self.engine,
+            "server_side": self.server_side,
+            "certificate": path(self.certificate),
+            "key": path(self.key),
+            "ca": path(self.ca),
+            "verify": 0 if self.verify is None else self.verify + 1,
+            "alpn": ",".join(self.alpn) or None,
+            "minimum": int(self.minimum),
+            "maximum": 0 if self.maximum is None else int(self.maximum),
+            "tickets": self.tickets,
+        }
+
+
+def core_info(query: Callable[[int], bytes | None], verified: bool, name: str) -> Any:
+    """What get_extra_info() tells of a connection of the core's engines, out of its answers."""
+    if name == "cipher":
+        cipher, version, bits = query(103), query(102), query(104)
+        if cipher is None or version is None or bits is None:
+            return None
+        texts = [text.rstrip(b"\0").decode() for text in (cipher, version)]
+        return (*texts, int.from_bytes(bits, sys.byteorder))
+    der = query(107) if name == "peercert" else None
+    if not der:
+        return None
+    if not verified:
+        return {}
+    with _as_file(ssl.DER_cert_to_PEM_cert(der).encode()) as path:
+        decode: Any = ssl._ssl._test_decode_cert  # type: ignore[attr-defined]
+        return decode(path)
 
 
 # ---- Errors --------------------------------------------------------------------------------------
@@ -1215,7 +1278,7 @@ class TlsliteEngine(Engine):
         words = getattr(error, "message", None) or name.replace("_", " ")
         if number == _CERTIFICATE_REQUIRED:
             name = "peer_did_not_return_a_certificate"
-        return _error(name.upper(), words.splitlines()[-1])
+        return _error(name.upper(), str(words).splitlines()[-1])
 
     def _refuse(self, alert: int, error: ssl.SSLError) -> NoReturn:
         """Tell the peer by an alert, then raise."""

@@ -11,6 +11,13 @@
 
 #include <errno.h>
 
+/* The leak finder of gcc 12 takes the thread-local memory of libraries that were loaded late for
+   what it is not, and crashes. Called by it alone. */
+const char *__lsan_default_options(void);
+const char *__lsan_default_options(void) {
+    return "use_tls=0";
+}
+
 static const char *certificates(void) {
     return getenv("BECKET_TEST_CERTIFICATES");
 }
@@ -375,6 +382,172 @@ static void hellos_without_memory(void) {
     CHECK_INT(faults_leaks(support_faults(), NULL), 0);
 }
 
+/* ---- A peer that asks to renegotiate: OpenSSL, by itself ---- */
+
+/* What libssl.h has no use for. */
+#define RAW(X)                                                                                     \
+    X(int, SSL_renegotiate, (SSL *))                                                               \
+    X(int, SSL_renegotiate_pending, (const SSL *))                                                 \
+    X(int, SSL_CTX_use_certificate_chain_file, (SSL_CTX *, const char *))                          \
+    X(int, SSL_CTX_use_PrivateKey_file, (SSL_CTX *, const char *, int))                            \
+    X(int, BIO_read, (BIO *, void *, int))                                                         \
+    X(int, BIO_write, (BIO *, const void *, int))
+
+typedef struct raw_functions {
+#define FIELD(result, name, arguments) result(*name) arguments;
+    RAW(FIELD)
+#undef FIELD
+} raw_functions;
+
+static bool find_raw(raw_functions *ret_functions) {
+    static const char *const names[] = {
+#define NAME(result, name, arguments) #name,
+        RAW(NAME)
+#undef NAME
+    };
+    static const char *const libraries[] = {"libssl.so.3", NULL};
+    void *found[COUNT(names)];
+    bk_os *os = bk_os_default();
+    bk_error error;
+    if (bk_tls_engine_openssl.open(os, &error) < 0)
+        return false;
+    void *library = os->library(os, libraries, 1);
+    for (int i = 0; i < COUNT(names) && library != NULL; i++)
+        if ((found[i] = os->symbol(os, library, names[i])) == NULL)
+            library = NULL;
+    if (library != NULL)
+        memcpy(ret_functions, found, sizeof found);
+    return library != NULL;
+}
+
+/* OpenSSL in memory, joined by hand to one of our streams. */
+typedef struct raw_peer {
+    raw_functions raw;
+    SSL_CTX *ctx;
+    SSL *ssl;
+    BIO *in, *out;
+    bk_loop *loop;
+    bk_transport *wire; /* the other end of our stream's */
+    bk_stream *s;
+    int opened, closed, why;
+    size_t got;
+} raw_peer;
+
+static int raw_opened(bk_stream *s) {
+    ((raw_peer *)bk_stream_user(s))->opened++;
+    return 0;
+}
+
+static void raw_received(bk_stream *s, const void *data, size_t n) {
+    (void)data;
+    ((raw_peer *)bk_stream_user(s))->got += n;
+}
+
+static void raw_closed(bk_stream *s, int why) {
+    raw_peer *p = bk_stream_user(s);
+    p->closed++;
+    p->why = why;
+}
+
+static const bk_protocol raw_protocol = {.size = sizeof(bk_protocol),
+                                         .name = "raw",
+                                         .opened = raw_opened,
+                                         .received = raw_received,
+                                         .closed = raw_closed};
+
+/* Until nothing moves; OpenSSL does what it has to in between. */
+static void raw_exchange(raw_peer *p) {
+    char room[4096];
+    for (int quiet = 0; quiet < 3; quiet++) {
+        size_t n = 0;
+        int sent;
+        ssize_t came;
+        if (bk_ssl.SSL_do_handshake(p->ssl) == 1)
+            (void)bk_ssl.SSL_read_ex(p->ssl, room, sizeof room, &n);
+        bk_ssl.ERR_clear_error();
+        while ((sent = p->raw.BIO_read(p->out, room, sizeof room)) > 0) {
+            struct iovec v = {room, (size_t)sent};
+            (void)p->wire->ops->write(p->wire, &v, 1);
+            quiet = 0;
+        }
+        CHECK_INT(bk_loop_turn(p->loop, 0), 0);
+        while ((came = p->wire->ops->read(p->wire, room, sizeof room)) > 0) {
+            CHECK_INT(p->raw.BIO_write(p->in, room, (int)came), came);
+            quiet = 0;
+        }
+    }
+}
+
+static void raw_open(raw_peer *p, const bk_tls_engine *engine, int we_serve) {
+    char certificate[320];
+    bk_transport *ends[2];
+    bk_tls_context *context = NULL;
+    snprintf(certificate, sizeof certificate, "%s/server.pem", certificates());
+    bk_tls_config config = {.size = sizeof config, .engine = engine->name, .server = we_serve,
+                            .certificate = we_serve ? certificate : NULL,
+                            .verify = BK_TLS_VERIFY_NONE};
+    p->ctx = bk_ssl.SSL_CTX_new(bk_ssl.TLS_method());
+    (void)bk_ssl.SSL_CTX_ctrl(p->ctx, BK_SSL_CTRL_MAX_PROTO_VERSION, BK_TLS_1_2, NULL);
+    if (!we_serve) {
+        CHECK_INT(p->raw.SSL_CTX_use_certificate_chain_file(p->ctx, certificate), 1);
+        CHECK_INT(p->raw.SSL_CTX_use_PrivateKey_file(p->ctx, certificate, 1), 1);
+    }
+    p->ssl = bk_ssl.SSL_new(p->ctx);
+    p->in = bk_ssl.BIO_new(bk_ssl.BIO_s_mem());
+    p->out = bk_ssl.BIO_new(bk_ssl.BIO_s_mem());
+    bk_ssl.SSL_set_bio(p->ssl, p->in, p->out);
+    if (we_serve)
+        bk_ssl.SSL_set_connect_state(p->ssl);
+    else
+        bk_ssl.SSL_set_accept_state(p->ssl);
+    CHECK_INT(bk_loop_new(NULL, &p->loop), 0);
+    CHECK_INT(bk_tls_context_new(p->loop, &config, NULL, &context), 0);
+    CHECK_INT(bk_memory_transport(p->loop, 0, ends), 0);
+    p->wire = ends[1];
+    CHECK_INT(bk_tls_transport(p->loop, ends[0], context, NULL, &ends[0]), 0);
+    CHECK_INT(bk_stream_new(p->loop, ends[0], &raw_protocol, p, &p->s), 0);
+    bk_tls_context_unref(context);
+}
+
+static void raw_close(raw_peer *p) {
+    p->wire->ops->close(p->wire);
+    CHECK_INT(bk_loop_free(p->loop), 0);
+    bk_ssl.SSL_free(p->ssl);
+    bk_ssl.SSL_CTX_free(p->ctx);
+}
+
+/* It is refused: by breaking the connection, which is then told, or by not heeding it. */
+static void refuse_renegotiation(const bk_tls_engine *engine, int we_serve) {
+    raw_peer p = {.closed = 0};
+    size_t n = 0;
+    CHECK(find_raw(&p.raw));
+    raw_open(&p, engine, we_serve);
+    raw_exchange(&p);
+    CHECK_INT(p.opened, 1);
+    CHECK_INT(bk_ssl.SSL_write_ex(p.ssl, "hello", 5, &n), 1);
+    raw_exchange(&p);
+    CHECK_INT(p.got, 5);
+    CHECK_INT(p.raw.SSL_renegotiate(p.ssl), 1);
+    raw_exchange(&p);
+    CHECK_INT(p.raw.SSL_renegotiate_pending(p.ssl), 1); /* it never came about */
+    CHECK_INT(p.got, 5);
+    printf("# %s as a %s: %s\n", engine->name, we_serve ? "server" : "client",
+           p.closed ? bk_strerror(p.why) : "does not heed it");
+    CHECK(p.closed == 0 || p.why == BK_ETLS_RENEGOTIATION || p.why == BK_ETLS_ALERT);
+    raw_close(&p);
+}
+
+static void renegotiation(void) {
+    raw_functions raw;
+    if (!find_raw(&raw)) {
+        check_skip("OpenSSL is not here");
+        return;
+    }
+    for (const bk_tls_engine *const *engine = bk_tls_engines(); *engine != NULL; engine++)
+        for (int we_serve = 0; we_serve < 2 && is_here(*engine); we_serve++)
+            refuse_renegotiation(*engine, we_serve);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(engines),
@@ -387,6 +560,7 @@ int main(int argc, char **argv) {
         CASE(over_tls),
         CASE(engines_walked),
         CASE(transport_walked),
+        CASE(renegotiation),
         CASE(hellos),
         CASE(odd_hellos),
         CASE(hellos_without_memory),
