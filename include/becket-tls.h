@@ -87,7 +87,7 @@ BK_API int bk_tls_context_add(bk_tls_context *context, const char *name, bk_tls_
 
 /* For `choose`: the name a client asked for, in lower case; "" when it named none. It must be
    answered exactly once, whatever became of the connection; with NULL: it is refused
-   (unrecognized_name). The loop's thread only. */
+   (unrecognized_name). Adds a reference to context. The loop's thread only. */
 BK_API const char *bk_tls_hello_name(const bk_tls_hello *hello);
 BK_API void bk_tls_choose(bk_tls_hello *hello, bk_tls_context *context);
 

@@ -119,12 +119,14 @@ static int read_options(const bk_endpoint *e, int server, tls_options *o, bk_err
     return code;
 }
 
-/* "cert: …" is about the option of that name: show where it is. */
+/* "cert: …", or "certificate: …", is about the option cert: show where it is. */
 static int place_error(const bk_endpoint *e, int code, bk_error *error) {
-    size_t n = strcspn(error->text, ":");
-    for (int i = 0; code < 0 && i < e->option_count; i++)
-        if (strlen(e->options[i].key) == n && strncmp(e->options[i].key, error->text, n) == 0)
+    size_t n = strcspn(error->text, ": ");
+    for (int i = 0; code < 0 && i < e->option_count; i++) {
+        size_t key = strlen(e->options[i].key);
+        if (error->text[n] == ':' && key <= n && strncmp(e->options[i].key, error->text, key) == 0)
             error->position = e->options[i].position;
+    }
     return code;
 }
 

@@ -62,8 +62,14 @@ static int unknown_engine(const bk_loop *loop, const char *name, bk_error *error
     const bk_tls_engine *engine;
     for (uint32_t i = 0; (engine = engine_at(loop, i)) != NULL; i++)
         bk_list_add(known, sizeof known, engine->name);
-    return bk_error_set(error, BK_ETLS_ENGINE, 0, "there is no TLS engine %.40s; there are %s",
+    return bk_error_set(error, BK_ETLS_ENGINE, 0, "engine: there is no %.40s; there are %s",
                         name, known);
+}
+
+static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) {
+    bk_error why = {0, 0, ""};
+    int code = engine->open(os, &why);
+    return code < 0 ? bk_error_set(error, code, 0, "engine: %s: %s", engine->name, why.text) : 0;
 }
 
 /* By name, or the first whose library is here. */
@@ -75,11 +81,13 @@ static int find_engine(bk_loop *loop, const char *name, const bk_tls_engine **re
     if (name != NULL && *name != '\0') {
         engine = engine_named(loop, name);
         *ret_engine = engine;
-        return engine == NULL ? unknown_engine(loop, name, error) : engine->open(loop->os, error);
+        if (engine == NULL)
+            return unknown_engine(loop, name, error);
+        return open_engine(engine, loop->os, error);
     }
     int code = BK_ETLS_ENGINE;
     for (uint32_t i = 0; code < 0 && (engine = engine_at(loop, i)) != NULL; i++) {
-        code = engine->open(loop->os, error);
+        code = open_engine(engine, loop->os, error);
         *ret_engine = engine;
     }
     return code;

@@ -90,10 +90,20 @@ static int parse_hello(cursor hello, char ret_name[BK_TLS_NAME_BYTES]) {
 
 /* ---- The records that carry it ---- */
 
-/* Joins what the records hold into room, which is as large as all of them. Returns its bytes. */
+/* How long the message is that begins here, with its head; 0: not known yet. */
+static size_t message_size(const uint8_t *message, size_t n) {
+    cursor head = {message, n, false};
+    if (n < MESSAGE_HEAD)
+        return 0;
+    (void)take_number(&head, 1);
+    return MESSAGE_HEAD + (size_t)take_number(&head, 3);
+}
+
+/* Joins what the records hold of the first message into room, which is as large as all of them.
+   What follows the message is not looked at: early data may. */
 static int join(cursor records, uint8_t *room, size_t *ret_n) {
     size_t n = 0;
-    while (records.left >= RECORD_HEAD) {
+    while (records.left >= RECORD_HEAD && (n < MESSAGE_HEAD || n < message_size(room, n))) {
         uint32_t kind = take_number(&records, 1);
         uint32_t version = take_number(&records, 2);
         uint32_t size = take_number(&records, 2);
@@ -116,15 +126,14 @@ int bk_hello_find_name(bk_os *os, const void *data, size_t n, char ret_name[BK_T
     uint8_t *joined = bk_alloc(os, n);
     if (joined == NULL)
         return -ENOMEM;
-    size_t size;
-    int code = join((cursor){data, n, false}, joined, &size);
-    cursor message = {joined, code < 0 ? 0 : size, false};
-    if (code == 0 && size >= MESSAGE_HEAD) {
-        uint32_t kind = take_number(&message, 1), length = take_number(&message, 3);
-        if (kind != CLIENT_HELLO || length > BK_TLS_HELLO_BYTES)
+    size_t got, size;
+    int code = join((cursor){data, n, false}, joined, &got);
+    if (code == 0 && (size = message_size(joined, got)) > 0) {
+        cursor message = {joined + MESSAGE_HEAD, size - MESSAGE_HEAD, false};
+        if (joined[0] != CLIENT_HELLO || size > BK_TLS_HELLO_BYTES)
             code = BK_ETLS_PROTOCOL;
-        else if (message.left >= length)
-            code = parse_hello(take(&message, length), ret_name);
+        else if (got >= size)
+            code = parse_hello(message, ret_name);
     }
     bk_dealloc(os, joined);
     return code;

@@ -31,6 +31,7 @@ typedef struct v3_ext_ctx X509V3_CTX;
 struct lhash_st_CONF_VALUE;
 
 typedef int bk_ssl_password(char *room, int size, int writing, void *arg);
+typedef void bk_ssl_told(const SSL *ssl, int what, int value);
 typedef int bk_ssl_verified(int good, X509_STORE_CTX *store);
 typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char *ret_size,
                         const unsigned char *offered, unsigned size, void *arg);
@@ -65,7 +66,8 @@ typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char 
     X(int, SSL_read_ex, (SSL *, void *, size_t, size_t *))                                         \
     X(int, SSL_write_ex, (SSL *, const void *, size_t, size_t *))                                  \
     X(int, SSL_pending, (const SSL *))                                                             \
-    X(int, SSL_get_error, (const SSL *, int))                                                      \
+    X(int, SSL_want, (const SSL *))                                                                \
+    X(void, SSL_set_info_callback, (SSL *, bk_ssl_told *))                                         \
     X(int, SSL_shutdown, (SSL *))                                                                  \
     X(int, SSL_key_update, (SSL *, int))                                                           \
     X(int, SSL_set1_host, (SSL *, const char *))                                                   \
@@ -150,10 +152,9 @@ extern bk_libssl bk_ssl;
 
 /* Constants of the library's own headers, which are macros there. */
 enum {
-    BK_SSL_ERROR_SSL = 1,
-    BK_SSL_ERROR_WANT_READ = 2,
-    BK_SSL_ERROR_WANT_WRITE = 3,
-    BK_SSL_ERROR_ZERO_RETURN = 6,
+    BK_SSL_READING = 3,
+    BK_SSL_CB_READ_ALERT = 0x4004,
+    BK_SSL_AD_CLOSE_NOTIFY = 0,
     BK_SSL_CTRL_MODE = 33,
     BK_SSL_CTRL_SESS_CACHE_MODE = 44,
     BK_SSL_CTRL_TLSEXT_HOSTNAME = 55,

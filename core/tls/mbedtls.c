@@ -465,8 +465,8 @@ static int code_of(const engine_tls *self, int error) {
         break;
     }
     int told = self->alert != 0 ? code_of_alert(self->alert) : BK_ETLS_ALERT;
-    if (told != BK_ETLS_ALERT)
-        return told;
+    if (told != BK_ETLS_ALERT) /* after the handshake an alert means nothing more precise */
+        return self->opened ? BK_ETLS_ALERT : told;
     const int module = -error & 0xff80; /* the lower bits: why it was not content */
     if (module >= 0x2080 && module <= 0x3000) /* X.509 */
         return BK_ETLS_UNTRUSTED;
@@ -514,7 +514,7 @@ static int fail_alert(engine_tls *self, int alert) {
     for (size_t i = 0; i < sizeof alerts / sizeof alerts[0]; i++)
         if (alerts[i].number == alert)
             name = alerts[i].name;
-    return bk_tls_fail(self->out, code_of_alert(alert), "the peer sent an alert: %s (%d)", name,
+    return bk_tls_fail(self->out, self->opened ? BK_ETLS_ALERT : code_of_alert(alert), "the peer sent an alert: %s (%d)", name,
                        alert);
 }
 

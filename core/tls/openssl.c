@@ -63,11 +63,19 @@ static int bio_write(BIO *bio, const char *data, size_t n, size_t *ret_n) {
 }
 
 static long bio_ctrl(BIO *bio, int what, long number, void *arg) {
-    openssl_tls *self = bk_ssl.BIO_get_data(bio);
     (void)number, (void)arg;
-    if (what == BK_BIO_CTRL_PENDING)
-        return self != NULL ? (long)self->in.size : 0;
-    return what == BK_BIO_CTRL_FLUSH || what == BK_BIO_CTRL_DUP;
+    if (what == BK_BIO_CTRL_FLUSH || what == BK_BIO_CTRL_DUP)
+        return 1;
+    openssl_tls *self = what == BK_BIO_CTRL_PENDING ? bk_ssl.BIO_get_data(bio) : NULL;
+    return self != NULL ? (long)self->in.size : 0;
+}
+
+/* SSL_get_error() wants an empty queue of errors before each call, and emptying it costs more than
+   all that we do; so we learn of close_notify by ourselves. */
+static void told(const SSL *ssl, int what, int value) {
+    openssl_tls *self = bk_ssl.BIO_get_data(bk_ssl.SSL_get_rbio(ssl));
+    if (what == BK_SSL_CB_READ_ALERT && (value & 0xff) == BK_SSL_AD_CLOSE_NOTIFY && self != NULL)
+        self->ended = true;
 }
 
 static int put_bio(openssl_tls *self) {
@@ -77,6 +85,7 @@ static int put_bio(openssl_tls *self) {
     bk_ssl.BIO_set_data(bio, self);
     bk_ssl.BIO_set_init(bio, 1);
     bk_ssl.SSL_set_bio(self->ssl, bio, bio);
+    bk_ssl.SSL_set_info_callback(self->ssl, told);
     return 0;
 }
 
@@ -193,6 +202,8 @@ static int fail(openssl_tls *self, bk_tls_out *out) {
     int code = BK_ETLS;
     if ((error >> 23 & 0xff) == BK_ERR_LIB_SSL)
         code = code_of_reason((int)(error & 0x7fffff));
+    if (code == BK_ETLS_CIPHER && self->opened) /* an alert that has that meaning before only */
+        code = BK_ETLS_ALERT;
     if (code == BK_ETLS_UNTRUSTED) {
         long result = bk_ssl.SSL_get_verify_result(self->ssl);
         code = is_wrong_name(result) ? BK_ETLS_WRONG_NAME : code;
@@ -485,21 +496,15 @@ static int handshake(openssl_tls *self) {
     int r = bk_ssl.SSL_do_handshake(self->ssl);
     if (r == 1)
         return 0;
-    int error = bk_ssl.SSL_get_error(self->ssl, r);
-    return error == BK_SSL_ERROR_WANT_READ ? -EAGAIN : fail(self, self->out);
+    return bk_ssl.SSL_want(self->ssl) == BK_SSL_READING ? -EAGAIN : fail(self, self->out);
 }
 
 static int read_plain(openssl_tls *self, bk_room *room) {
     while (room->size > 0) {
         size_t n = 0;
-        int r = bk_ssl.SSL_read_ex(self->ssl, room->base, room->size, &n);
-        if (r != 1) {
-            int error = bk_ssl.SSL_get_error(self->ssl, r);
-            if (error == BK_SSL_ERROR_ZERO_RETURN)
-                self->ended = true;
-            else if (error != BK_SSL_ERROR_WANT_READ)
-                return fail(self, self->out);
-            return 0;
+        if (bk_ssl.SSL_read_ex(self->ssl, room->base, room->size, &n) != 1) {
+            bool waits = bk_ssl.SSL_want(self->ssl) == BK_SSL_READING;
+            return self->ended || waits ? 0 : fail(self, self->out);
         }
         room->base = (char *)room->base + n;
         room->size -= n;
@@ -514,7 +519,6 @@ static int openssl_step(bk_tls *tls, bk_span *in, bk_room *room, bk_tls_out *out
     int code = 0;
     self->in = *in;
     self->out = out;
-    bk_ssl.ERR_clear_error();
     if (!self->opened) {
         code = handshake(self);
         self->opened = code == 0;
@@ -538,7 +542,6 @@ static int openssl_seal(bk_tls *tls, bk_span plain, bk_tls_out *out) {
     const char *at = plain.base;
     int code = 0;
     self->out = out;
-    bk_ssl.ERR_clear_error();
     while (plain.size > 0 && code == 0) {
         size_t n = 0;
         if (bk_ssl.SSL_write_ex(self->ssl, at, plain.size, &n) != 1)
@@ -553,7 +556,6 @@ static int openssl_seal(bk_tls *tls, bk_span plain, bk_tls_out *out) {
 static int openssl_end(bk_tls *tls, bk_tls_out *out) {
     openssl_tls *self = (openssl_tls *)tls;
     self->out = out;
-    bk_ssl.ERR_clear_error();
     int code = bk_ssl.SSL_shutdown(self->ssl) < 0 ? fail(self, out) : 0;
     self->out = NULL;
     return code;
@@ -635,7 +637,6 @@ static int openssl_rekey(bk_tls *tls, bk_tls_out *out) {
     if (bk_ssl.SSL_version(self->ssl) < BK_TLS_1_3)
         return -ENOTSUP;
     self->out = out;
-    bk_ssl.ERR_clear_error();
     int code = 0;
     if (bk_ssl.SSL_key_update(self->ssl, BK_SSL_KEY_UPDATE_REQUESTED) != 1 ||
         bk_ssl.SSL_do_handshake(self->ssl) != 1)

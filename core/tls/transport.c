@@ -19,6 +19,7 @@ typedef struct tls_transport {
     bk_transport *inner;
     bk_tls *engine;          /* NULL: the context is still to be chosen */
     bk_tls_context *context; /* NULL: somebody else made the engine */
+    bk_tls_context *chosen;  /* what the engine was made of, and refers to */
     bk_tls_manners manners;
     bk_tls_hello *hello; /* waits for its context */
     char *server_name;   /* a client's */
@@ -102,13 +103,10 @@ static int send_sealed(tls_transport *self) {
 /* Send it, and let go of the memory; what was refused is kept in as much as it needs. */
 static int close_out(tls_transport *self) {
     bk_tls_out *out = &self->out;
-    int code = out->bytes == NULL ? 0 : send_sealed(self);
-    size_t left = out->used - out->from;
-    if (out->bytes == NULL || (code < 0 && code != -EAGAIN)) {
-        left = 0;
-    } else if (left > 0 && out->room <= 2 * left) {
+    int code = send_sealed(self);
+    size_t left = code < 0 && code != -EAGAIN ? 0 : out->used - out->from;
+    if (out->bytes == NULL || (left > 0 && out->room <= 2 * left))
         return code;
-    }
     char *kept = left > 0 ? bk_alloc(self->loop->os, left) : NULL;
     if (left > 0 && kept == NULL)
         return code; /* then in more */
@@ -273,6 +271,7 @@ static int make_engine(tls_transport *self, bk_tls_context *context) {
         context->engine->connection_new(context->state, self->server_name, session, &self->engine);
     if (code < 0)
         return fail(self, code, "the engine could not be made");
+    self->chosen = bk_tls_context_ref(context);
     self->state = BK_TLS_OPENING;
     return 0;
 }
@@ -615,6 +614,7 @@ static void tls_close(bk_transport *t) {
         self->engine->ops->close(self->engine);
     if (self->inner != NULL)
         self->inner->ops->close(self->inner);
+    bk_tls_context_unref(self->chosen);
     bk_tls_context_unref(self->context);
     bk_dealloc(os, self->out.bytes);
     bk_dealloc(os, self->in);

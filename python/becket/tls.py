@@ -1499,19 +1499,24 @@ def core_context(
 ) -> Any:
     """A context for an endpoint, ``tls://…?engine=NAME``. The numbers are as in becket-tls.h."""
     engine.open()
-    return engine.make_context(
-        Settings(
-            server_side=bool(server_side),
-            certificate=certificate,
-            key=key,
-            ca=ca,
-            verify=ssl.VerifyMode(verify),
-            alpn=tuple(alpn),
-            minimum=ssl.TLSVersion(minimum),
-            maximum=ssl.TLSVersion(maximum) if maximum else None,
-            tickets=bool(tickets),
-        )
+    settings = Settings(
+        server_side=bool(server_side),
+        certificate=certificate,
+        key=key,
+        ca=ca,
+        verify=ssl.VerifyMode(verify),
+        alpn=tuple(alpn),
+        minimum=ssl.TLSVersion(minimum),
+        maximum=ssl.TLSVersion(maximum) if maximum else None,
+        tickets=bool(tickets),
     )
+    try:
+        return engine.make_context(settings)
+    except (ValueError, ssl.SSLError) as error:
+        # The first word names the option, as with the engines in C.
+        if (getattr(error, "reason", None) or "").endswith("_MISMATCH"):
+            raise ValueError("key: it does not fit the certificate") from error
+        raise ValueError(re.sub(r"^\[[^]]*\] ", "", str(error))) from error
 
 
 def engine_of(context: object) -> type[Engine] | None:

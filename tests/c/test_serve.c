@@ -611,7 +611,7 @@ static void unknown(void) {
     start();
     CHECK_INT(listen_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(error.position, 0);
-    CHECK_STR(error.text, "there is no scheme gopher; there are tcp, unix, stdio, fd");
+    CHECK_STR(error.text, "there is no scheme gopher; there are tcp, unix, stdio, fd, tls, starttls");
     CHECK_INT(connect_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(listen_error("tcp://x:70?a=1", &error), BK_EOPTION);
     CHECK_INT(error.position, 11);

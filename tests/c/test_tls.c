@@ -205,9 +205,12 @@ static void engines_walked(void) {
 }
 
 static void transport_walked(void) {
-    tls_joint arg = {any_engine(), support_joint("tight unix"), 0};
-    bk_conform_joint joint = joint_over(&arg, "tls over unix");
-    walk(support_transport, &joint);
+    for (const bk_tls_engine *const *engine = bk_tls_engines(); *engine != NULL; engine++) {
+        tls_joint arg = {*engine, support_joint("tight unix"), 0};
+        bk_conform_joint joint = joint_over(&arg, "tls over unix");
+        if (is_here(*engine))
+            walk(support_transport, &joint);
+    }
 }
 
 /* ---- The names in client hellos ---- */

@@ -1002,8 +1002,8 @@ static void server_has_no_such_label(bk_conform_case *c) {
     refuse_server(c, "server.crt", "server.key", "www.site.test", BK_ETLS_WRONG_NAME);
 }
 
-static void accept_server(bk_conform_case *c, const char *certificate, const char *key, const char *name,
-                   int verify, const char *asked) {
+static void accept_server(bk_conform_case *c, const char *certificate, const char *key,
+                          const char *name, int verify, const char *asked) {
     tls_link l;
     link_init(&l, c);
     use(&l, SERVER, certificate, key);
@@ -1026,7 +1026,8 @@ static void names_of_the_server(bk_conform_case *c) {
         {NULL, ""},
     };
     for (size_t i = 0; i < 5 && c->failed == 0 && !conform_excused(c); i++)
-        accept_server(c, "server.crt", "server.key", names[i][0], BK_TLS_VERIFY_DEFAULT, names[i][1]);
+        accept_server(c, "server.crt", "server.key", names[i][0], BK_TLS_VERIFY_DEFAULT,
+                      names[i][1]);
 }
 
 static void key_in_the_same_file(bk_conform_case *c) {
@@ -1491,7 +1492,8 @@ static void corrupted_handshake(bk_conform_case *c) {
 static bool greet(tls_link *l, int resumed) {
     bk_conform_case *c = l->c;
     OPENED(l);
-    int client = ask(l->client, BK_QUERY_TLS_RESUMED), server = ask(l->server, BK_QUERY_TLS_RESUMED);
+    int client = ask(l->client, BK_QUERY_TLS_RESUMED);
+    int server = ask(l->server, BK_QUERY_TLS_RESUMED);
     if (client != resumed)
         conform_told(c); /* without memory sessions are forgotten, and nobody is told */
     if (conform_excused(c))
@@ -1632,7 +1634,8 @@ static const char encrypted_key[] =
     "-----END ENCRYPTED PRIVATE KEY-----\n";
 
 /* The text begins with the argument that is wrong. */
-static void bad_setting(tls_link *l, bool server, bk_tls_config config, int code, const char *word) {
+static void bad_setting(tls_link *l, bool server, bk_tls_config config, int code,
+                        const char *word) {
     bk_conform_case *c = l->c;
     const bk_conform_engines *engines = engines_of(c);
     bk_tls_context *context = NULL;

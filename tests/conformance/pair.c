@@ -109,15 +109,17 @@ void side_resume(side *x) {
 }
 
 void side_close(side *x) {
+    int closed = x->closed; /* it may be over before it was open */
     x->closing = true;
     bk_stream_close(x->s);
-    MUST(x->c, x->closed == 0); /* never from within this call */
+    MUST(x->c, x->closed == closed); /* never from within this call */
 }
 
 void side_abort(side *x) {
+    int closed = x->closed;
     x->closing = x->aborted = true;
     bk_stream_abort(x->s);
-    MUST(x->c, x->closed == 0);
+    MUST(x->c, x->closed == closed);
 }
 
 /* ---- The protocol ---- */

@@ -1,4 +1,5 @@
-"""What the mail tests share: reading a Maildir back, SMTP by hand, messages of every shape."""
+"""What the mail tests share: becket's mail servers, reading a Maildir back, SMTP by hand, messages
+of every shape."""
 
 from __future__ import annotations
 
@@ -6,15 +7,76 @@ import hashlib
 import re
 import smtplib
 import socket
-from collections.abc import Iterable
+import ssl
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from interop.processes import PATIENCE
+from interop.processes import PATIENCE, Server
+
+Address = tuple[str, int] | str
+SAID = (
+    r"becket: (SMTP at|mail is stored in|ended;) .*"
+    r"|  (try|or): .*"
+    r"|\d+: from <.*> to .*, \d+ bytes: \S+"
+)
+DEVELOPMENT = r"(start)?tls\S*: a certificate for development, which no client trusts"
 
 OURS = re.compile(
     rb"Return-Path: <(?P<sender>[^>\r\n]*)>\r\n"
     rb"Received: from [^\r\n]+\r\n(?:[ \t][^\r\n]+\r\n)*"
 )
+
+
+class MailServer(Server):
+    """``becket serve smtp`` at some endpoints, into a Maildir in *folder*."""
+
+    def __init__(
+        self, folder: Path, *endpoints: str, options: Iterable[object] = (), expected: str = "",
+        **settings: object,
+    ) -> None:
+        self.maildir = folder / "Maildir"
+        self.addresses: list[Address] = []
+        super().__init__(
+            "-m", "becket", "serve", "smtp", "--maildir", self.maildir, "--hostname",
+            "mx.example.org", *options, *endpoints, **settings,
+            expected=f"{SAID}|{DEVELOPMENT}" + (f"|{expected}" if expected else ""),
+        )
+
+    def __enter__(self) -> MailServer:
+        self.wait_for("mail is stored in")
+        for line in self.lines:
+            name = re.fullmatch(r"becket: SMTP at [\w+]+:(?://(.+):(\d+)|(.*))", line)
+            if name:
+                self.addresses.append((name[1], int(name[2])) if name[1] else name[3])
+        return self
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, when that is one place."""
+        (address,) = self.addresses
+        return address
+
+    def wait_stored(self, count: int) -> None:
+        self.wait_for(rf"^{count}: from ")
+
+
+class Demo(Server):
+    """``becket demo``; its endpoints are found by what it calls them: "plain", "gnutls, tls"."""
+
+    def __init__(self, folder: Path, path: str) -> None:
+        self.maildir = folder / "Maildir"
+        self.path = path
+        super().__init__(
+            "-m", "becket", "demo", "--port", 0, "--unix", path, "--maildir", self.maildir,
+            "--hostname", "mx.example.org",
+            expected=rf"{SAID}|{DEVELOPMENT}|plain +\S+|\w+: .*\d.*|\w+, (start)?tls +\S+",
+        )
+
+    def __enter__(self) -> Demo:
+        self.wait_for("mail is stored in")
+        found = (re.match(r"(\w+(?:, \w+)?) +\S+://127\.0\.0\.1:(\d+)$", s) for s in self.lines)
+        self.ports = {line[1]: int(line[2]) for line in found if line}
+        return self
 
 
 def list_maildir(folder: Path) -> dict[str, list[Path]]:
@@ -40,6 +102,17 @@ def read_by_sender(folder: Path) -> dict[str, bytes]:
     messages = read_maildir(folder)
     assert len({sender for sender, _ in messages}) == len(messages), [s for s, _ in messages]
     return dict(messages)
+
+
+def read_traces(folder: Path) -> dict[str, tuple[str, str]]:
+    """By sender: the name that the client gave, and the protocol: what Received: tells of them."""
+    traces = {}
+    for file in list_maildir(folder)["new"]:
+        ours = OURS.match(file.read_bytes())
+        text = ours[0].decode()
+        name, protocol = re.search(r"Received: from (\S+)[^;]*\swith (\w+)[\s;]", text).groups()
+        traces[ours["sender"].decode()] = (name, protocol)
+    return traces
 
 
 def digest(messages: dict[str, bytes]) -> dict[str, str]:
@@ -83,18 +156,21 @@ def smtp_source_payload(size: int) -> bytes:
 
 
 class Session(smtplib.SMTP):
-    """smtplib on TCP, or on a UNIX socket when the host is a path."""
+    """smtplib on TCP, or on a UNIX socket when the host is a path; with a context, TLS is there
+    from the start."""
 
-    def __init__(self, address: tuple[str, int] | str) -> None:
+    def __init__(self, address: Address, context: ssl.SSLContext | None = None) -> None:
         self._address = address
+        self._context = context
         host, port = address if isinstance(address, tuple) else ("localhost", 1)
         super().__init__(host, port, local_hostname="client.example.org", timeout=PATIENCE)
 
     def _get_socket(self, *_: object) -> socket.socket:
-        return open_socket(self._address)
+        sock = open_socket(self._address)
+        return sock if self._context is None else wrap(self._context, sock)
 
 
-def open_socket(address: tuple[str, int] | str) -> socket.socket:
+def open_socket(address: Address) -> socket.socket:
     """Connected to a TCP address or a UNIX path; sends each piece as it is written."""
     if isinstance(address, tuple):
         sock = socket.create_connection(address, PATIENCE)
@@ -106,11 +182,95 @@ def open_socket(address: tuple[str, int] | str) -> socket.socket:
     return sock
 
 
+def wrap(
+    context: ssl.SSLContext, sock: socket.socket, session: ssl.SSLSession | None = None
+) -> ssl.SSLSocket:
+    """A client's TLS on a socket, which is closed when that fails."""
+    try:
+        return context.wrap_socket(sock, server_hostname="localhost", session=session)
+    except OSError:
+        sock.close()
+        raise
+
+
+class ByHand:
+    """A client's TLS whose bytes somebody else carries: *send* takes some, *receive* waits for
+    some, and gives none at their end."""
+
+    def __init__(
+        self, context: ssl.SSLContext, send: Callable[[bytes], object],
+        receive: Callable[[], bytes],
+    ) -> None:
+        self._send = send
+        self._receive = receive
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
+
+    def _do(self, call: Callable[[], bytes | None]) -> bytes | None:
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                self.flush()
+                data = self._receive()
+                self._in.write(data) if data else self._in.write_eof()
+            finally:
+                self.flush()
+
+    def flush(self) -> None:
+        data = self._out.read()
+        if data:
+            self._send(data)
+
+    def take(self) -> bytes:
+        """What would be sent."""
+        return self._out.read()
+
+    def handshake(self) -> None:
+        self._do(self.tls.do_handshake)
+
+    def write(self, data: bytes) -> None:
+        self._do(lambda: self.tls.write(data))
+
+    def read(self) -> bytes:
+        """Some bytes; none: the peer has said that there are no more (close_notify)."""
+        try:
+            return self._do(lambda: self.tls.read(1 << 16))
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    def read_until(self, end: bytes) -> bytes:
+        data = b""
+        while not data.endswith(end):
+            piece = self.read()
+            assert piece, data
+            data += piece
+        return data
+
+
+def hello(context: ssl.SSLContext) -> bytes:
+    """A ClientHello."""
+    client = ByHand(context, lambda _: None, bytes)
+    try:
+        client.tls.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return client.take()
+
+
 class Wire:
     """SMTP by hand: the bytes that go out are exactly those that were given."""
 
-    def __init__(self, address: tuple[str, int] | str) -> None:
+    def __init__(self, address: Address, context: ssl.SSLContext | None = None) -> None:
         self.sock = open_socket(address)
+        if context is not None:
+            self.sock = wrap(context, self.sock)
+        self._file = self.sock.makefile("rb")
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """The handshake, now."""
+        self._file.close()
+        self.sock = wrap(context, self.sock)
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> Wire:

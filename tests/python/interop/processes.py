@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,10 @@ class Server:
     were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
     that is not 0."""
 
-    def __init__(self, *arguments: object, expected: str) -> None:
+    def __init__(
+        self, *arguments: object, expected: str, pass_fds: Sequence[int] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.lines: list[str] = []
         self._expected = re.compile(expected)
         self._said = threading.Condition()
@@ -57,7 +62,8 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", *map(str, arguments)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"}, encoding="utf-8", errors="replace",
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
+            encoding="utf-8", errors="replace", pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -84,6 +90,22 @@ class Server:
     @property
     def output(self) -> str:
         return "\n".join(self.lines)
+
+    def about(self, name: str) -> Path:
+        """What the system tells of the process."""
+        path = Path("/proc", str(self.process.pid), name)
+        return path if path.exists() else pytest.skip("there is no /proc here")
+
+    def descriptors(self) -> int:
+        """How many are open."""
+        return len(list(self.about("fd").iterdir()))
+
+    def wait_for_descriptors(self, count: int) -> None:
+        """Wait until no more than that many are open: whoever has left is noticed in time."""
+        deadline = time.monotonic() + PATIENCE
+        while (now := self.descriptors()) > count:
+            assert time.monotonic() < deadline, f"{now} descriptors are open, there were {count}"
+            time.sleep(0.01)
 
     def end(self, number: int = signal.SIGINT) -> None:
         """End it by a signal and wait for that; SIGKILL is never its own fault."""
