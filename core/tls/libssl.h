@@ -66,6 +66,7 @@ typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char 
     X(int, SSL_read_ex, (SSL *, void *, size_t, size_t *))                                         \
     X(int, SSL_write_ex, (SSL *, const void *, size_t, size_t *))                                  \
     X(int, SSL_pending, (const SSL *))                                                             \
+    X(int, SSL_get_error, (const SSL *, int))                                                      \
     X(int, SSL_want, (const SSL *))                                                                \
     X(void, SSL_set_info_callback, (SSL *, bk_ssl_told *))                                         \
     X(int, SSL_shutdown, (SSL *))                                                                  \
@@ -152,6 +153,7 @@ extern bk_libssl bk_ssl;
 
 /* Constants of the library's own headers, which are macros there. */
 enum {
+    BK_SSL_ERROR_WANT_READ = 2,
     BK_SSL_READING = 3,
     BK_SSL_CB_READ_ALERT = 0x4004,
     BK_SSL_AD_CLOSE_NOTIFY = 0,

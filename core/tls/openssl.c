@@ -70,8 +70,8 @@ static long bio_ctrl(BIO *bio, int what, long number, void *arg) {
     return self != NULL ? (long)self->in.size : 0;
 }
 
-/* SSL_get_error() wants an empty queue of errors before each call, and emptying it costs more than
-   all that we do; so we learn of close_notify by ourselves. */
+/* SSL_get_error() wants an empty queue of errors before each call, and emptying it for each message
+   costs more than all that we do; so we learn of close_notify by ourselves. */
 static void told(const SSL *ssl, int what, int value) {
     openssl_tls *self = bk_ssl.BIO_get_data(bk_ssl.SSL_get_rbio(ssl));
     if (what == BK_SSL_CB_READ_ALERT && (value & 0xff) == BK_SSL_AD_CLOSE_NOTIFY && self != NULL)
@@ -493,17 +493,19 @@ int bk_openssl_adopt(bk_os *os, void *ssl, const bk_openssl_host *host, bk_tls *
 static int handshake(openssl_tls *self) {
     if (self->host.handshake != NULL)
         return self->host.handshake(self->host.arg, self->out);
+    bk_ssl.ERR_clear_error();
     int r = bk_ssl.SSL_do_handshake(self->ssl);
     if (r == 1)
         return 0;
-    return bk_ssl.SSL_want(self->ssl) == BK_SSL_READING ? -EAGAIN : fail(self, self->out);
+    bool waits = bk_ssl.SSL_get_error(self->ssl, r) == BK_SSL_ERROR_WANT_READ;
+    return waits ? -EAGAIN : fail(self, self->out);
 }
 
 static int read_plain(openssl_tls *self, bk_room *room) {
     while (room->size > 0) {
         size_t n = 0;
         if (bk_ssl.SSL_read_ex(self->ssl, room->base, room->size, &n) != 1) {
-            bool waits = bk_ssl.SSL_want(self->ssl) == BK_SSL_READING;
+            bool waits = self->in.size == 0 && bk_ssl.SSL_want(self->ssl) == BK_SSL_READING;
             return self->ended || waits ? 0 : fail(self, self->out);
         }
         room->base = (char *)room->base + n;

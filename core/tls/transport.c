@@ -189,7 +189,12 @@ static int step(tls_transport *self, bk_span *in, bk_room *room) {
             break;
     }
     self->out.error = NULL;
-    if (!moved && in->size > 0 && room->size > 0 && !(self->state & BK_TLS_ENDED))
+    /* Whatever is left now has no reason to be: it would be handed over for ever. */
+    bool stuck = in->size > 0 || self->state & BK_TLS_PENDING;
+    bool excused = self->state & BK_TLS_ENDED || (room->size == 0 && !is_opening(self));
+    if (is_opening(self) && self->state & (BK_TLS_ENDED | BK_TLS_PENDING))
+        return fail(self, BK_ETLS_PROTOCOL, "the connection ended within the handshake");
+    if (!moved && stuck && !excused)
         return fail(self, BK_ETLS, "the engine does not take what the peer sent");
     return 0;
 }
@@ -216,7 +221,9 @@ static int keep_in(tls_transport *self, const bk_span *in) {
 /* Sealed bytes for room for n plain ones: what was kept, or else what the inner transport has. */
 static ssize_t fill(tls_transport *self, char *scratch, size_t n, bk_span *ret_in) {
     bk_transport *inner = self->inner;
-    *ret_in = (bk_span){self->in + self->in_from, self->in_used - self->in_from};
+    *ret_in = (bk_span){NULL, 0};
+    if (self->in != NULL)
+        *ret_in = (bk_span){self->in + self->in_from, self->in_used - self->in_from};
     if (self->in != NULL || self->state & BK_TLS_PENDING)
         return 1;
     /* Enough for the room, and for a whole record; but hardly more, as that would be kept. */
@@ -771,11 +778,18 @@ int bk_stream_rekey(bk_stream *s) {
     if (engine == NULL || s->flags & (BK_STREAM_OPENING | BK_STREAM_ENDED | BK_STREAM_CLOSED))
         return -ENOTSUP;
     tls_transport *self = self_of(s->transport);
+    if (self->failed < 0 || self->ended)
+        return self->failed < 0 ? self->failed : -EPIPE;
+    bk_error error = {0, 0, ""};
     int code = BK_HAS(engine->ops, rekey) ? open_out(self) : -ENOTSUP;
-    if (code == 0)
-        code = engine->ops->rekey(engine, &self->out);
-    if (code == 0)
-        bk_transport_wake(&self->base); /* to send it */
+    if (code < 0)
+        return code;
+    self->out.error = &error;
+    code = engine->ops->rekey(engine, &self->out);
+    self->out.error = NULL;
+    if (code < 0 && code != -ENOTSUP)
+        (void)fail(self, code, error.text);
+    bk_transport_wake(&self->base); /* to send it, or to tell that it failed */
     return code;
 }
 

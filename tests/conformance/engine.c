@@ -1705,7 +1705,7 @@ static void bad_settings(bk_conform_case *c) {
     BAD(false, BK_ETLS_CONFIG, "key", .certificate = cert, .key = other);
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = "");
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = long_name);
-    BAD(false, BK_ETLS_ENGINE, "there is no TLS engine nonsense", .engine = "nonsense");
+    BAD(false, BK_ETLS_ENGINE, "engine", .engine = "nonsense");
 #undef BAD
 out:
     (void)unlink(secret);

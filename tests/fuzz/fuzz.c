@@ -81,7 +81,7 @@ void fuzz_fifo_put(fuzz_fifo *f, const void *data, size_t n) {
 }
 
 bool fuzz_fifo_begins(const fuzz_fifo *f, const void *data, size_t n) {
-    return n <= fuzz_fifo_left(f) && (n == 0 || memcmp(f->bytes + f->from, data, n) == 0);
+    return n <= fuzz_fifo_left(f) && (n == 0 || memcmp(fuzz_fifo_first(f), data, n) == 0);
 }
 
 void fuzz_fifo_take(fuzz_fifo *f, const void *data, size_t n) {
@@ -89,6 +89,10 @@ void fuzz_fifo_take(fuzz_fifo *f, const void *data, size_t n) {
     FUZZ_CHECK(fuzz_fifo_begins(f, data, n));
     f->from += n;
     f->taken += n;
+}
+
+uint8_t *fuzz_fifo_first(const fuzz_fifo *f) {
+    return f->bytes == NULL ? NULL : f->bytes + f->from;
 }
 
 size_t fuzz_fifo_left(const fuzz_fifo *f) {

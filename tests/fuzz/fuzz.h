@@ -65,6 +65,7 @@ void fuzz_fifo_put(fuzz_fifo *f, const void *data, size_t n);
 /* Whether these are the next ones; and take them, which must be so. */
 bool fuzz_fifo_begins(const fuzz_fifo *f, const void *data, size_t n);
 void fuzz_fifo_take(fuzz_fifo *f, const void *data, size_t n);
+uint8_t *fuzz_fifo_first(const fuzz_fifo *f); /* of those that are left; NULL: none ever came */
 size_t fuzz_fifo_left(const fuzz_fifo *f);
 void fuzz_fifo_free(fuzz_fifo *f);
 

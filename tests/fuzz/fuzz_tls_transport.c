@@ -303,7 +303,7 @@ static void engine_give(engine *e, bk_room *room) {
     n = n < room->size ? n : room->size;
     if (n == 0)
         return;
-    memcpy(room->base, e->held.bytes + e->held.from, n);
+    memcpy(room->base, fuzz_fifo_first(&e->held), n);
     fuzz_fifo_take(&e->held, room->base, n);
     fuzz_fifo_put(&w.up[e->level], room->base, n);
     room->base = (char *)room->base + n;
@@ -379,7 +379,7 @@ static int engine_piece(engine *e, bk_span *in, bk_tls_out *out) {
     return 0;
 }
 
-/* Any result, and any part taken. */
+/* Nearly any result, and any part taken. */
 static int engine_step_rudely(engine *e, bk_span *in, bk_room *room, bk_tls_out *out) {
     unsigned how = fuzz_byte(&w.in);
     size_t n = how & 8 ? in->size : how & 16 ? in->size / 2 : 0;
@@ -392,6 +392,8 @@ static int engine_step_rudely(engine *e, bk_span *in, bk_room *room, bk_tls_out 
         (void)engine_send(e, out, how);
     if (how == 255)
         return engine_fail(e, out);
+    if (e->opened) /* one that opens again would be too much */
+        how &= ~(unsigned)BK_TLS_OPENING;
     if (!(how & BK_TLS_OPENING))
         e->opened = true;
     return engine_leave(e, (int)(how & 7));
@@ -1062,7 +1064,6 @@ static void finish(unsigned how) {
     fuzz_say("the input is over");
     w.in.left = 0;
     w.os.fail_in = 0;
-    w.rude = false;
     answer_all();
     w.inner.capacity = SIZE_MAX / 2;
     w.inner.woken = true;
@@ -1083,7 +1084,7 @@ static void finish(unsigned how) {
     settle();
     w.now += 10000 * BK_SECOND; /* linger_ns */
     settle();
-    FUZZ_CHECK(w.closed);
+    FUZZ_CHECK(w.rude || w.closed);
 }
 
 static bk_transport *make_transport(unsigned how) {
@@ -1104,7 +1105,7 @@ static bk_transport *make_transport(unsigned how) {
 
 static void run(void) {
     unsigned how = fuzz_byte(&w.in), ending = fuzz_byte(&w.in);
-    w.rude = how >= 0xf0 && 0;
+    w.rude = how >= 0xf0;
     w.half_open = ending & 4;
     w.with_room = ending & 8;
     inner_make(fuzz_byte(&w.in));
