@@ -6,6 +6,8 @@ PORT ?= 2525
 PREFIX ?= /usr/local
 # Warnings stop the build where nobody is there to read them.
 WERROR ?= $(if $(CI),true,false)
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 30
 # More arguments for pytest, or for bench/run.py.
 ARGS ?=
 
@@ -33,12 +35,13 @@ meson-test = ninja --quiet -C $(1) && meson test -C $(1) --no-rebuild --print-er
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-c test-python test-sanitize bench bench-quick bench-prepare \
+.PHONY: help run test test-c test-python test-sanitize fuzz bench bench-quick bench-prepare \
 	lint format install-c clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: PYTHON=$(PYTHON) PORT=$(PORT) PREFIX=$(PREFIX) WERROR=$(WERROR) ARGS=$(ARGS)'
+	@echo 'Variables: PYTHON=$(PYTHON) PORT=$(PORT) PREFIX=$(PREFIX) WERROR=$(WERROR) ARGS=$(ARGS) \
+		FUZZ_SECONDS=$(FUZZ_SECONDS)'
 
 run: $(VENV)/.package $(VENV)/.extra-pyopenssl $(VENV)/.extra-tlslite ## Serve mail from PORT on: in plain, and under every TLS engine
 	exec $(BIN)/becket demo --maildir Maildir --port $(PORT) --unix becket-smtp.sock
@@ -81,6 +84,19 @@ test-sanitize: $(VENV)/.package $(VENV)/.extra-test ## C and Python tests under 
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(BIN)/python -m pytest --capture=sys $(ARGS); status=$$?; \
 	find $(SANITIZE)/reports -type f | xargs awk -f tests/sanitizer.awk && exit $$status
+
+# clang alone has a library that thinks up inputs, and has it in a package of its own.
+FUZZ_OPTIONS = -Dfuzz=true -Dtests=false -Ddefault_library=static -Db_lundef=false \
+	-Db_sanitize=address,undefined -Dwerror=$(WERROR)
+
+fuzz: $(VENV)/.build ## Fuzz TLS with clang, each target for FUZZ_SECONDS
+	@tests/packages.sh fuzz
+	@command -v clang >/dev/null || { echo 'make fuzz: clang is missing'; exit 1; }
+	@ls "$$(clang -print-resource-dir)"/lib/*/libclang_rt.fuzzer* >/dev/null 2>&1 || \
+		{ echo "make fuzz: clang's compiler-rt is missing, with libFuzzer in it"; exit 1; }
+	@export CC=clang; $(call setup,build/fuzz,$(FUZZ_OPTIONS))
+	@ninja --quiet -C build/fuzz
+	@tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
 
 bench: bench-prepare ## All benchmarks, with the peers that could be installed
 	$(BIN)/python bench/run.py $(ARGS)

@@ -53,7 +53,11 @@ enum {
     /* Milliseconds a handshake may take, unless its context says otherwise: asyncio's. */
     BK_TLS_HANDSHAKE_MS = 60 * 1000,
     /* A client hello, where a certificate is chosen by name; real ones have less than 4 KiB. */
-    BK_TLS_HELLO_BYTES = 64 * 1024,
+    BK_TLS_HELLO_BYTES = 16 * 1024,
+    /* Reads from a peer that goes on sending while we close, before others have their turn. */
+    BK_TLS_DRAINS = 16,
+    /* Contexts of clients' endpoints that a loop keeps. */
+    BK_TLS_CONTEXTS = 16,
     /* A file of certificates: whole systems' trust is a quarter of it. */
     BK_TLS_FILE_BYTES = 1024 * 1024,
     /* Seconds between two looks at whether a server's certificate has changed. */

@@ -131,7 +131,7 @@ enum {
 enum {
     BK_TLS_OPENING = 1, /* the handshake is not over */
     BK_TLS_ENDED = 2,   /* the peer's close_notify has come; what follows it is not looked at */
-    BK_TLS_PENDING = 4, /* it holds plaintext that it found no room for */
+    BK_TLS_PENDING = 4, /* it holds plaintext that it found no room for; never with ENDED */
 };
 
 /*

@@ -480,7 +480,8 @@ struct bk_protocol {
     int (*ended)(bk_stream *s);
     void (*blocked)(bk_stream *s);  /* more is queued than the high-water mark: stop writing */
     void (*writable)(bk_stream *s); /* no more is queued than the low-water mark: go on */
-    /* Exactly once, last; also when opened() was never called, because connecting failed. 0: ended
+    /* Exactly once, last; also when opened() was never called, because connecting, or a handshake,
+       of a server's too, came to nothing. 0: ended
        in good order; -ECANCELED: bk_stream_abort(); else what broke it. s is freed after it. */
     void (*closed)(bk_stream *s, int why);
     /* The transport put in place by bk_stream_set_transport() has opened: TLS is there. A negative

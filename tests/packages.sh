@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to the programs that tests talk to becket with, or says which are missing; never fails, as the
 # tests that need them can be skipped. `packages.sh bench` adds what the benchmarks' peers are built
-# with; `packages.sh --report` installs nothing.
+# with, `packages.sh fuzz` the compiler of the fuzz targets; `packages.sh --report` installs nothing.
 set -u
 PATH=$PATH:/usr/sbin:/sbin  # smtp-source lives there
 
@@ -10,6 +10,10 @@ need() {  # need PACKAGE COMMAND...: succeeds where the package is there
     package=$1
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+# In lib/linux, or in a folder named after the machine.
+has_fuzzer() {
+    ls "$(clang -print-resource-dir)"/lib/*/libclang_rt.fuzzer*
 }
 look() {
     missing=
@@ -24,6 +28,11 @@ look() {
     if [ "${1-}" = bench ]; then
         need libuv1-dev pkg-config --exists libuv
         need libevent-dev pkg-config --exists libevent
+    fi
+    if [ "${1-}" = fuzz ]; then
+        need clang command -v clang
+        version=$(clang -dumpversion 2>/dev/null || echo 14)
+        need "libclang-rt-${version%%.*}-dev" has_fuzzer
     fi
 }
 

@@ -154,8 +154,14 @@ void bk_workers_close(bk_loop *loop) {
     pool->ending = true;
     bk_lock_broadcast(pool->lock);
     bk_lock_drop(pool->lock);
+    /* What is still being worked on may need what the host holds. */
+    const bk_loop_hooks *hooks = loop->options.hooks;
+    if (hooks != NULL && BK_HAS(hooks, before_wait))
+        hooks->before_wait(loop->options.arg);
     for (int i = 0; i < pool->count; i++)
         (void)loop->os->thread_join(loop->os, pool->threads[i]);
+    if (hooks != NULL && BK_HAS(hooks, after_wait))
+        hooks->after_wait(loop->options.arg);
     /* What a done() starts now gets a pool of its own, which is closed in its turn. */
     loop->pool = NULL;
     while (pool->done != NULL) {

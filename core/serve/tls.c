@@ -21,9 +21,8 @@ typedef struct tls_options {
 
 /* One endpoint's TLS. Lives until its listener is closed and no work of it is under way. */
 typedef struct tls_cover {
-    bk_protocol before;
+    bk_front front;
     bk_loop *loop;
-    const bk_protocol *protocol;
     bk_tls_context *context;
     bool later; /* starttls */
     char *server_name;
@@ -135,7 +134,7 @@ static int place_error(const bk_endpoint *e, int code, bk_error *error) {
 static int cover_stream(const tls_cover *c, bk_stream *s, bk_transport **ret_transport) {
     bk_transport *inner = bk_stream_transport(s);
     if (c->later)
-        return bk_tls_offer(c->loop, inner, c->context, ret_transport);
+        return bk_tls_offer(c->loop, inner, c->context, c->server_name, ret_transport);
     return bk_tls_transport(c->loop, inner, c->context, c->server_name, ret_transport);
 }
 
@@ -146,20 +145,24 @@ static void free_client(tls_cover *c) {
     bk_dealloc(os, c);
 }
 
+/* Of a stream that came to nothing, while its cover goes its own way. */
+static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
+
 static int server_opened(bk_stream *s) {
-    const tls_cover *c = bk_stream_protocol(s)->context;
-    const bk_protocol *protocol = c->protocol;
+    const tls_cover *c = (const tls_cover *)(const void *)s->protocol;
     bk_transport *t;
     int code = cover_stream(c, s, &t);
-    if (code < 0)
+    if (code < 0) {
+        s->protocol = &nobody;
         return code;
-    bk_stream_reopen(s, t, protocol);
+    }
+    bk_stream_reopen(s, t, c->front.protocol);
     return 0;
 }
 
 static int client_opened(bk_stream *s) {
-    tls_cover *c = bk_stream_protocol(s)->context;
-    const bk_protocol *protocol = c->protocol;
+    tls_cover *c = (tls_cover *)(uintptr_t)s->protocol;
+    const bk_protocol *protocol = c->front.protocol;
     bk_transport *t;
     int code = cover_stream(c, s, &t);
     if (code < 0)
@@ -171,12 +174,11 @@ static int client_opened(bk_stream *s) {
 
 /* The connection never came to be: whoever it was for is told. */
 static void client_closed(bk_stream *s, int why) {
-    tls_cover *c = bk_stream_protocol(s)->context;
-    const bk_protocol *protocol = c->protocol;
+    tls_cover *c = (tls_cover *)(uintptr_t)s->protocol;
+    s->protocol = c->front.protocol;
     free_client(c);
-    bk_stream_set_protocol(s, protocol);
-    if (BK_HAS(protocol, closed))
-        protocol->closed(s, why);
+    if (BK_HAS(s->protocol, closed))
+        s->protocol->closed(s, why);
 }
 
 static int new_cover(bk_loop *loop, const bk_protocol *protocol, bool later, bk_error *error,
@@ -184,9 +186,9 @@ static int new_cover(bk_loop *loop, const bk_protocol *protocol, bool later, bk_
     tls_cover *c = bk_alloc_zero(loop->os, sizeof *c);
     if (c == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    c->before = (bk_protocol){.size = sizeof(bk_protocol), .name = "tls", .context = c};
+    c->front.base = (bk_protocol){.size = sizeof(bk_protocol), .name = bk_front_name};
+    c->front.protocol = protocol;
     c->loop = loop;
-    c->protocol = protocol;
     c->later = later;
     *ret_cover = c;
     return 0;
@@ -221,11 +223,12 @@ static void free_listening(tls_cover *c) {
 static void reload_work(bk_work *work) {
     tls_cover *c = (tls_cover *)((char *)work - offsetof(tls_cover, work));
     uint64_t digest = digest_files(c->loop->os, &c->options.config);
-    bool changed = digest != c->seen;
-    c->seen = digest;
     c->error.code = 0;
-    if (changed || c->forced)
-        (void)bk_tls_context_new(c->loop, &c->options.config, &c->error, &c->fresh);
+    if (digest == c->seen && !c->forced)
+        return;
+    int code = bk_tls_context_new(c->loop, &c->options.config, &c->error, &c->fresh);
+    if (code == 0 || code == BK_ETLS_CONFIG) /* else it may go better the next time */
+        c->seen = digest;
 }
 
 static void start_reload(tls_cover *c, bool forced);
@@ -323,15 +326,14 @@ static int listen_covered(tls_cover *c, const char *prefix, const bk_scheme *sch
     int code = copy_endpoint(c, endpoint, error);
     if (code == 0)
         code = read_options(&c->endpoint, 1, &c->options, error);
-    if (code == 0)
-        code = place_error(endpoint,
-                           bk_tls_context_new(c->loop, &c->options.config, error, &c->context),
-                           error);
+    if (code == 0) {
+        c->seen = digest_files(c->loop->os, &c->options.config);
+        code = bk_tls_context_new(c->loop, &c->options.config, error, &c->context);
+    }
     if (code < 0)
-        return code;
-    c->seen = digest_files(c->loop->os, &c->options.config);
-    c->before.opened = server_opened;
-    code = scheme->listen(c->loop, endpoint, &c->before, error, ret_listener);
+        return place_error(endpoint, code, error);
+    c->front.base.opened = server_opened;
+    code = scheme->listen(c->loop, endpoint, &c->front.base, error, ret_listener);
     if (code < 0)
         return code;
     code = take_listener(c, prefix, *ret_listener);
@@ -375,8 +377,8 @@ static void kept_close(void *arg) {
 static size_t write_key(const bk_endpoint *e, char *room, size_t size) {
     size_t n = 0;
     for (int i = 0; i < e->option_count; i++) {
-        int more = snprintf(n < size ? room + n : NULL, n < size ? size - n : 0, "%s=%s&",
-                            e->options[i].key, e->options[i].value);
+        int more = snprintf(n < size ? room + n : NULL, n < size ? size - n : 0, "%s=%zu:%s&",
+                            e->options[i].key, strlen(e->options[i].value), e->options[i].value);
         n += more > 0 ? (size_t)more : 0;
     }
     return n;
@@ -389,21 +391,29 @@ static int client_context(bk_loop *loop, const bk_endpoint *e, const tls_options
     bk_listener *holder;
     if (kept == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    kept->os = loop->os;
+    *kept = (kept_context){.os = loop->os};
     kept->key[0] = '\0';
     (void)write_key(e, kept->key, n);
+    int count = 0;
+    bk_listener *oldest = NULL;
     for (bk_listener *l = loop->listeners; l != NULL; l = l->next) {
-        if (l->close != kept_close || strcmp(((kept_context *)l->arg)->key, kept->key) != 0)
+        if (l->close != kept_close)
+            continue;
+        count++;
+        oldest = l; /* the list begins with the newest */
+        if (strcmp(((kept_context *)l->arg)->key, kept->key) != 0)
             continue;
         *ret_context = bk_tls_context_ref(((kept_context *)l->arg)->context);
         bk_dealloc(loop->os, kept);
         return 0;
     }
+    if (count >= BK_TLS_CONTEXTS)
+        bk_listener_close(oldest);
     int code = place_error(e, bk_tls_context_new(loop, &o->config, error, &kept->context), error);
     if (code == 0)
         code = bk_listener_new(loop, "", kept_close, kept, &holder);
     if (code < 0) {
-        bk_dealloc(loop->os, kept);
+        kept_close(kept);
         return code;
     }
     *ret_context = bk_tls_context_ref(kept->context);
@@ -437,13 +447,13 @@ static int tls_connect(bk_loop *loop, const bk_cover *cover, const bk_scheme *sc
         code = new_cover(loop, protocol, cover == &bk_cover_starttls, error, &c);
     if (code < 0)
         return code;
-    c->before.opened = client_opened;
-    c->before.closed = client_closed;
+    c->front.base.opened = client_opened;
+    c->front.base.closed = client_closed;
     code = set_server_name(c, endpoint, &options, error);
     if (code == 0)
         code = client_context(loop, endpoint, &options, error, &c->context);
     if (code == 0)
-        code = scheme->connect(loop, endpoint, &c->before, user, error, ret_stream);
+        code = scheme->connect(loop, endpoint, &c->front.base, user, error, ret_stream);
     if (code < 0)
         free_client(c);
     return code;

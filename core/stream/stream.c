@@ -690,12 +690,22 @@ void bk_stream_set_user(bk_stream *s, void *user) {
         s->user = user;
 }
 
+const char bk_front_name[] = "front";
+
+static bk_front *front_of(const bk_stream *s) {
+    return s->protocol->name == bk_front_name ? (bk_front *)(uintptr_t)s->protocol : NULL;
+}
+
 const bk_protocol *bk_stream_protocol(const bk_stream *s) {
-    return s == NULL ? NULL : s->protocol;
+    return s == NULL ? NULL : front_of(s) != NULL ? front_of(s)->protocol : s->protocol;
 }
 
 void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol) {
-    if (s != NULL && protocol != NULL)
+    if (s == NULL || protocol == NULL)
+        return;
+    if (front_of(s) != NULL)
+        front_of(s)->protocol = protocol;
+    else
         s->protocol = protocol;
 }
 

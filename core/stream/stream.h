@@ -77,8 +77,17 @@ int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protoc
                          void *user, bk_stream **ret_stream);
 void bk_stream_connected(bk_stream *s, bk_transport *transport);
 
-/* For a protocol that stands before another: from its opened(), put in place another transport, and
-   the protocol whose opened() is to be called when that one has opened. */
+/* A protocol that stands before another, which is the one that the stream's owner knows of; its
+   name is bk_front_name. */
+typedef struct bk_front {
+    bk_protocol base;
+    const bk_protocol *protocol;
+} bk_front;
+
+extern const char bk_front_name[];
+
+/* From a front's opened(): put in place another transport, and the protocol whose opened() is to be
+   called when that one has opened. */
 void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol);
 
 /* Close with that code, now; what is queued is dropped. closed() follows. */

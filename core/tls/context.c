@@ -95,30 +95,49 @@ static int find_engine(bk_loop *loop, const char *name, const bk_tls_engine **re
 
 /* ---- Files ---- */
 
-/* The whole of a file and a NUL; the caller frees its base. */
+/* Keys are not to be found in memory that was freed. */
+void bk_tls_forget(bk_os *os, bk_span *text) {
+    volatile char *p = (volatile char *)(uintptr_t)text->base;
+    for (size_t i = 0; i < text->size; i++)
+        p[i] = 0;
+    bk_dealloc(os, (void *)(uintptr_t)text->base);
+    *text = (bk_span){NULL, 0};
+}
+
+/* Twice the room; by hand, so that no copy of a key is left behind. */
+static int grow(bk_os *os, char **text, size_t *room) {
+    char *more = bk_alloc(os, 2 * *room);
+    if (more == NULL)
+        return -ENOMEM;
+    memcpy(more, *text, *room);
+    bk_span old = {*text, *room};
+    bk_tls_forget(os, &old);
+    *text = more;
+    *room *= 2;
+    return 1;
+}
+
+/* The whole of a file and a NUL. */
 static int read_open(bk_os *os, int fd, bk_span *ret_text) {
-    size_t room = 4096, n = 0;
-    char *text = NULL;
-    for (;;) {
-        char *more = n + 1 < room && text != NULL ? text : os->resize(os, text, room *= 2);
-        if (more == NULL) {
-            bk_dealloc(os, text);
-            return -ENOMEM;
-        }
-        text = more;
+    size_t room = 8192, n = 0;
+    char *text = bk_alloc(os, room);
+    int code = text == NULL ? -ENOMEM : 1;
+    while (code > 0) {
         ssize_t got = os->read(os, fd, text + n, room - n - 1);
         if (got == -EINTR)
             continue;
         n += got > 0 ? (size_t)got : 0;
-        if (got < 0 || n > BK_TLS_FILE_BYTES) {
-            bk_dealloc(os, text);
-            return got < 0 ? (int)got : -EFBIG;
-        }
-        if (got == 0)
-            break;
+        code = got <= 0 ? (int)got : n > BK_TLS_FILE_BYTES ? -EFBIG : 1;
+        if (code > 0 && n + 1 == room)
+            code = grow(os, &text, &room);
+    }
+    bk_span whole = {text, n};
+    if (code < 0) {
+        bk_tls_forget(os, &whole);
+        return code;
     }
     text[n] = '\0';
-    *ret_text = (bk_span){text, n};
+    *ret_text = whole;
     return 0;
 }
 
@@ -140,15 +159,6 @@ int bk_tls_read_file(bk_os *os, const char *what, const char *path, bk_span *ret
     if (code < 0)
         return bk_error_set(error, code, 0, "%s: %.140s: %s", what, path, bk_strerror(code));
     return 0;
-}
-
-/* Keys are not to be found in memory that was freed. */
-void bk_tls_forget(bk_os *os, bk_span *text) {
-    volatile char *p = (volatile char *)(uintptr_t)text->base;
-    for (size_t i = 0; i < text->size; i++)
-        p[i] = 0;
-    bk_dealloc(os, (void *)(uintptr_t)text->base);
-    *text = (bk_span){NULL, 0};
 }
 
 /* ---- From the user's words to the engine's ---- */
@@ -300,6 +310,11 @@ bk_tls_context *bk_tls_context_ref(bk_tls_context *context) {
     return context;
 }
 
+static void free_session(bk_os *os, bk_tls_session *session) {
+    bk_span secret = {session, sizeof *session + session->name_size + session->size};
+    bk_tls_forget(os, &secret);
+}
+
 void bk_tls_context_unref(bk_tls_context *context) {
     if (context == NULL || atomic_fetch_sub(&context->references, 1) != 1)
         return;
@@ -311,7 +326,7 @@ void bk_tls_context_unref(bk_tls_context *context) {
     }
     for (bk_tls_session *session = context->sessions, *next; session != NULL; session = next) {
         next = session->next;
-        bk_dealloc(os, session);
+        free_session(os, session);
     }
     context->engine->context_free(context->state);
     bk_dealloc(os, context);
@@ -320,7 +335,9 @@ void bk_tls_context_unref(bk_tls_context *context) {
 /* ---- Names ---- */
 
 int bk_tls_context_add(bk_tls_context *context, const char *name, bk_tls_context *other) {
-    if (context == NULL || name == NULL || other == NULL || !context->server || !other->server)
+    if (context == NULL || name == NULL || other == NULL || other == context)
+        return -EINVAL;
+    if (!context->server || !other->server)
         return -EINVAL;
     size_t n = strlen(name);
     if (n == 0 || n >= BK_TLS_NAME_BYTES)
@@ -384,7 +401,7 @@ void bk_tls_context_keep(bk_tls_context *context, const char *name, const void *
             continue;
         }
         *link = old->next;
-        bk_dealloc(context->os, old);
+        free_session(context->os, old);
         break;
     }
     session->next = context->sessions;

@@ -153,6 +153,6 @@ void bk_tls_choose(bk_tls_hello *hello, bk_tls_context *context) {
         return;
     }
     hello->answered = true;
-    hello->context = context != NULL ? bk_tls_context_ref(context) : NULL;
+    hello->context = context != NULL && context->server ? bk_tls_context_ref(context) : NULL;
     bk_transport_wake(hello->transport);
 }

@@ -39,6 +39,9 @@ typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char 
 /* X(result, name, arguments) */
 #define BK_LIBSSL(X)                                                                               \
     X(const SSL_METHOD *, TLS_method, (void))                                                      \
+    X(const SSL_METHOD *, TLS_server_method, (void))                                               \
+    X(const SSL_METHOD *, TLS_client_method, (void))                                               \
+    X(const SSL_METHOD *, SSL_get_ssl_method, (const SSL *))                                       \
     X(SSL_CTX *, SSL_CTX_new, (const SSL_METHOD *))                                                \
     X(void, SSL_CTX_free, (SSL_CTX *))                                                             \
     X(long, SSL_CTX_ctrl, (SSL_CTX *, int, long, void *))                                          \
@@ -182,6 +185,8 @@ enum {
     BK_BIO_FLAGS_RETRY_READ = 0x8 | 0x1,
     BK_BIO_FLAGS_RETRY = 0x8 | 0x7,
     BK_ERR_LIB_SSL = 20,
+    BK_ERR_LIB_PEM = 9,
+    BK_PEM_NO_START_LINE = 108,
     BK_NID_SUBJECT_ALT_NAME = 85,
     BK_NID_BASIC_CONSTRAINTS = 87,
     BK_MBSTRING_UTF8 = 0x1000,

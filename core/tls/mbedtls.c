@@ -610,8 +610,8 @@ static bool trust_system(mbedtls_x509_crt *authorities) {
 static int use_authorities(engine_context *self, const bk_tls_settings *s, bk_error *error) {
     if (s->ca.size > 0) {
         int code = parse_chain(&self->authorities, s->ca);
-        if (code < 0)
-            return fail_config(error, "ca", code);
+        if (code != 0) /* positive: so many could not be read */
+            return fail_config(error, "ca", code < 0 ? code : MBEDTLS_ERR_X509_INVALID_FORMAT);
     } else if (s->verify == BK_TLS_VERIFY_NONE) {
         return 0;
     } else if (!trust_system(&self->authorities)) {

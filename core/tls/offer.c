@@ -10,6 +10,7 @@ typedef struct offer {
     bk_os *os;
     bk_transport *inner;
     bk_tls_context *context;
+    char server_name[]; /* of a client: whom to verify; "": nobody */
 } offer;
 
 static ssize_t offer_read(bk_transport *t, void *room, size_t n) {
@@ -72,10 +73,13 @@ static const bk_transport_ops offer_ops = {
 };
 
 int bk_tls_offer(bk_loop *loop, bk_transport *inner, bk_tls_context *context,
-                 bk_transport **ret_transport) {
-    offer *self = bk_alloc_zero(loop->os, sizeof *self);
+                 const char *server_name, bk_transport **ret_transport) {
+    size_t n = server_name != NULL ? strlen(server_name) : 0;
+    offer *self = bk_alloc_zero(loop->os, sizeof *self + n + 1);
     if (self == NULL)
         return -ENOMEM;
+    if (n > 0)
+        memcpy(self->server_name, server_name, n);
     self->base.ops = &offer_ops;
     self->os = loop->os;
     self->inner = inner;
@@ -84,9 +88,12 @@ int bk_tls_offer(bk_loop *loop, bk_transport *inner, bk_tls_context *context,
     return 0;
 }
 
-int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context) {
+int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context,
+                         const char **ret_server_name) {
+    offer *self = (offer *)t;
     if (t->ops != &offer_ops)
         return -ENOTSUP;
-    *ret_context = ((offer *)t)->context;
+    *ret_context = self->context;
+    *ret_server_name = *self->server_name != '\0' ? self->server_name : NULL;
     return 0;
 }

@@ -111,6 +111,8 @@ static int find_functions(bk_os *os, void *library, bk_libssl *ret_functions, bk
 static int load_library(bk_os *os, bk_error *error) {
     static const char *const names[] = {"libssl.so.3", "libssl.3.dylib", "libssl-3-x64.dll",
                                         "libssl-3.dll", NULL};
+    if (!BK_HAS(os, library) || !BK_HAS(os, symbol))
+        return bk_error_set(error, BK_ETLS_ENGINE, 0, "this bk_os loads no libraries");
     void *library = os->library(os, names, 1);
     if (library == NULL)
         library = os->library(os, names, 0);
@@ -181,9 +183,16 @@ static int code_of_reason(int reason) {
         return BK_ETLS_RENEGOTIATION;
     case 1000 + 112:
         return BK_ETLS_NAME;
+    case 1000 + 71: /* insufficient security */
+        return BK_ETLS_CIPHER;
     default:
-        return reason > 1000 ? BK_ETLS_ALERT : BK_ETLS_PROTOCOL;
+        return reason > 1000 && reason < 1256 ? BK_ETLS_ALERT : BK_ETLS_PROTOCOL;
     }
+}
+
+/* Reasons that all of its parts share, and that are its own trouble, are marked by these bits. */
+static bool is_own_trouble(unsigned long error) {
+    return (error & 0x7fffff) >> 18 != 0;
 }
 
 /* X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_ */
@@ -200,7 +209,9 @@ static int fail(openssl_tls *self, bk_tls_out *out) {
     if (words == NULL)
         words = "the connection cannot go on";
     int code = BK_ETLS;
-    if ((error >> 23 & 0xff) == BK_ERR_LIB_SSL)
+    if (is_own_trouble(error) && (error & 0x3ffff) == 256) /* ERR_R_MALLOC_FAILURE */
+        code = -ENOMEM;
+    else if ((error >> 23 & 0xff) == BK_ERR_LIB_SSL && !is_own_trouble(error))
         code = code_of_reason((int)(error & 0x7fffff));
     if (code == BK_ETLS_CIPHER && self->opened) /* an alert that has that meaning before only */
         code = BK_ETLS_ALERT;
@@ -227,6 +238,12 @@ static int fail_config(bk_error *error, const char *what) {
 
 /* ---- Contexts ---- */
 
+/* Reading certificates went on to the end of the text: that there is no further one is an error. */
+static bool is_at_end(void) {
+    unsigned long error = bk_ssl.ERR_peek_last_error();
+    return (error >> 23 & 0xff) == BK_ERR_LIB_PEM && (error & 0x7fffff) == BK_PEM_NO_START_LINE;
+}
+
 /* Nobody is there who could be asked. */
 static int no_password(char *room, int size, int writing, void *arg) {
     (void)room, (void)size, (void)writing;
@@ -247,6 +264,8 @@ static int use_chain(SSL_CTX *ctx, bk_span pem, bk_error *error) {
             bk_ssl.X509_free(next);
             code = fail_config(error, "cert: the chain");
         }
+    if (code == 0 && !is_at_end())
+        code = fail_config(error, "cert: a certificate of the chain is damaged");
     bk_ssl.ERR_clear_error(); /* the end of the file was one */
     bk_ssl.X509_free(leaf);
     bk_ssl.BIO_free(bio);
@@ -288,6 +307,8 @@ static int use_ca(SSL_CTX *ctx, bk_span pem, bk_error *error) {
             code = fail_config(error, "ca: a certificate in it");
         bk_ssl.X509_free(ca);
     }
+    if (code == 0 && !is_at_end())
+        code = fail_config(error, "ca: a certificate in it is damaged");
     if (code == 0 && count == 0)
         code = fail_config(error, "ca: no certificate in PEM was found");
     bk_ssl.ERR_clear_error();
@@ -495,8 +516,10 @@ static int handshake(openssl_tls *self) {
         return self->host.handshake(self->host.arg, self->out);
     bk_ssl.ERR_clear_error();
     int r = bk_ssl.SSL_do_handshake(self->ssl);
-    if (r == 1)
+    if (r == 1) {
+        bk_ssl.ERR_clear_error(); /* others in this thread look at it */
         return 0;
+    }
     bool waits = bk_ssl.SSL_get_error(self->ssl, r) == BK_SSL_ERROR_WANT_READ;
     return waits ? -EAGAIN : fail(self, self->out);
 }
@@ -568,6 +591,7 @@ static void openssl_close(bk_tls *tls) {
     BIO *bio = bk_ssl.SSL_get_rbio(self->ssl);
     if (bio != NULL)
         bk_ssl.BIO_set_data(bio, NULL); /* one that was adopted may outlive us */
+    bk_ssl.SSL_set_info_callback(self->ssl, NULL);
     if (!self->adopted)
         bk_ssl.SSL_free(self->ssl);
     bk_dealloc(self->os, self);

@@ -112,9 +112,10 @@ int bk_tls_transport_start(bk_transport *t, bk_stream *s);
 
 /* A transport that passes everything on, and says that TLS may be started with that context. */
 int bk_tls_offer(bk_loop *loop, bk_transport *inner, bk_tls_context *context,
-                 bk_transport **ret_transport);
-/* The context that a transport offers, borrowed from it; -ENOTSUP for any other transport. */
-int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context);
+                 const char *server_name, bk_transport **ret_transport);
+/* What a transport offers, borrowed from it; -ENOTSUP for any other transport. */
+int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context,
+                         const char **ret_server_name);
 
 /* ---- OpenSSL (openssl.c) ---- */
 

@@ -32,7 +32,7 @@ typedef struct tls_transport {
     int failed;      /* told by the next read or write */
     int send_failed; /* … by the next write: what comes from the peer can still be read */
     int state;  /* what step() returned last */
-    bool inner_open, started, ended, lingers, read_eof, held_at_end;
+    bool inner_open, started, ended, lingers, read_eof;
 } tls_transport;
 
 static const bk_transport_ops tls_ops;
@@ -93,8 +93,8 @@ static int send_sealed(tls_transport *self) {
     while (out->from < out->used) {
         struct iovec v = {out->bytes + out->from, out->used - out->from};
         ssize_t n = inner->ops->write(inner, &v, 1);
-        if (n < 0 && n != -EINTR)
-            return (int)n;
+        if (n <= 0 && n != -EINTR)
+            return n == 0 ? -EAGAIN : (int)n;
         out->from += n > 0 ? (size_t)n : 0;
     }
     return BK_HAS(inner->ops, flush) ? inner->ops->flush(inner) : 0;
@@ -272,10 +272,11 @@ static void forget_hello(tls_transport *self) {
 
 static int make_engine(tls_transport *self, bk_tls_context *context) {
     bk_span session = {NULL, 0};
-    if (self->server_name != NULL)
+    const char *name = context->server ? NULL : self->server_name;
+    if (name != NULL)
         session = bk_tls_context_session(self->context, self->server_name);
     int code =
-        context->engine->connection_new(context->state, self->server_name, session, &self->engine);
+        context->engine->connection_new(context->state, name, session, &self->engine);
     if (code < 0)
         return fail(self, code, "the engine could not be made");
     self->chosen = bk_tls_context_ref(context);
@@ -292,6 +293,11 @@ static int refuse_name(tls_transport *self) {
 
 /* The context for the name asked for; -EAGAIN: whoever chooses has not done so yet. */
 static int choose(tls_transport *self, const char *name) {
+    size_t n = strlen(name) + 1;
+    self->server_name = bk_alloc(self->loop->os, n); /* to compare with what the engine heard */
+    if (self->server_name == NULL)
+        return -ENOMEM;
+    memcpy(self->server_name, name, n);
     bk_tls_context *context = bk_tls_context_find(self->context, name);
     if (context != NULL || self->context->choose == NULL)
         return make_engine(self, context != NULL ? context : self->context);
@@ -315,8 +321,16 @@ static int take_answer(tls_transport *self) {
     return code;
 }
 
-/* Gather what the client sends until its name is known. What is no hello goes to the engine, which
-   knows what to say to that. */
+/* Where certificates are chosen by name, nobody may be served without having been asked: what we
+   cannot read is refused, even if an engine could. */
+static int refuse_hello(tls_transport *self, const char *words) {
+    static const char decode_error[] = {21, 3, 3, 0, 2, 2, 50}; /* RFC 8446 6 */
+    if (open_out(self) == 0)
+        (void)bk_tls_send(&self->out, decode_error, sizeof decode_error);
+    return fail(self, BK_ETLS_PROTOCOL, words);
+}
+
+/* Gather what the client sends until its name is known. */
 static int read_hello(tls_transport *self) {
     char name[BK_TLS_NAME_BYTES] = "";
     bk_os *os = self->loop->os;
@@ -325,7 +339,7 @@ static int read_hello(tls_transport *self) {
         if (code == -ENOMEM)
             return code;
         if (code < 0)
-            return make_engine(self, self->context);
+            return refuse_hello(self, "what the client sent is no client hello");
         if (code > 0)
             return choose(self, name);
         char *in = os->resize(os, self->in, self->in_used + BK_TLS_RECORD_BYTES);
@@ -339,7 +353,7 @@ static int read_hello(tls_transport *self) {
             return n == 0 ? -ECONNRESET : (int)n;
         self->in_used += (size_t)n;
         if (self->in_used > BK_TLS_HELLO_BYTES)
-            return fail(self, BK_ETLS_PROTOCOL, "the client hello is too long");
+            return refuse_hello(self, "the client hello is too long");
     }
 }
 
@@ -364,8 +378,10 @@ static void out_of_time(void *arg) {
 
 static int start_timer(tls_transport *self, int64_t ns) {
     bk_loop *loop = self->loop;
+    int64_t now = bk_loop_now(loop);
     bk_timer_stop(loop, &self->timer);
-    return bk_timer_start(loop, &self->timer, bk_loop_now(loop) + ns, out_of_time, self);
+    return bk_timer_start(loop, &self->timer, ns < INT64_MAX - now ? now + ns : INT64_MAX,
+                          out_of_time, self);
 }
 
 static int handshake(tls_transport *self) {
@@ -393,6 +409,23 @@ static void note_sent(tls_transport *self, int sent) {
         self->send_failed = sent;
 }
 
+/* Of a server that chose by name: whether the engine was asked for the same one. A second hello,
+   after a retry (RFC 8446 4.1.4), must not ask for another. */
+static int check_name(tls_transport *self) {
+    char name[BK_TLS_NAME_BYTES];
+    size_t size = sizeof name;
+    const bk_tls_ops *ops = self->engine->ops;
+    if (self->context == NULL || !self->context->server || self->server_name == NULL)
+        return 0;
+    if (!BK_HAS(ops, query) || ops->query(self->engine, BK_QUERY_TLS_NAME, name, &size) < 0)
+        return 0;
+    for (char *c = name; *c != '\0'; c++)
+        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c + ('a' - 'A') : *c);
+    if (*name == '\0' || strcmp(name, self->server_name) == 0) /* "": resumed, and not told */
+        return 0;
+    return fail(self, BK_ETLS_PROTOCOL, "the client asked for one name, and then for another");
+}
+
 static bool is_gone(int code) {
     return code == -EPIPE || code == -ECONNRESET;
 }
@@ -410,12 +443,14 @@ static int tls_open(bk_transport *t) {
     self->inner->stream = t->stream;
     if (self->failed < 0)
         return self->failed;
-    if (self->timer.place == 0 && start_timer(self, self->manners.handshake_ns) < 0)
-        return -ENOMEM;
-    int code = open_inner(self);
+    int code = self->timer.place != 0 ? 0 : start_timer(self, self->manners.handshake_ns);
+    if (code == 0)
+        code = open_inner(self);
     if (code < 0)
         return code;
     code = handshake(self);
+    if (code >= 0)
+        code = check_name(self);
     int sent = close_out(self); /* an alert too */
     if (code == -EAGAIN && sent < 0)
         code = sent;
@@ -538,32 +573,52 @@ static ssize_t tls_write(bk_transport *t, const struct iovec *v, int n) {
     return taken > 0 || code == 0 ? taken : -EAGAIN;
 }
 
-/* Read and drop, until the peer's close_notify is here, or can never be. */
-static int linger(tls_transport *self) {
+/* Read and drop what comes, until the peer's close_notify: 0; or -EAGAIN: it has not come, and the
+   peer may send for ever: nobody else is to wait for that. */
+static int drain(tls_transport *self) {
     char sink[1024];
     int code = 1;
-    while (code > 0 && !(self->state & BK_TLS_ENDED)) {
+    for (int i = 0; i < BK_TLS_DRAINS && code > 0; i++) {
         bk_room room = {sink, sizeof sink};
+        if (self->state & BK_TLS_ENDED || self->failed < 0 || self->read_eof)
+            return 0;
         code = advance(self, &room);
     }
-    return code == -EAGAIN && !(self->state & BK_TLS_ENDED) ? -EAGAIN : 0;
+    (void)close_out(self);
+    return code > 0 || code == -EAGAIN ? -EAGAIN : 0;
+}
+
+/* The end, for good. What lies unread when a socket is closed makes the kernel reset the
+   connection, and drop what the peer has not read: tickets do, that nobody asked for. */
+static int take_leave(tls_transport *self) {
+    bk_transport *inner = self->inner;
+    if (!self->lingers && self->manners.linger_ns > 0) {
+        self->lingers = true;
+        int code = self->timer.place != 0 ? 0 : start_timer(self, self->manners.linger_ns);
+        if (code < 0)
+            return code;
+    }
+    int code = drain(self);
+    if (code == -EAGAIN && self->lingers) {
+        if (inner->ops->fd(inner, BK_READ) < 0)
+            bk_transport_wake(&self->base); /* there may be more of it */
+        return code;
+    }
+    self->lingers = false;
+    if (inner->ops != &tls_ops)
+        return 0;
+    code = inner->ops->end(inner); /* TLS in TLS: each layer says good-bye */
+    return code < 0 ? code : inner->ops->flush(inner);
 }
 
 static int tls_flush(bk_transport *t) {
     tls_transport *self = self_of(t);
     int code = close_out(self);
-    bool closing = t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
-    if (code == 0 && self->ended && closing) {
-        /* What lies unread when a socket is closed makes the kernel reset the connection, and drop
-           what the peer has not read: tickets do, that nobody asked for. */
-        code = linger(self);
-        if (!self->lingers)
-            code = 0;
-    }
+    bool leaves = self->ended && t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
+    if (code == 0 && leaves)
+        code = take_leave(self);
     /* That our good-bye does not arrive is no news for one who closes: the peer has gone. */
-    if (code < 0 && code != -EAGAIN && closing && self->ended && !self->held_at_end)
-        return 0;
-    return code;
+    return code < 0 && code != -EAGAIN && leaves ? 0 : code;
 }
 
 static int tls_end(bk_transport *t) {
@@ -575,18 +630,10 @@ static int tls_end(bk_transport *t) {
     if (code < 0)
         return code;
     self->ended = true;
-    self->held_at_end = holds_out(self);
     self->out.error = &error;
     code = self->engine->ops->end(self->engine, &self->out);
     self->out.error = NULL;
-    if (code < 0)
-        return fail(self, code, error.text);
-    bool closing = t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
-    if (closing && self->manners.linger_ns > 0 && !self->read_eof) {
-        self->lingers = true;
-        return self->timer.place != 0 ? 0 : start_timer(self, self->manners.linger_ns);
-    }
-    return 0;
+    return code < 0 ? fail(self, code, error.text) : 0;
 }
 
 /* ---- The rest of a transport ---- */
@@ -831,13 +878,14 @@ int bk_stream_start_tls(bk_stream *s, bk_tls_context *context, const char *serve
     if (s->flags & (BK_STREAM_OPENING | BK_STREAM_CONNECTING))
         return -EALREADY;
     bk_transport *inner = s->transport, *t;
-    bk_tls_context *offered = NULL;
     if (context == NULL) {
-        int code = bk_tls_offer_context(inner, &offered);
+        const char *offered = NULL;
+        int code = bk_tls_offer_context(inner, &context, &offered);
         if (code < 0)
             return code;
+        server_name = server_name != NULL ? server_name : offered;
     }
-    int code = bk_tls_transport(s->loop, inner, context != NULL ? context : offered, server_name, &t);
+    int code = bk_tls_transport(s->loop, inner, context, server_name, &t);
     if (code < 0)
         return code;
     code = bk_tls_transport_start(t, s);

@@ -151,6 +151,7 @@ extern const bk_protocol transport_plain;
 TransportObject *transport_new(LoopObject *loop, PyObject *protocol, PyObject *context,
                                PyObject *server);
 int transport_attach(TransportObject *t, bk_stream *s);
+int transport_adopt_protocol(TransportObject *t, PyObject *protocol);
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
 void transport_fail(TransportObject *t, const char *message);
 void transport_made(TransportObject *t);

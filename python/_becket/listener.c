@@ -36,22 +36,17 @@ static TransportObject *make_transport(ListenerObject *self) {
     PyObject *context = PyContext_Copy(self->context);
     if (context == NULL)
         return NULL;
-    Py_INCREF((PyObject *)self); /* the factory may close the server, and us with it */
     PyObject *protocol = make_protocol(self, context);
     TransportObject *t = NULL;
     if (protocol != NULL)
         t = transport_new(self->loop, protocol, context, self->server);
     Py_XDECREF(protocol);
     Py_DECREF(context);
-    Py_DECREF((PyObject *)self);
     return t;
 }
 
-static int opened(bk_stream *s) {
-    ListenerObject *self = bk_stream_protocol(s)->context;
+static int welcome(ListenerObject *self, bk_stream *s) {
     LoopObject *loop = self->loop;
-    if (loop->ending)
-        return -ECANCELED;
     TransportObject *t = make_transport(self);
     if (t == NULL) {
         bk_stream_set_protocol(s, &no_protocol);
@@ -71,6 +66,16 @@ static int opened(bk_stream *s) {
     }
     Py_DECREF((PyObject *)t); /* the stream has its own */
     return 0;
+}
+
+static int opened(bk_stream *s) {
+    ListenerObject *self = bk_stream_protocol(s)->context;
+    if (self->loop->ending)
+        return -ECANCELED;
+    Py_INCREF((PyObject *)self); /* what is called may close the server, and us with it */
+    int code = welcome(self, s);
+    Py_DECREF((PyObject *)self);
+    return code;
 }
 
 /* ---- Life ---- */

@@ -36,6 +36,9 @@ static SSL *ssl_of(PyObject *object) {
 
 /* The exception that is set becomes the transport's, and a code of the core's. */
 static int take_error(TlsState *tls, bk_tls_out *out) {
+    TransportObject *t = tls->transport;
+    if (t != NULL && loop_take_fatal(t->loop))
+        return bk_tls_fail(out, -ECANCELED, "the program ends");
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
     PyErr_NormalizeException(&type, &value, &tb);
@@ -49,8 +52,12 @@ static int take_error(TlsState *tls, bk_tls_out *out) {
         number = BK_ETLS;
     PyErr_Clear();
     (void)bk_tls_fail(out, (int)number, "%s", words != NULL ? words : "an exception");
-    if (tls->transport != NULL && tls->transport->error == NULL)
-        tls->transport->error = Py_XNewRef(value);
+    if (t != NULL && t->error == NULL)
+        t->error = Py_XNewRef(value);
+    if (t != NULL && value != NULL && !PyErr_GivenExceptionMatches(value, PyExc_OSError)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(value), value); /* a fault of the engine's */
+        loop_report(t->loop, "Fatal error on SSL protocol", (PyObject *)t, t->protocol, NULL);
+    }
     Py_XDECREF(code);
     Py_XDECREF(text);
     Py_XDECREF(type);
@@ -83,8 +90,13 @@ PyObject *tls_can_adopt(PyObject *module, PyObject *object) {
     const char *version = PyUnicode_AsUTF8(state->openssl_version);
     if (version == NULL)
         return NULL;
-    return PyBool_FromLong(strcmp(version, bk_tls_engine_openssl.version()) == 0 &&
-                           ssl_of(object) != NULL);
+    SSL *ssl = strcmp(version, bk_tls_engine_openssl.version()) == 0 ? ssl_of(object) : NULL;
+    if (ssl == NULL)
+        Py_RETURN_FALSE;
+    /* Two copies of one version would each have methods of their own. */
+    const SSL_METHOD *method = bk_ssl.SSL_get_ssl_method(ssl);
+    return PyBool_FromLong(method == bk_ssl.TLS_method() || method == bk_ssl.TLS_server_method() ||
+                           method == bk_ssl.TLS_client_method());
 }
 
 /* ---- Engines in Python ---- */
@@ -357,11 +369,10 @@ static int make_transport(TransportObject *t, TlsState *tls, bk_transport **ret_
     bk_tls *engine;
     int code;
     if (Py_IS_TYPE(tls->engine, tls->module->tls_context_type)) {
-        const char *name = tls->spec.server_hostname != Py_None
-                               ? PyUnicode_AsUTF8(tls->spec.server_hostname)
-                               : NULL;
-        PyErr_Clear();
-        code = bk_tls_transport(loop, inner, tls_context_core(tls->engine), name, ret_transport);
+        /* A str without NUL, in ASCII: EventLoop._new_engine() has seen to that. */
+        PyObject *name = tls->spec.server_hostname;
+        code = bk_tls_transport(loop, inner, tls_context_core(tls->engine),
+                                name != Py_None ? PyUnicode_AsUTF8(name) : NULL, ret_transport);
         if (code == 0)
             bk_tls_transport_set_manners(*ret_transport, &manners);
         return code;
@@ -426,6 +437,8 @@ int tls_prepare(TransportObject *t, const TlsSpec *spec, PyObject *waiter) {
 
 /* Put TLS under a transport. data is what was read already, and is to go into it. */
 int tls_start(TransportObject *t, const void *data, size_t n) {
+    if (transport_adopt_protocol(t, t->protocol) < 0) /* over TLS it may be served otherwise */
+        return -1;
     int code = put_under(t, t->tls, data, n);
     return code < 0 ? loop_raise(code) : 0;
 }
@@ -453,6 +466,9 @@ void tls_wake(TransportObject *t, PyObject *error) {
 PyObject *tls_exception(TransportObject *t, int why) {
     char words[256] = "";
     size_t size = sizeof words;
+    (void)bk_stream_query(t->stream, BK_QUERY_TLS_WORDS, words, &size);
+    if (why == -ETIMEDOUT && *words == '\0') /* the kernel's, not ours */
+        return exception_of(why);
     if (why == -ETIMEDOUT && t->tls->open)
         return PyObject_CallFunction(PyExc_TimeoutError, "s", "SSL shutdown timed out");
     if (why == -ETIMEDOUT) {
@@ -467,7 +483,6 @@ PyObject *tls_exception(TransportObject *t, int why) {
         return PyObject_CallNoArgs(PyExc_ConnectionResetError);
     if (why > BK_ETLS || why < BK_ETLS_RENEGOTIATION)
         return exception_of(why);
-    (void)bk_stream_query(t->stream, BK_QUERY_TLS_WORDS, words, &size);
     return PyObject_CallFunction(t->loop->state->tls_exception_of, "is", why,
                                  *words != '\0' ? words : bk_strerror(why));
 }
@@ -479,6 +494,7 @@ typedef struct py_engine {
     bk_tls_engine base;
     module_state *module;
     PyObject *type;
+    PyObject *capsule; /* holds this, borrowed */
     char name[];
 } py_engine;
 
@@ -491,7 +507,7 @@ typedef struct py_context {
 /* The core may call from a worker, which has no thread state of Python's: certificates are read
    again there. */
 static PyGILState_STATE enter(bool *ret_entered) {
-    *ret_entered = !PyGILState_Check();
+    *ret_entered = PyGILState_GetThisThreadState() == NULL;
     return *ret_entered ? PyGILState_Ensure() : PyGILState_UNLOCKED;
 }
 
@@ -552,6 +568,7 @@ static int py_context_new(const bk_tls_settings *settings, bk_error *error, void
     int code = context == NULL ? fail_config(error) : 0;
     if (code == 0) {
         *self = (py_context){engine, context, settings->server};
+        Py_INCREF(engine->capsule);
         *ret_context = self;
     } else {
         PyMem_RawFree(self);
@@ -565,6 +582,7 @@ static void py_context_free(void *context) {
     bool entered;
     PyGILState_STATE state = enter(&entered);
     Py_DECREF(self->context);
+    Py_DECREF(self->engine->capsule);
     leave(entered, state);
     PyMem_RawFree(self);
 }
@@ -611,6 +629,9 @@ static void free_engine(PyObject *capsule) {
 
 /* _add_tls_engine(type): engine=NAME of endpoints on this loop may mean that class. */
 PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type) {
+    if (PyInterpreterState_Get() != PyInterpreterState_Main())
+        return PyErr_Format(PyExc_RuntimeError, "endpoints have engines in Python in the main "
+                                                "interpreter only");
     PyObject *text = loop_check_open(loop) < 0 ? NULL : PyObject_GetAttrString(type, "name");
     const char *name = text != NULL ? PyUnicode_AsUTF8(text) : NULL;
     py_engine *self = name != NULL ? PyMem_RawCalloc(1, sizeof *self + strlen(name) + 1) : NULL;
@@ -624,6 +645,7 @@ PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type) {
     Py_DECREF(text);
     self->module = loop->state;
     self->type = Py_NewRef(type);
+    self->capsule = capsule;
     self->base = (bk_tls_engine){.size = sizeof(bk_tls_engine),
                                  .name = self->name,
                                  .open = py_engine_open,

@@ -21,7 +21,7 @@ enum {
     LOST_WRITES_LOGGED = 5, /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
-static const bk_protocol transport_big, transport_buffered, transport_reader;
+static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader;
 
 /* After start_tls() the connection is the new transport's; the old one passes on what it is asked,
    and so never again sends in plain. */
@@ -211,6 +211,27 @@ static void buffered_received(bk_stream *s, const void *data, size_t n) {
     Py_XDECREF(count);
 }
 
+/* Between lending room and filling it, TLS may run Python, which could take the memory away: so what
+   was opened is copied, into room that is asked for when there is something. */
+static void copied_received(bk_stream *s, const void *data, size_t n) {
+    TransportObject *t = bk_stream_user(s);
+    const char *from = data;
+    while (n > 0 && !is_silent(t) && t->stream != NULL && s->protocol == &transport_copied) {
+        bk_room room;
+        if (lend_room(t, &room) < 0) {
+            fail_call(t, "Fatal error: protocol.get_buffer() call failed.");
+            return;
+        }
+        size_t part = n < room.size ? n : room.size;
+        memcpy(room.base, from, part);
+        from += part;
+        n -= part;
+        buffered_received(s, room.base, part);
+    }
+    if (n > 0 && !is_silent(t) && !is_closing(t)) /* another protocol goes on */
+        s->protocol->received != NULL ? s->protocol->received(s, from, n) : (void)0;
+}
+
 static void reader_received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     if (!is_silent(t) && reader_feed(t, data, n) < 0)
@@ -251,6 +272,8 @@ static int ended(bk_stream *s) {
     }
     if (keep <= 0)
         t->closing = true;
+    if (keep <= 0 && t->tls != NULL) /* a peer that reads nothing is not waited for for ever */
+        bk_tls_transport_limit_end(bk_stream_transport(s));
     if (keep < 0)
         PyErr_Clear();
     return keep > 0 || closes_later(t);
@@ -342,6 +365,15 @@ static PyObject *bottom_of(TransportObject *t) {
     return (PyObject *)t;
 }
 
+/* Each layer refers to those beside it, both ways. */
+static void clear_below(TransportObject *t) {
+    TransportObject *below = t->below;
+    t->below = NULL;
+    if (below != NULL)
+        clear_below(below);
+    Py_XDECREF((PyObject *)below);
+}
+
 static void detach_from_server(TransportObject *t) {
     if (t->server == NULL)
         return;
@@ -418,7 +450,7 @@ static void closed(bk_stream *s, int why) {
     part_from_socket(t);
     t->stream = NULL;
     Py_CLEAR(t->socket);
-    Py_CLEAR(t->below);
+    clear_below(t);
     Py_DECREF((PyObject *)t); /* the stream's */
 }
 
@@ -436,19 +468,22 @@ static const bk_protocol transport_big = {COMMON, .name = "asyncio.Protocol, muc
 static const bk_protocol transport_buffered = {COMMON, .name = "asyncio.BufferedProtocol",
                                                .room = buffered_room,
                                                .received = buffered_received};
+static const bk_protocol transport_copied = {COMMON, .name = "asyncio.BufferedProtocol, copied",
+                                             .received = copied_received};
 static const bk_protocol transport_reader = {COMMON, .name = "asyncio.StreamReaderProtocol",
                                              .received = reader_received};
 
 /* ---- Life ---- */
 
 /* Which of the tables above fits the protocol. */
-static int adopt_protocol(TransportObject *t, PyObject *protocol) {
+int transport_adopt_protocol(TransportObject *t, PyObject *protocol) {
     int buffered = PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
     if (buffered < 0)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     Py_CLEAR(t->reader);
-    const bk_protocol *table = buffered              ? &transport_buffered
+    const bk_protocol *table = buffered && t->tls    ? &transport_copied
+                               : buffered            ? &transport_buffered
                                : reader_recognise(t) ? &transport_reader
                                                      : &transport_plain;
     if (t->stream != NULL)
@@ -497,7 +532,7 @@ int transport_attach(TransportObject *t, bk_stream *s) {
     int code = loop_owns_fd(t->loop, t->fd, t) ? 0 : -1;
     if (code < 0)
         PyErr_NoMemory();
-    if (code < 0 || adopt_protocol(t, t->protocol) < 0 || attach_to_server(t) < 0) {
+    if (code < 0 || transport_adopt_protocol(t, t->protocol) < 0 || attach_to_server(t) < 0) {
         Py_CLEAR(t->server); /* it was not attached, and must not be detached */
         t->closing = true;
         bk_stream_abort(s);
@@ -873,6 +908,10 @@ static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored
     if (t->closing)
         Py_RETURN_NONE;
     t->closing = true;
+    if (t->tls != NULL && !t->tls->open && t->stream != NULL) { /* as asyncio: nothing to wait for */
+        bk_stream_abort(t->stream);
+        Py_RETURN_NONE;
+    }
     if (t->tls != NULL && t->stream != NULL)
         bk_tls_transport_limit_end(bk_stream_transport(t->stream));
     if (closes_later(t))
@@ -905,9 +944,9 @@ static PyObject *transport_force_close(TransportObject *t, PyObject *e) {
 static int copy_extra(TransportObject *t, TransportObject *n) {
     static const char *const own[] = {"ssl_object", "sslcontext", "peercert", "cipher",
                                       "compression"};
-    n->extra = t->extra != NULL ? PyDict_Copy(t->extra) : PyDict_New();
+    n->extra = t->extra != NULL ? PyDict_Copy(t->extra) : NULL;
     if (n->extra == NULL)
-        return -1;
+        return t->extra != NULL ? -1 : 0;
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
         if (PyDict_DelItemString(n->extra, own[i]) < 0)
             PyErr_Clear();
@@ -970,6 +1009,15 @@ static PyObject *transport_start_tls(TransportObject *t, PyObject *args) {
     if (parse_tls(args, &spec, &protocol, &waiter, &data, &size) < 0)
         return NULL;
     t = current(t);
+    const unsigned over = BK_STREAM_CLOSING | BK_STREAM_CLOSED | BK_STREAM_ENDING;
+    if (t->stream == NULL || t->stream->flags & over) {
+        loop_raise(-EPIPE);
+        return NULL;
+    }
+    if (protocol == Py_None && (t->started || t->tls != NULL)) {
+        PyErr_SetString(PyExc_TypeError, "protocol: an asyncio protocol is needed, not None");
+        return NULL;
+    }
     if (protocol == Py_None) {
         if (tls_prepare(t, &spec, waiter) < 0 || tls_start(t, data, (size_t)size) < 0)
             return NULL;
@@ -980,14 +1028,14 @@ static PyObject *transport_start_tls(TransportObject *t, PyObject *args) {
         Py_XDECREF((PyObject *)n);
         return NULL;
     }
-    if (t->stream == NULL) { /* what it was put on has gone meanwhile */
+    if (t->stream == NULL || t->stream->flags & over) { /* making the engine may do anything */
         Py_DECREF((PyObject *)n);
-        PyErr_SetNone(PyExc_ConnectionResetError);
+        loop_raise(-EPIPE);
         return NULL;
     }
     move_up(t, n);
     bk_stream_flush(n->stream);
-    if (adopt_protocol(n, protocol) < 0 || tls_start(n, data, (size_t)size) < 0) {
+    if (transport_adopt_protocol(n, protocol) < 0 || tls_start(n, data, (size_t)size) < 0) {
         n->closing = true;
         bk_stream_abort(n->stream);
         Py_DECREF((PyObject *)n);
@@ -1007,7 +1055,7 @@ static PyObject *transport_set_protocol(TransportObject *t, PyObject *protocol) 
         Py_XSETREF(t->protocol, NULL);
         Py_RETURN_NONE;
     }
-    if (adopt_protocol(t, protocol) < 0)
+    if (transport_adopt_protocol(t, protocol) < 0)
         return NULL;
     Py_RETURN_NONE;
 }

@@ -93,16 +93,10 @@ def _default_context(server_side: bool, server_hostname: str | None) -> ssl.SSLC
     return context
 
 
-def _take_buffered(protocol: Any) -> bytes:
-    """What a stream's protocol has received, and nobody has read."""
+def _reader_of(protocol: Any) -> Any:
+    """The StreamReader of a stream's protocol; None: it has none."""
     reader = getattr(protocol, "_stream_reader", None)
-    if not isinstance(reader, asyncio.StreamReader):
-        return b""
-    buffer: bytearray = reader._buffer  # type: ignore[attr-defined]
-    data = bytes(buffer)
-    buffer.clear()
-    reader._maybe_resume_transport()  # type: ignore[attr-defined]
-    return data
+    return reader if isinstance(reader, asyncio.StreamReader) else None
 
 
 def _run_unless_cancelled(handle: asyncio.Handle) -> None:
@@ -241,7 +235,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         for name, value in (extra or {}).items():
             transport._set_extra(name, value)
         try:
-            spec = (sslcontext, server_side, server_hostname or None, *times)
+            name = None if server_side else server_hostname or None
+            spec = (sslcontext, server_side, name, *times)
             transport._start_tls(spec, None, waiter, b"")
         except BaseException:
             transport.abort()
@@ -265,6 +260,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         goes into TLS: it never comes out as if it had been said under it. *sslcontext* may be an
         ssl.SSLContext, or what an engine of becket.tls takes. Errors are those of asyncio.
         """
+        if protocol is None:
+            raise TypeError("protocol: an asyncio protocol is needed, not None")
         if not isinstance(transport, _becket.Transport):
             return await super().start_tls(
                 transport, protocol, sslcontext, server_side=server_side,
@@ -280,12 +277,19 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise TypeError(f"transport {transport!r} is not supported by start_tls()")
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
         waiter = self.create_future()
-        spec = (sslcontext, server_side, server_hostname or None, *times)
-        old = transport.get_protocol()
-        early = _take_buffered(old)
-        if protocol is not old:
-            early += _take_buffered(protocol)
-        upgraded = transport._start_tls(spec, protocol, waiter, early)
+        spec = (sslcontext, server_side, None if server_side else server_hostname or None, *times)
+        readers = {_reader_of(transport.get_protocol()), _reader_of(protocol)} - {None}
+        held = {reader: bytes(reader._buffer) for reader in readers}
+        for reader in readers:
+            reader._buffer.clear()
+        try:
+            upgraded = transport._start_tls(spec, protocol, waiter, b"".join(held.values()))
+        except BaseException:  # it goes on in plain
+            for reader in readers:
+                reader._buffer[:0] = held[reader]
+            raise
+        for reader in readers:
+            reader._maybe_resume_transport()
         try:
             await waiter
         except BaseException:
@@ -296,6 +300,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     def _new_engine(self, context: Any, server_side: bool, server_hostname: str | None) -> Any:
         """A connection's TLS: an ssl.SSLObject, a tls.Engine, or a context of the core."""
         if isinstance(context, tls.Context):
+            tls.check_name(server_hostname)
             return self._core_context(context, server_side)
         if isinstance(context, ssl.SSLContext) and self._adopts_ssl:
             made = context.wrap_bio(
@@ -304,6 +309,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             )  # fmt: skip
             if _becket._can_adopt(made):
                 return made
+            self._adopts_ssl = False
         engine = tls.engine_of(context)
         if engine is None:
             raise TypeError(f"ssl: {context!r} is no ssl.SSLContext, and no engine knows it")
@@ -325,14 +331,14 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             default = ssl.CERT_NONE if context.server_side else ssl.CERT_REQUIRED
             verify = default if context.verify is None else context.verify
             return tls.core_info(transport._tls_query, verify != ssl.CERT_NONE, name)
-        if isinstance(engine, tls.Engine):
+        if not isinstance(engine, ssl.SSLObject):
             return engine.query(name)
-        return {
-            "ssl_object": lambda: engine,
-            "peercert": engine.getpeercert,
-            "cipher": engine.cipher,
-            "compression": engine.compression,
-        }[name]()
+        if name == "ssl_object":
+            return engine
+        try:
+            return getattr(engine, "getpeercert" if name == "peercert" else name)()
+        except ValueError:  # OpenSSL forgets it when the connection has failed
+            return None
 
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None

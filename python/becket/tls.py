@@ -180,7 +180,7 @@ class Engine(abc.ABC):
         return None
 
     def close(self) -> None:  # noqa: B027 - most need nothing
-        """Let go of everything. Sends nothing."""
+        """Let go of what is large. Sends nothing. Only query() may follow."""
 
 
 # ---- Contexts of the engines in C ----------------------------------------------------------------
@@ -226,6 +226,16 @@ class Context:
             "maximum": 0 if self.maximum is None else int(self.maximum),
             "tickets": self.tickets,
         }
+
+
+def check_name(server_hostname: str | None) -> None:
+    """The core takes a name as it is asked for. ValueError: it is none that could be."""
+    if server_hostname is None:
+        return
+    if not server_hostname.isascii() or "\0" in server_hostname:
+        raise ValueError(
+            f"server_hostname: {server_hostname!r} is no name in ASCII; encode it with 'idna'"
+        )
 
 
 def core_info(query: Callable[[int], bytes | None], verified: bool, name: str) -> Any:

@@ -747,7 +747,7 @@ static const bk_protocol peer_protocol = {.size = sizeof(bk_protocol),
 static bk_tls_context *offered; /* what the end that runs the protocol may start TLS with */
 
 static int offer(bk_loop *loop, bk_transport **t) {
-    return offered == NULL ? 0 : bk_tls_offer(loop, *t, offered, t);
+    return offered == NULL ? 0 : bk_tls_offer(loop, *t, offered, NULL, t);
 }
 
 /* One end runs the protocol, the other is the peer; ret_served may be NULL. */

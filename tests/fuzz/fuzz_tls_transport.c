@@ -61,6 +61,7 @@ typedef struct world {
     bool half_open, with_room;
     bk_room room;
     fuzz_fifo up[LEVELS], down[LEVELS];
+    bool alerted[LEVELS];  /* … by the transport itself */
     uint64_t must[LEVELS]; /* so much of down[] is what a protocol said, and must not be lost */
     uint64_t made, written, releases_due;
     bk_tls_hello *hellos[HELLOS];
@@ -91,6 +92,19 @@ static void called(void) {
 static uint8_t pattern(int salt) {
     uint64_t n = w.made++;
     return (uint8_t)(n * 167 + (n >> 8) * 13 + (unsigned)salt * 59);
+}
+
+/* A server that has no engine yet refuses a hello by an alert of its own, behind all else. */
+static void expect_alert(int level, const void *data, size_t n) {
+    static const uint8_t alert[] = {21, 3, 3, 0, 2, 2};
+    fuzz_fifo *down = &w.down[level];
+    if (level + 1 != w.top || w.engines[w.top] != NULL || w.alerted[level])
+        return;
+    const uint8_t *tail = (const uint8_t *)data + fuzz_fifo_left(down);
+    if (n != fuzz_fifo_left(down) + sizeof alert + 1 || memcmp(tail, alert, sizeof alert) != 0)
+        return;
+    fuzz_fifo_put(down, tail, sizeof alert + 1);
+    w.alerted[level] = true;
 }
 
 /* ---- The inner transport ---- */
@@ -158,6 +172,8 @@ static ssize_t inner_write(bk_transport *t, const struct iovec *v, int n) {
     if (how == 3)
         most = 0;
     w.inner.woken |= most < w.inner.capacity;
+    if (n == 1)
+        expect_alert(0, v[0].iov_base, v[0].iov_len);
     for (int i = 0; i < n && most > 0; i++) {
         size_t part = v[i].iov_len < most ? v[i].iov_len : most;
         fuzz_fifo_take(&w.down[0], v[i].iov_base, part);
@@ -434,6 +450,7 @@ static int engine_seal(bk_tls *tls, bk_span plain, bk_tls_out *out) {
     size_t more = how == 2 ? fuzz_size(&w.in) : 5;
     if (how == 1)
         return engine_fail(e, out);
+    expect_alert(e->level, plain.base, plain.size);
     /* Not what an engine above has said by itself: good-byes, answers. */
     bool matters = w.down[e->level].taken < w.must[e->level];
     fuzz_fifo_take(&w.down[e->level], plain.base, plain.size);
@@ -465,6 +482,8 @@ static void engine_close(bk_tls *tls) {
 static int engine_query(bk_tls *tls, int what, void *ret_value, size_t *size) {
     engine *e = (engine *)tls;
     FUZZ_CHECK(w.engines[e->level] == e && !e->inside);
+    if (what == BK_QUERY_TLS_NAME && fuzz_byte(&w.in) & 1)
+        return bk_query_answer(ret_value, size, "Site.test", 10);
     return what == BK_QUERY_TLS_ENGINE ? bk_query_answer(ret_value, size, "fuzz", 5) : -ENOTSUP;
 }
 
@@ -544,11 +563,8 @@ static const bk_tls_engine maker = {
 };
 
 static void answer(bk_tls_hello *hello, unsigned how) {
-    static const uint8_t unrecognized_name[] = {21, 3, 3, 0, 2, 2, 112};
     moved();
     FUZZ_CHECK(bk_tls_hello_name(hello) != NULL);
-    if (how & 1 && !w.closed) /* there is no engine to say it */
-        fuzz_fifo_put(&w.down[w.top - 1], unrecognized_name, sizeof unrecognized_name);
     bk_tls_choose(hello, how & 1 ? NULL : w.context);
 }
 
