@@ -512,14 +512,18 @@ int bk_openssl_adopt(bk_os *os, void *ssl, const bk_openssl_host *host, bk_tls *
 /* ---- Stepping ---- */
 
 static int handshake(openssl_tls *self) {
-    if (self->host.handshake != NULL)
-        return self->host.handshake(self->host.arg, self->out);
+    if (self->host.handshake != NULL) {
+        int code = self->host.handshake(self->host.arg, self->out);
+        return code == -EAGAIN && self->ended ? -ECONNRESET : code;
+    }
     bk_ssl.ERR_clear_error();
     int r = bk_ssl.SSL_do_handshake(self->ssl);
     if (r == 1) {
         bk_ssl.ERR_clear_error(); /* others in this thread look at it */
         return 0;
     }
+    if (self->ended)
+        return bk_tls_fail(self->out, BK_ETLS_ALERT, "the peer ended it within the handshake");
     bool waits = bk_ssl.SSL_get_error(self->ssl, r) == BK_SSL_ERROR_WANT_READ;
     return waits ? -EAGAIN : fail(self, self->out);
 }

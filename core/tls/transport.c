@@ -31,6 +31,7 @@ typedef struct tls_transport {
     size_t answers; /* bytes on their way out that the peer, not our side, made us send */
     int failed;      /* told by the next read or write */
     int send_failed; /* … by the next write: what comes from the peer can still be read */
+    int lost;        /* … by the next flush: it was not answers alone that could not be sent */
     int state;  /* what step() returned last */
     bool inner_open, started, ended, lingers, read_eof;
 } tls_transport;
@@ -104,7 +105,12 @@ static int send_sealed(tls_transport *self) {
 static int close_out(tls_transport *self) {
     bk_tls_out *out = &self->out;
     int code = send_sealed(self);
-    size_t left = code < 0 && code != -EAGAIN ? 0 : out->used - out->from;
+    size_t left = out->used - out->from;
+    if (code < 0 && code != -EAGAIN) {
+        if (left > self->answers)
+            self->lost = code;
+        left = 0;
+    }
     if (out->bytes == NULL || (left > 0 && out->room <= 2 * left))
         return code;
     char *kept = left > 0 ? bk_alloc(self->loop->os, left) : NULL;
@@ -573,8 +579,8 @@ static ssize_t tls_write(bk_transport *t, const struct iovec *v, int n) {
     return taken > 0 || code == 0 ? taken : -EAGAIN;
 }
 
-/* Read and drop what comes, until the peer's close_notify: 0; or -EAGAIN: it has not come, and the
-   peer may send for ever: nobody else is to wait for that. */
+/* Read and drop what comes, until the peer's close_notify: 0; -EAGAIN: it has not come; 1: there may
+   be more, but others are to have their turn. */
 static int drain(tls_transport *self) {
     char sink[1024];
     int code = 1;
@@ -585,7 +591,7 @@ static int drain(tls_transport *self) {
         code = advance(self, &room);
     }
     (void)close_out(self);
-    return code > 0 || code == -EAGAIN ? -EAGAIN : 0;
+    return code > 0 || code == -EAGAIN ? code : 0;
 }
 
 /* The end, for good. What lies unread when a socket is closed makes the kernel reset the
@@ -599,10 +605,10 @@ static int take_leave(tls_transport *self) {
             return code;
     }
     int code = drain(self);
-    if (code == -EAGAIN && self->lingers) {
-        if (inner->ops->fd(inner, BK_READ) < 0)
-            bk_transport_wake(&self->base); /* there may be more of it */
-        return code;
+    if (code != 0 && self->lingers) {
+        if (code > 0)
+            bk_transport_wake(&self->base);
+        return -EAGAIN;
     }
     self->lingers = false;
     if (inner->ops != &tls_ops)
@@ -615,6 +621,8 @@ static int tls_flush(bk_transport *t) {
     tls_transport *self = self_of(t);
     int code = close_out(self);
     bool leaves = self->ended && t->stream != NULL && t->stream->flags & BK_STREAM_CLOSING;
+    if (self->lost < 0)
+        return self->lost;
     if (code == 0 && leaves)
         code = take_leave(self);
     /* That our good-bye does not arrive is no news for one who closes: the peer has gone. */
@@ -629,10 +637,12 @@ static int tls_end(bk_transport *t) {
     int code = open_out(self);
     if (code < 0)
         return code;
+    size_t before = self->out.used;
     self->ended = true;
     self->out.error = &error;
     code = self->engine->ops->end(self->engine, &self->out);
     self->out.error = NULL;
+    self->answers += self->out.used - before; /* no bytes of the user's */
     return code < 0 ? fail(self, code, error.text) : 0;
 }
 

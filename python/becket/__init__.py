@@ -6,11 +6,12 @@
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
-``becket.EventLoop`` is an asyncio event loop. ``becket serve smtp`` on the command line receives
+``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from. ``becket serve smtp`` on the command line receives
 mail into a Maildir.
 """
 
+from becket import tls
 from becket._becket import __version__, notifiers
 from becket.loop import EventLoop, new_event_loop, run
 
-__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "run"]
+__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "run", "tls"]

@@ -235,9 +235,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         for name, value in (extra or {}).items():
             transport._set_extra(name, value)
         try:
-            name = None if server_side else server_hostname or None
-            spec = (sslcontext, server_side, name, *times)
-            transport._start_tls(spec, None, waiter, b"")
+            asked = None if server_side else server_hostname or None
+            transport._start_tls((sslcontext, server_side, asked, *times), None, waiter, b"")
         except BaseException:
             transport.abort()
             raise
@@ -390,6 +389,18 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
     # ---- Servers ----
 
+    async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
+        """As asyncio's. What is wrong with a becket.tls.Context is a ValueError or OSError here."""
+        if isinstance(kwargs.get("ssl"), tls.Context):
+            self._core_context(kwargs["ssl"], True)
+        return await super().create_server(*args, **kwargs)
+
+    async def create_unix_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
+        """As asyncio's. What is wrong with a becket.tls.Context is a ValueError or OSError here."""
+        if isinstance(kwargs.get("ssl"), tls.Context):
+            self._core_context(kwargs["ssl"], True)
+        return await super().create_unix_server(*args, **kwargs)
+
     def _start_serving(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
@@ -402,8 +413,6 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     ) -> None:
         secure = None
         if sslcontext is not None:
-            if isinstance(sslcontext, tls.Context):
-                self._core_context(sslcontext, True)  # what is wrong with it is said now
             secure = (sslcontext, *_tls_times(ssl_handshake_timeout, ssl_shutdown_timeout))
         # One whose socket somebody closed without telling us must not end the new one's watch.
         stale = self._listeners.pop(sock.fileno(), None)
