@@ -21,6 +21,7 @@ look() {
     need postfix command -v smtp-source
     need wrk command -v wrk
     need openssl command -v openssl
+    need libnet-ssleay-perl perl -MNet::SSLeay -e 1
     need pkg-config command -v pkg-config
     need libssl-dev pkg-config --exists openssl
     need libgnutls28-dev pkg-config --exists gnutls

@@ -33,6 +33,7 @@ typedef struct tls_transport {
     int send_failed; /* … by the next write: what comes from the peer can still be read */
     int lost;        /* … by the next flush: it was not answers alone that could not be sent */
     int state;  /* what step() returned last */
+    bool for_answers; /* what is written are answers of TLS that lies above */
     bool inner_open, started, ended, lingers, read_eof;
 } tls_transport;
 
@@ -91,6 +92,8 @@ int bk_tls_send(bk_tls_out *out, const void *data, size_t n) {
 static int send_sealed(tls_transport *self) {
     bk_tls_out *out = &self->out;
     bk_transport *inner = self->inner;
+    if (inner->ops == &tls_ops)
+        self_of(inner)->for_answers = out->used - out->from <= self->answers;
     while (out->from < out->used) {
         struct iovec v = {out->bytes + out->from, out->used - out->from};
         ssize_t n = inner->ops->write(inner, &v, 1);
@@ -536,9 +539,12 @@ static int seal(tls_transport *self, bk_span plain) {
     int code = open_out(self);
     if (code < 0)
         return code;
+    size_t before = self->out.used;
     self->out.error = &error;
     code = self->engine->ops->seal(self->engine, plain, &self->out);
     self->out.error = NULL;
+    if (self->for_answers)
+        self->answers += self->out.used - before;
     return code < 0 ? fail(self, code, error.text) : 0;
 }
 

@@ -22,7 +22,9 @@ enum {
     HELLOS = 4,
     IDLE_TURNS = 40,        /* in a row, in which there was something to do and nothing was done */
     CALLS_PER_TURN = 20000, /* of the engine and the inner transport */
-    MOST_WRITTEN = 1 << 20,
+    MOST_AT_ONCE = 300 * 1000,
+    PATTERN_PERIOD = 65521, /* a prime, so that no size is in step with it */
+    MOST_BYTES = 400 * 1000, /* in each direction: more is slow, and says no more */
 };
 
 /* ---- The world ---- */
@@ -78,7 +80,7 @@ typedef struct world {
 
 static world w;
 
-static uint8_t room_bytes[65536], written_bytes[140000];
+static uint8_t room_bytes[65536], written_bytes[140000], pattern[PATTERN_PERIOD + MOST_AT_ONCE];
 
 static void moved(void) {
     w.moves++;
@@ -88,10 +90,13 @@ static void called(void) {
     FUZZ_CHECK(++w.calls < CALLS_PER_TURN);
 }
 
-/* Bytes that differ from their neighbours, and from others of the same place elsewhere. */
-static uint8_t pattern(int salt) {
-    uint64_t n = w.made++;
-    return (uint8_t)(n * 167 + (n >> 8) * 13 + (unsigned)salt * 59);
+/* Bytes that differ from their neighbours, and from those that were made a while ago. Copied: a loop
+   would be most of what the fuzzer watches. */
+static void make_bytes(void *to, size_t n) {
+    FUZZ_CHECK(n <= MOST_AT_ONCE);
+    if (n > 0)
+        memcpy(to, pattern + w.made % PATTERN_PERIOD, n);
+    w.made += n;
 }
 
 /* A server that has no engine yet refuses a hello by an alert of its own, behind all else. */
@@ -144,10 +149,9 @@ static ssize_t inner_read(bk_transport *t, void *room, size_t n) {
     n = n < w.inner.avail ? n : w.inner.avail;
     if (how == 3)
         n = 1 + fuzz_byte(&w.in) % n;
-    for (size_t i = 0; i < n; i++) {
-        uint64_t at = w.up[0].put + i;
-        to[i] = at < w.hello_bytes ? w.hello[at] : pattern(0);
-    }
+    make_bytes(room, n);
+    for (size_t i = 0; i < n && w.up[0].put + i < w.hello_bytes; i++)
+        to[i] = w.hello[w.up[0].put + i];
     fuzz_fifo_put(&w.up[0], room, n);
     w.inner.avail -= n;
     fuzz_say("inner: read %zu", n);
@@ -281,10 +285,8 @@ static int engine_fail(engine *e, bk_tls_out *out) {
 
 /* Ciphertext for the peer. */
 static bool engine_send(engine *e, bk_tls_out *out, size_t n) {
-    static uint8_t bytes[150000];
-    n = n < sizeof bytes ? n : sizeof bytes;
-    for (size_t i = 0; i < n; i++)
-        bytes[i] = pattern(e->level);
+    static uint8_t bytes[MOST_AT_ONCE];
+    make_bytes(bytes, n);
     if (bk_tls_send(out, bytes, n) < 0)
         return false;
     fuzz_fifo_put(&w.down[e->level - 1], bytes, n);
@@ -329,10 +331,10 @@ static void engine_give(engine *e, bk_room *room) {
 }
 
 static void engine_make_plain(engine *e, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint8_t byte = pattern(e->level + 7);
-        fuzz_fifo_put(&e->held, &byte, 1);
-    }
+    static uint8_t bytes[MOST_AT_ONCE];
+    n = n < sizeof bytes ? n : sizeof bytes;
+    make_bytes(bytes, n);
+    fuzz_fifo_put(&e->held, bytes, n);
 }
 
 /* 0: it has opened; BK_TLS_OPENING; or negative. */
@@ -607,7 +609,7 @@ static void release(void *arg) {
 }
 
 static void write_some(bk_stream *s, const void *data, size_t n, unsigned how) {
-    if (w.written > MOST_WRITTEN)
+    if (w.written > MOST_BYTES)
         return;
     bk_release releases[] = {BK_COPY, BK_COPY, BK_STATIC, release};
     bk_release way = releases[how & 3];
@@ -636,8 +638,7 @@ static void write_fresh(bk_stream *s, size_t n, unsigned how) {
         write_some(s, written_bytes, n, how);
         return;
     }
-    for (size_t i = 0; i < n; i++)
-        copied[i] = pattern(3);
+    make_bytes(copied, n);
     write_some(s, copied, n, how);
     memset(copied, 0xee, n);
 }
@@ -1008,7 +1009,7 @@ static void happen(unsigned what) {
     case 1:
     case 2:
     case 3:
-        if (!w.inner.eof)
+        if (!w.inner.eof && w.up[0].put + w.inner.avail < MOST_BYTES)
             w.inner.avail += fuzz_size(&w.in);
         break;
     case 4:
@@ -1142,6 +1143,10 @@ static void run(void) {
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc, (void)argv;
+    for (size_t i = 0; i < PATTERN_PERIOD; i++)
+        pattern[i] = (uint8_t)(i * 167 + (i >> 8) * 13);
+    for (size_t i = PATTERN_PERIOD; i < sizeof pattern; i++)
+        pattern[i] = pattern[i - PATTERN_PERIOD];
     for (size_t i = 0; i < sizeof written_bytes; i++)
         written_bytes[i] = (uint8_t)(i * 31 + (i >> 8) * 7);
     return 0;

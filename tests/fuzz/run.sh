@@ -23,7 +23,7 @@ length_of() {
 for target in hello tls_transport engine endpoint; do
     program=$build/tests/fuzz/fuzz_$target corpus=$build/corpus/$target log=$build/$target.log
     rm -rf "$corpus" && mkdir -p "$corpus" && cp "$seeds/$target"/* "$corpus/" || exit 1
-    if "$program" -max_total_time="$seconds" -max_len="$(length_of $target)" -len_control=20 \
+    if ASAN_OPTIONS=quarantine_size_mb=16:${ASAN_OPTIONS-} "$program" -max_total_time="$seconds" -max_len="$(length_of $target)" -len_control=20 \
         -timeout=15 -artifact_prefix="$build/findings/$target-" "$corpus" >"$log" 2>&1; then
         echo "fuzz_$target: $(grep '^Done ' "$log")"
         continue
