@@ -6,8 +6,8 @@
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
-``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from. ``becket serve smtp`` on the command line receives
-mail into a Maildir.
+``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from.
+``becket serve smtp`` on the command line receives mail into a Maildir.
 """
 
 from becket import tls
