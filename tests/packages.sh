@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sees to the programs that tests talk to becket with, or says which are missing; never fails, as the
 # tests that need them can be skipped. `packages.sh bench` adds what the benchmarks' peers are built
-# with, `packages.sh fuzz` the compiler of the fuzz targets; `packages.sh --report` installs nothing.
+# with, `packages.sh fuzz` the compiler of the fuzz targets; `packages.sh --report` installs
+# nothing.
 set -u
 PATH=$PATH:/usr/sbin:/sbin  # smtp-source lives there
 

@@ -34,7 +34,7 @@ typedef struct tls_transport {
     int lost;        /* … by the next flush: it was not answers alone that could not be sent */
     int state;  /* what step() returned last */
     bool for_answers; /* what is written are answers of TLS that lies above */
-    bool inner_open, started, ended, lingers, read_eof;
+    bool inner_open, started, ended, lingers, drained, read_eof;
 } tls_transport;
 
 static const bk_transport_ops tls_ops;
@@ -92,6 +92,8 @@ int bk_tls_send(bk_tls_out *out, const void *data, size_t n) {
 static int send_sealed(tls_transport *self) {
     bk_tls_out *out = &self->out;
     bk_transport *inner = self->inner;
+    if (self->send_failed < 0) /* nothing may follow a gap */
+        return out->from < out->used ? self->send_failed : 0;
     if (inner->ops == &tls_ops)
         self_of(inner)->for_answers = out->used - out->from <= self->answers;
     while (out->from < out->used) {
@@ -112,6 +114,7 @@ static int close_out(tls_transport *self) {
     if (code < 0 && code != -EAGAIN) {
         if (left > self->answers)
             self->lost = code;
+        self->send_failed = code;
         left = 0;
     }
     if (out->bytes == NULL || (left > 0 && out->room <= 2 * left))
@@ -412,12 +415,6 @@ static int handshake(tls_transport *self) {
     return code;
 }
 
-/* Answers that cannot be sent are no reason not to read what the peer said before it left. */
-static void note_sent(tls_transport *self, int sent) {
-    if (sent < 0 && sent != -EAGAIN && self->send_failed == 0)
-        self->send_failed = sent;
-}
-
 /* Of a server that chose by name: whether the engine was asked for the same one. A second hello,
    after a retry (RFC 8446 4.1.4), must not ask for another. */
 static int check_name(tls_transport *self) {
@@ -467,7 +464,6 @@ static int tls_open(bk_transport *t) {
         code = sent; /* the peer may wait for what was lost */
     if (code < 0)
         return code;
-    note_sent(self, sent);
     bk_timer_stop(self->loop, &self->timer);
     return 0;
 }
@@ -509,7 +505,7 @@ static ssize_t tls_read(bk_transport *t, void *room, size_t n) {
     do
         code = advance(self, &left);
     while (code > 0 && left.size == n && !(self->state & BK_TLS_ENDED) && (!told || self->in));
-    note_sent(self, close_out(self));
+    (void)close_out(self); /* what fails is told by the next write: what was said can be read */
     if (left.size < n)
         return (ssize_t)(n - left.size);
     return end_of_read(self, code > 0 ? -EAGAIN : code);
@@ -604,19 +600,20 @@ static int drain(tls_transport *self) {
    connection, and drop what the peer has not read: tickets do, that nobody asked for. */
 static int take_leave(tls_transport *self) {
     bk_transport *inner = self->inner;
-    if (!self->lingers && self->manners.linger_ns > 0) {
+    if (!self->lingers && !self->drained && self->manners.linger_ns > 0) {
         self->lingers = true;
         int code = self->timer.place != 0 ? 0 : start_timer(self, self->manners.linger_ns);
         if (code < 0)
             return code;
     }
-    int code = drain(self);
+    int code = self->drained ? 0 : drain(self);
     if (code != 0 && self->lingers) {
         if (code > 0)
             bk_transport_wake(&self->base);
         return -EAGAIN;
     }
     self->lingers = false;
+    self->drained = true; /* what lies below drops what comes now */
     if (inner->ops != &tls_ops)
         return 0;
     code = inner->ops->end(inner); /* TLS in TLS: each layer says good-bye */

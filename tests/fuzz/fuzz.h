@@ -23,7 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
     } while (0)
 _Noreturn void fuzz_broken(const char *file, int line, const char *what);
 
-/* What goes on, for whoever looks into a finding: printed where FUZZ_TRACE is in the environment. */
+/* What goes on, for whoever looks into a finding; printed where FUZZ_TRACE is in the
+   environment. */
 void fuzz_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- The input ---- */

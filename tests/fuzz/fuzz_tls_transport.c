@@ -90,8 +90,8 @@ static void called(void) {
     FUZZ_CHECK(++w.calls < CALLS_PER_TURN);
 }
 
-/* Bytes that differ from their neighbours, and from those that were made a while ago. Copied: a loop
-   would be most of what the fuzzer watches. */
+/* Bytes that differ from their neighbours, and from those that were made a while ago. Copied, as a
+   loop would be most of what the fuzzer watches. */
 static void make_bytes(void *to, size_t n) {
     FUZZ_CHECK(n <= MOST_AT_ONCE);
     if (n > 0)
@@ -920,7 +920,8 @@ static int notifier_wait(bk_notifier *n, int64_t timeout_ns, bk_ready *ret_ready
         events |= w.armed[INNER_FD] & BK_READ;
     if (inner_writable())
         events |= w.armed[INNER_FD] & BK_WRITE;
-    if (w.armed[INNER_FD] != 0 && (w.inner.eof || w.inner.read_error < 0) && w.inner.write_error < 0)
+    bool broken = (w.inner.eof || w.inner.read_error < 0) && w.inner.write_error < 0;
+    if (w.armed[INNER_FD] != 0 && broken)
         events |= BK_HANGUP;
     w.told = events != 0;
     ret_ready[0] = (bk_ready){w.tags[INNER_FD], events};
