@@ -103,7 +103,10 @@ static int send_sealed(tls_transport *self) {
             return n == 0 ? -EAGAIN : (int)n;
         out->from += n > 0 ? (size_t)n : 0;
     }
-    return BK_HAS(inner->ops, flush) ? inner->ops->flush(inner) : 0;
+    int code = BK_HAS(inner->ops, flush) ? inner->ops->flush(inner) : 0;
+    if (code < 0 && code != -EAGAIN) /* it was handed over, and did not arrive */
+        self->lost = code;
+    return code;
 }
 
 /* Send it, and let go of the memory; what was refused is kept in as much as it needs. */
@@ -628,8 +631,8 @@ static int tls_flush(bk_transport *t) {
         return self->lost;
     if (code == 0 && leaves)
         code = take_leave(self);
-    /* That our good-bye does not arrive is no news for one who closes: the peer has gone. */
-    return code < 0 && code != -EAGAIN && leaves ? 0 : code;
+    /* That answers, and our good-bye, do not arrive is for the next write to tell. */
+    return code < 0 && code != -EAGAIN ? self->lost : code;
 }
 
 static int tls_end(bk_transport *t) {
