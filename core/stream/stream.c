@@ -209,7 +209,7 @@ static void send_all(bk_stream *s, bool telling) {
         tell_writable(s); /* before it may be closed */
     else if (s->flags & BK_STREAM_BLOCKED && s->queued <= s->low)
         mark_dirty(s);
-    if (s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED))
+    if (s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED | NOT_YET)) /* writable() may start TLS */
         return;
     int code = send_rest(s);
     if (code == -EAGAIN)

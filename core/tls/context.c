@@ -57,13 +57,14 @@ int bk_tls_engine_add(bk_loop *loop, const bk_tls_engine *engine) {
     return 0;
 }
 
-static int unknown_engine(const bk_loop *loop, const char *name, bk_error *error) {
+static int unknown_engine(const bk_loop *loop, const char *what, const char *name,
+                          bk_error *error) {
     char known[120] = "";
     const bk_tls_engine *engine;
     for (uint32_t i = 0; (engine = engine_at(loop, i)) != NULL; i++)
         bk_list_add(known, sizeof known, engine->name);
-    return bk_error_set(error, BK_ETLS_ENGINE, 0, "engine: there is no %.40s; there are %s",
-                        name, known);
+    return bk_error_set(error, BK_ETLS_ENGINE, 0, "%s: there is no %.40s; there are %s", what, name,
+                        known);
 }
 
 static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) {
@@ -76,13 +77,14 @@ static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) 
 static int find_engine(bk_loop *loop, const char *name, const bk_tls_engine **ret_engine,
                        bk_error *error) {
     const bk_tls_engine *engine;
+    const char *what = name != NULL ? "engine" : "BECKET_TLS";
     if (name == NULL)
         name = getenv("BECKET_TLS");
     if (name != NULL && *name != '\0') {
         engine = engine_named(loop, name);
         *ret_engine = engine;
         if (engine == NULL)
-            return unknown_engine(loop, name, error);
+            return unknown_engine(loop, what, name, error);
         return open_engine(engine, loop->os, error);
     }
     int code = BK_ETLS_ENGINE;
@@ -197,10 +199,10 @@ static int check(const bk_tls_config *c, bk_error *error) {
         int version = i == 0 ? c->minimum : c->maximum;
         if (version != 0 && version != BK_TLS_1_2 && version != BK_TLS_1_3)
             return bk_error_set(error, BK_ETLS_CONFIG, 0, "%s: 0x%04x is no version; 1.2 or 1.3",
-                                i == 0 ? "minimum" : "maximum", (unsigned)version);
+                                i == 0 ? "min" : "max", (unsigned)version);
     }
     if (c->maximum != 0 && c->maximum < c->minimum)
-        return bk_error_set(error, BK_ETLS_CONFIG, 0, "maximum: it is below minimum");
+        return bk_error_set(error, BK_ETLS_CONFIG, 0, "max: it is below min");
     if (c->verify < BK_TLS_VERIFY_DEFAULT || c->verify > BK_TLS_VERIFY_REQUIRED)
         return bk_error_set(error, BK_ETLS_CONFIG, 0, "verify: %d is none of BK_TLS_VERIFY_…",
                             c->verify);

@@ -464,7 +464,7 @@ static int use_versions(engine_context *self, const bk_tls_settings *s, bk_error
                    self->maximum >= BK_TLS_1_3 ? ":+VERS-TLS1.3" : "",
                    self->minimum <= BK_TLS_1_2 ? ":+VERS-TLS1.2" : "");
     int code = lib.priority_init(&self->priority, text, NULL);
-    return code < 0 ? fail_config(error, "minimum, maximum", code) : 0;
+    return code < 0 ? fail_config(error, "min, max", code) : 0;
 }
 
 static int configure(engine_context *self, const bk_tls_settings *s, bk_error *error) {

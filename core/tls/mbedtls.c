@@ -641,7 +641,7 @@ static int use_versions(engine_context *self, const bk_tls_settings *s, bk_error
     int minimum = s->minimum != 0 ? s->minimum : BK_TLS_1_2;
     int maximum = s->maximum != 0 && s->maximum < VERSION_BEST ? s->maximum : VERSION_BEST;
     if (minimum > maximum)
-        return bk_error_set(error, BK_ETLS_CONFIG, 0, "minimum: %s has no TLS 1.3", lib.version);
+        return bk_error_set(error, BK_ETLS_CONFIG, 0, "min: %s has no TLS 1.3", lib.version);
 #if MBEDTLS_VERSION_NUMBER >= 0x03020000
     mbedtls_ssl_conf_min_tls_version(&self->config, (mbedtls_ssl_protocol_version)minimum);
     mbedtls_ssl_conf_max_tls_version(&self->config, (mbedtls_ssl_protocol_version)maximum);

@@ -381,7 +381,7 @@ static int configure(openssl_context *self, const bk_tls_settings *s, bk_error *
         return code;
     if (bk_ssl.SSL_CTX_ctrl(ctx, BK_SSL_CTRL_MIN_PROTO_VERSION, s->minimum, NULL) != 1 ||
         bk_ssl.SSL_CTX_ctrl(ctx, BK_SSL_CTRL_MAX_PROTO_VERSION, s->maximum, NULL) != 1)
-        return fail_config(error, "minimum, maximum");
+        return fail_config(error, "min, max");
     int verify = s->verify == BK_TLS_VERIFY_NONE ? 0 : BK_SSL_VERIFY_PEER;
     if (s->verify == BK_TLS_VERIFY_REQUIRED)
         verify |= BK_SSL_VERIFY_FAIL_IF_NO_PEER_CERT;

@@ -115,7 +115,8 @@ static int close_out(tls_transport *self) {
     int code = send_sealed(self);
     size_t left = out->used - out->from;
     if (code < 0 && code != -EAGAIN) {
-        if (left > self->answers)
+        bk_transport *inner = self->inner;
+        if (left > self->answers || (inner->ops == &tls_ops && self_of(inner)->lost < 0))
             self->lost = code;
         self->send_failed = code;
         left = 0;

@@ -1521,12 +1521,18 @@ def core_context(
         tickets=bool(tickets),
     )
     try:
+        for der in _certificates(certificate, "cert") if certificate else ():
+            # Libraries that cannot read it say that the key does not fit.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
         return engine.make_context(settings)
     except (ValueError, ssl.SSLError) as error:
         # The first word names the option, as with the engines in C.
         if (getattr(error, "reason", None) or "").endswith("_MISMATCH"):
             raise ValueError("key: it does not fit the certificate") from error
-        raise ValueError(re.sub(r"^\[[^]]*\] ", "", str(error))) from error
+        words = re.sub(r"^\[[^]]*\] ", "", str(error))
+        words = re.sub(r"^certificate:", "cert:", words)
+        named = re.match(r"(cert|key|ca|alpn|min|max|verify|tickets): ", words)
+        raise ValueError(words if named else f"cert: {words}") from error
 
 
 def engine_of(context: object) -> type[Engine] | None:

@@ -1690,10 +1690,10 @@ static void bad_settings(bk_conform_case *c) {
     BAD(true, BK_ETLS_CONFIG, "cert", .certificate = key, .key = key);
     BAD(true, BK_ETLS_CONFIG, "key", .certificate = cert, .key = cert);
     BAD(true, BK_ETLS_CONFIG, "key", .certificate = cert, .key = secret);
-    BAD(true, BK_ETLS_CONFIG, "maximum", .certificate = cert, .key = key, .minimum = BK_TLS_1_3,
+    BAD(true, BK_ETLS_CONFIG, "max", .certificate = cert, .key = key, .minimum = BK_TLS_1_3,
         .maximum = BK_TLS_1_2);
-    BAD(true, BK_ETLS_CONFIG, "minimum", .certificate = cert, .key = key, .minimum = 0x0301);
-    BAD(true, BK_ETLS_CONFIG, "maximum", .certificate = cert, .key = key, .maximum = 3);
+    BAD(true, BK_ETLS_CONFIG, "min", .certificate = cert, .key = key, .minimum = 0x0301);
+    BAD(true, BK_ETLS_CONFIG, "max", .certificate = cert, .key = key, .maximum = 3);
     BAD(true, BK_ETLS_CONFIG, "verify", .certificate = cert, .key = key, .verify = 4);
     BAD(true, BK_ETLS_CONFIG, "alpn", .certificate = cert, .key = key, .alpn = "h2,,x");
     BAD(true, -ENOENT, "ca", .certificate = cert, .key = key, .verify = BK_TLS_VERIFY_REQUIRED,

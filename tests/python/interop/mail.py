@@ -11,8 +11,12 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pytest
+
+from becket import _becket, tls
 from interop.processes import PATIENCE, Server
 
+ENGINES = ["openssl", "gnutls", "mbedtls", "ssl", "pyopenssl", "tlslite"]
 Address = tuple[str, int] | str
 SAID = (
     r"becket: (SMTP at|mail is stored in|ended;) .*"
@@ -25,6 +29,20 @@ OURS = re.compile(
     rb"Return-Path: <(?P<sender>[^>\r\n]*)>\r\n"
     rb"Received: from [^\r\n]+\r\n(?:[ \t][^\r\n]+\r\n)*"
 )
+
+
+def see_to(engine: str) -> str:
+    """A test of a TLS engine whose library is missing is skipped, by name."""
+    for name, version, missing in _becket._tls_engines():
+        if name == engine:
+            return engine if version is not None else pytest.skip(f"{engine}: {missing}")
+    if engine not in tls.engines():
+        pytest.skip(f"{engine}: becket was built without it")
+    try:
+        tls.engines()[engine].open()
+    except ImportError as error:
+        pytest.skip(f"{engine}: {error}")
+    return engine
 
 
 class MailServer(Server):
