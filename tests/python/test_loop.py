@@ -612,7 +612,7 @@ def test_a_policy_can_make_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_public_names() -> None:
     assert set(becket.__all__) == {
-        "EventLoop", "__version__", "new_event_loop", "notifiers", "run",
+        "EventLoop", "__version__", "new_event_loop", "notifiers", "run", "tls",
     }
     assert isinstance(becket.__version__, str)
     assert isinstance(becket.notifiers, tuple)
