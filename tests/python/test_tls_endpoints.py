@@ -1203,7 +1203,7 @@ def test_memory_does_not_grow(server: MailServer, tls: Certificates, engine: str
     if "asan" in os.environ.get("LD_PRELOAD", ""):
         rounds, limit = 1, None  # it keeps what was freed, and finds by itself what was not
     else:
-        rounds, limit = 6, 1_500_000
+        rounds, limit = 6, 500_000
     first = hello(tls.client())
     count = 30 if engine == "tlslite" else 100
 
