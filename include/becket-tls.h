@@ -207,8 +207,9 @@ struct bk_tls_engine {
     /* BK_ETLS_CONFIG: bad certificate, key, …: error (never NULL) names it. */
     int (*context_new)(const bk_tls_settings *settings, bk_error *error, void **ret_context);
     void (*context_free)(void *context);
-    /* For a new connection. Clients: server_name is whom to ask for and to verify, a name or an IP
-       address (which is not to be asked for, RFC 6066 3), NULL: nobody; and session is what was
+    /* For a new connection. Clients: server_name is whom to ask for and to verify, a name without
+       its final dot, or an IP address without its zone (which is not to be asked for, RFC 6066 3),
+       NULL: nobody; and session is what was
        kept for that name, of size 0 when nothing was: one that is useless is to be ignored. */
     int (*connection_new)(void *context, const char *server_name, bk_span session, bk_tls **ret_tls);
 };

@@ -10,12 +10,8 @@
 
 enum { LINE_BYTES = 512 };
 
-enum { LISTENERS = 64 };
-
 typedef struct server {
     bk_loop *loop;
-    bk_listener *listeners[LISTENERS]; /* for SIGHUP */
-    int count;
     int open; /* listeners that may still bring somebody */
 } server;
 
@@ -75,9 +71,9 @@ static void listener_ended(void *arg) {
 
 /* SIGHUP: certificates have changed. */
 static void reload(void *arg) {
-    server *s = arg;
-    for (int i = 0; i < s->count; i++)
-        bk_listener_reload(s->listeners[i]);
+    bk_loop *loop = arg;
+    for (bk_listener *l = loop->listeners; l != NULL; l = l->next)
+        bk_listener_reload(l);
 }
 
 static int add_listener(server *s, const char *endpoint, const bk_protocol *protocol) {
@@ -92,8 +88,6 @@ static int add_listener(server *s, const char *endpoint, const bk_protocol *prot
     listener->ended = listener_ended;
     listener->ended_arg = s;
     s->open++;
-    if (s->count < LISTENERS)
-        s->listeners[s->count++] = listener;
     say(os, "becket: listening at %s", bk_listener_name(listener));
     return 0;
 }
@@ -111,7 +105,7 @@ static int run(server *s) {
     if (code >= 0)
         code = bk_signal_set(s->loop, SIGTERM, stop, s->loop);
     if (code >= 0)
-        code = bk_signal_set(s->loop, SIGHUP, reload, s);
+        code = bk_signal_set(s->loop, SIGHUP, reload, s->loop);
     if (code >= 0)
         code = bk_loop_run(s->loop);
     if (code < 0)

@@ -10,7 +10,6 @@
 #include "core/tls/tls.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 /* What the options of an endpoint say; the texts are in its memory. */
 typedef struct tls_options {
@@ -200,15 +199,13 @@ static uint64_t digest_file(bk_os *os, const char *path, uint64_t digest) {
     bk_span text = {NULL, 0};
     if (path == NULL || bk_tls_read_file(os, "", path, &text, NULL) < 0)
         return digest * 31;
-    const unsigned char *at = text.base;
-    for (size_t i = 0; i < text.size; i++)
-        digest = (digest ^ at[i]) * UINT64_C(0x100000001b3); /* FNV-1a */
+    digest = bk_tls_digest(digest, text.base, text.size);
     bk_tls_forget(os, &text);
     return digest;
 }
 
 static uint64_t digest_files(bk_os *os, const bk_tls_config *config) {
-    uint64_t digest = digest_file(os, config->certificate, UINT64_C(0xcbf29ce484222325));
+    uint64_t digest = digest_file(os, config->certificate, BK_TLS_DIGEST);
     return digest_file(os, config->ca, digest_file(os, config->key, digest));
 }
 

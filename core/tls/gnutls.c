@@ -523,12 +523,6 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* A name goes without its final dot (RFC 6066 3), an IPv6 address without its zone. */
-static size_t name_size(const char *name) {
-    size_t n = name == NULL ? 0 : strcspn(name, "%");
-    return n > 1 && name[n - 1] == '.' ? n - 1 : n;
-}
-
 /* 0: it is no IP address; else the bytes it has. */
 static size_t parse_address(const char *name, unsigned char ret_address[16]) {
     if (inet_pton(AF_INET, name, ret_address) == 1)
@@ -581,22 +575,14 @@ static int on_ticket(gnutls_session_t session, unsigned type, unsigned when, uns
     return 0;
 }
 
-/* FNV-1a. GnuTLS breaks on a session that is not whole, so one is kept with this before it. */
-static uint64_t sum_of(const void *data, size_t n) {
-    const unsigned char *at = data;
-    uint64_t sum = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < n; i++)
-        sum = (sum ^ at[i]) * UINT64_C(0x100000001b3);
-    return sum;
-}
-
+/* GnuTLS breaks on a session that is not whole, so one is kept with its digest before it. */
 static void set_session(engine_tls *self, bk_span kept) {
     uint64_t sum;
     if (kept.size <= sizeof sum)
         return;
     const char *data = (const char *)kept.base + sizeof sum;
     memcpy(&sum, kept.base, sizeof sum);
-    if (sum == sum_of(data, kept.size - sizeof sum))
+    if (sum == bk_tls_digest(BK_TLS_DIGEST, data, kept.size - sizeof sum))
         (void)lib.session_set_data(self->session, data, kept.size - sizeof sum);
 }
 
@@ -650,7 +636,7 @@ static int set_up(engine_tls *self, bk_span session) {
 static int engine_connection_new(void *context, const char *server_name, bk_span session,
                                  bk_tls **ret_tls) {
     engine_context *c = context;
-    size_t n = c->server ? 0 : name_size(server_name);
+    size_t n = c->server || server_name == NULL ? 0 : strlen(server_name);
     engine_tls *self = bk_alloc_zero(c->os, sizeof *self + n + 1);
     if (self == NULL)
         return -ENOMEM;
@@ -681,7 +667,7 @@ static void look_for_session(engine_tls *self) {
 
 static void save_session(engine_tls *self, const gnutls_datum_t *session) {
     bk_os *os = self->context->os;
-    const uint64_t sum = sum_of(session->data, session->size);
+    const uint64_t sum = bk_tls_digest(BK_TLS_DIGEST, session->data, session->size);
     char *bytes = bk_alloc(os, sizeof sum + session->size);
     if (bytes == NULL)
         return;

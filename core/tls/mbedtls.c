@@ -780,12 +780,6 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* A name goes without its final dot (RFC 6066 3), an IPv6 address without its zone. */
-static size_t name_size(const char *name) {
-    size_t n = name == NULL ? 0 : strcspn(name, "%");
-    return n > 1 && name[n - 1] == '.' ? n - 1 : n;
-}
-
 /* 0: it is no IP address; else the bytes it has. */
 static size_t parse_address(const char *name, unsigned char ret_address[16]) {
     if (inet_pton(AF_INET, name, ret_address) == 1)
@@ -809,7 +803,7 @@ static int verify_address(void *arg, mbedtls_x509_crt *certificate, int depth, u
 }
 
 static int set_name(engine_tls *self, const char *name) {
-    size_t n = name_size(name);
+    size_t n = name == NULL ? 0 : strlen(name);
     if (n == 0) /* from 3.6.3 on it must be said that there is none */
         return lib.ssl_set_hostname(&self->ssl, NULL);
     self->name = bk_alloc(self->context->os, n + 1);
@@ -823,15 +817,7 @@ static int set_name(engine_tls *self, const char *name) {
     return lib.ssl_set_hostname(&self->ssl, self->address > 0 ? NULL : self->name);
 }
 
-/* FNV-1a. mbed TLS breaks on a session that is not whole, so one is kept with this before it. */
-static uint64_t sum_of(const void *data, size_t n) {
-    const unsigned char *at = data;
-    uint64_t sum = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < n; i++)
-        sum = (sum ^ at[i]) * UINT64_C(0x100000001b3);
-    return sum;
-}
-
+/* mbed TLS breaks on a session that is not whole, so one is kept with its digest before it. */
 static void set_session(engine_tls *self, bk_span kept) {
     mbedtls_ssl_session session;
     uint64_t sum;
@@ -839,7 +825,7 @@ static void set_session(engine_tls *self, bk_span kept) {
         return;
     const unsigned char *data = (const unsigned char *)kept.base + sizeof sum;
     memcpy(&sum, kept.base, sizeof sum);
-    if (sum != sum_of(data, kept.size - sizeof sum))
+    if (sum != bk_tls_digest(BK_TLS_DIGEST, data, kept.size - sizeof sum))
         return;
     lib.ssl_session_init(&session);
     if (lib.ssl_session_load(&session, data, kept.size - sizeof sum) == 0)
@@ -879,7 +865,7 @@ static void save_session(engine_tls *self, const mbedtls_ssl_session *session) {
     uint64_t sum;
     unsigned char *bytes = n > 0 ? bk_alloc(os, sizeof sum + n) : NULL;
     if (bytes != NULL && lib.ssl_session_save(session, bytes + sizeof sum, n, &n) == 0) {
-        sum = sum_of(bytes + sizeof sum, n);
+        sum = bk_tls_digest(BK_TLS_DIGEST, bytes + sizeof sum, n);
         memcpy(bytes, &sum, sizeof sum);
         bk_tls_keep_session(self->out, bytes, sizeof sum + n);
     }

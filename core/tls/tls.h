@@ -50,6 +50,16 @@ int bk_tls_read_file(bk_os *os, const char *what, const char *path, bk_span *ret
                      bk_error *error);
 void bk_tls_forget(bk_os *os, bk_span *text);
 
+/* FNV-1a: whether bytes are still the same, where nobody means to deceive. Begins with, or goes on
+   from, `digest`. */
+#define BK_TLS_DIGEST UINT64_C(0xcbf29ce484222325)
+static inline uint64_t bk_tls_digest(uint64_t digest, const void *data, size_t n) {
+    const unsigned char *at = data;
+    for (size_t i = 0; i < n; i++)
+        digest = (digest ^ at[i]) * UINT64_C(0x100000001b3);
+    return digest;
+}
+
 /* A certificate that signs itself and its key, as PEM, each for bk_tls_forget() (certificate.c). */
 int bk_tls_make_certificate(bk_os *os, bk_span *ret_certificate, bk_span *ret_key, bk_error *error);
 

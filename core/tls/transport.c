@@ -22,7 +22,7 @@ typedef struct tls_transport {
     bk_tls_context *chosen;  /* what the engine was made of, and refers to */
     bk_tls_manners manners;
     bk_tls_hello *hello; /* waits for its context */
-    char *server_name;   /* a client's */
+    char *server_name;   /* a client's; of a server that chooses by name, what it was asked for */
     char *words;         /* why the engine failed */
     bk_timer timer;      /* of the handshake, or of the peer's close_notify */
     bk_tls_out out;      /* sealed, on its way */
@@ -300,11 +300,14 @@ static int make_engine(tls_transport *self, bk_tls_context *context) {
     return 0;
 }
 
-static int refuse_name(tls_transport *self) {
-    static const char unrecognized_name[] = {21, 3, 3, 0, 2, 2, 112}; /* RFC 8446 6 */
+/* Before there is an engine, an alert is ours to send: RFC 8446 6. */
+enum { DECODE_ERROR = 50, UNRECOGNIZED_NAME = 112 };
+
+static int refuse(tls_transport *self, char alert, int code, const char *words) {
+    const char record[] = {21, 3, 3, 0, 2, 2, alert};
     if (open_out(self) == 0)
-        (void)bk_tls_send(&self->out, unrecognized_name, sizeof unrecognized_name);
-    return fail(self, BK_ETLS_NAME, "no certificate was chosen for the name asked for");
+        (void)bk_tls_send(&self->out, record, sizeof record);
+    return fail(self, code, words);
 }
 
 /* The context for the name asked for; -EAGAIN: whoever chooses has not done so yet. */
@@ -322,7 +325,7 @@ static int choose(tls_transport *self, const char *name) {
         return -ENOMEM;
     hello->os = self->loop->os;
     hello->transport = &self->base;
-    memcpy(hello->name, name, strlen(name) + 1);
+    memcpy(hello->name, name, n);
     self->hello = hello;
     self->context->choose(self->context->arg, hello);
     return 0;
@@ -331,8 +334,10 @@ static int choose(tls_transport *self, const char *name) {
 static int take_answer(tls_transport *self) {
     if (!self->hello->answered)
         return -EAGAIN;
-    int code = self->hello->context == NULL ? refuse_name(self)
-                                            : make_engine(self, self->hello->context);
+    bk_tls_context *context = self->hello->context;
+    int code = context != NULL ? make_engine(self, context)
+                               : refuse(self, UNRECOGNIZED_NAME, BK_ETLS_NAME,
+                                        "no certificate was chosen for the name asked for");
     forget_hello(self);
     return code;
 }
@@ -340,10 +345,7 @@ static int take_answer(tls_transport *self) {
 /* Where certificates are chosen by name, nobody may be served without having been asked: what we
    cannot read is refused, even if an engine could. */
 static int refuse_hello(tls_transport *self, const char *words) {
-    static const char decode_error[] = {21, 3, 3, 0, 2, 2, 50}; /* RFC 8446 6 */
-    if (open_out(self) == 0)
-        (void)bk_tls_send(&self->out, decode_error, sizeof decode_error);
-    return fail(self, BK_ETLS_PROTOCOL, words);
+    return refuse(self, DECODE_ERROR, BK_ETLS_PROTOCOL, words);
 }
 
 /* Gather what the client sends until its name is known. */

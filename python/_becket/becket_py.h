@@ -166,6 +166,8 @@ bk_tls_context *tls_context_core(PyObject *object);
 /* tls.c */
 /* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
 enum { TLS_LOW_WATER = 128 * 1024, TLS_HIGH_WATER = 512 * 1024 };
+void tls_spec_ref(const TlsSpec *spec);
+void tls_spec_clear(TlsSpec *spec);
 int tls_prepare(TransportObject *t, const TlsSpec *spec, PyObject *waiter);
 int tls_start(TransportObject *t, const void *data, size_t n);
 void tls_wake(TransportObject *t, PyObject *error);

@@ -138,10 +138,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *Py_U
     self->factory = Py_NewRef(factory);
     self->server = Py_NewRef(server);
     self->tls = tls;
-    Py_XINCREF(tls.context);
-    Py_XINCREF(tls.handshake_timeout);
-    Py_XINCREF(tls.shutdown_timeout);
-    Py_INCREF(tls.server_hostname);
+    tls_spec_ref(&tls);
     self->protocol = (bk_protocol){
         .size = sizeof(bk_protocol), .name = "asyncio", .context = self, .opened = opened};
     self->context = PyContext_CopyCurrent();
@@ -189,9 +186,7 @@ static void listener_dealloc(ListenerObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     listener_clear(self);
-    Py_CLEAR(self->tls.server_hostname);
-    Py_CLEAR(self->tls.handshake_timeout);
-    Py_CLEAR(self->tls.shutdown_timeout);
+    tls_spec_clear(&self->tls);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -203,7 +198,8 @@ static PyMethodDef listener_methods[] = {
 };
 
 static PyType_Slot listener_slots[] = {
-    {Py_tp_doc, "Listener(loop, fd, factory, server=None, tls=None): accepts connections on a socket."},
+    {Py_tp_doc, "Listener(loop, fd, factory, server=None, tls=None): accepts connections on a "
+                "socket."},
     {Py_tp_new, listener_new},
     {Py_tp_dealloc, listener_dealloc},
     {Py_tp_traverse, listener_traverse},

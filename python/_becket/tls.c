@@ -333,15 +333,26 @@ int tls_state_traverse(const TlsState *tls, visitproc visit, void *arg) {
     return 0;
 }
 
+void tls_spec_ref(const TlsSpec *spec) {
+    Py_XINCREF(spec->context);
+    Py_XINCREF(spec->server_hostname);
+    Py_XINCREF(spec->handshake_timeout);
+    Py_XINCREF(spec->shutdown_timeout);
+}
+
+void tls_spec_clear(TlsSpec *spec) {
+    Py_CLEAR(spec->context);
+    Py_CLEAR(spec->server_hostname);
+    Py_CLEAR(spec->handshake_timeout);
+    Py_CLEAR(spec->shutdown_timeout);
+}
+
 void tls_state_free(TlsState *tls) {
     if (tls == NULL)
         return;
     Py_CLEAR(tls->waiter);
     Py_CLEAR(tls->engine);
-    Py_CLEAR(tls->spec.context);
-    Py_CLEAR(tls->spec.server_hostname);
-    Py_CLEAR(tls->spec.handshake_timeout);
-    Py_CLEAR(tls->spec.shutdown_timeout);
+    tls_spec_clear(&tls->spec);
     PyMem_Free(tls);
 }
 
@@ -427,10 +438,7 @@ int tls_prepare(TransportObject *t, const TlsSpec *spec, PyObject *waiter) {
                       .spec = *spec,
                       .waiter = waiter != Py_None ? Py_NewRef(waiter) : NULL,
                       .transport = t};
-    Py_INCREF(spec->context);
-    Py_INCREF(spec->server_hostname);
-    Py_INCREF(spec->handshake_timeout);
-    Py_INCREF(spec->shutdown_timeout);
+    tls_spec_ref(spec);
     t->tls = tls;
     return 0;
 }
@@ -550,13 +558,12 @@ static PyObject *make_context(py_engine *engine, const bk_tls_settings *s) {
     PyObject *alpn = names_to_python(s->alpn);
     if (alpn == NULL)
         return NULL;
-    PyObject *context = PyObject_CallFunction(
+    return PyObject_CallFunction(
         engine->module->tls_core_context, "OiNNNiNiii", engine->type, s->server,
         PyBytes_FromStringAndSize(s->certificate.base, (Py_ssize_t)s->certificate.size),
         PyBytes_FromStringAndSize(s->key.base, (Py_ssize_t)s->key.size),
         PyBytes_FromStringAndSize(s->ca.base, (Py_ssize_t)s->ca.size),
         s->verify - BK_TLS_VERIFY_NONE, alpn, s->minimum, s->maximum, !s->no_tickets);
-    return context;
 }
 
 static int py_context_new(const bk_tls_settings *settings, bk_error *error, void **ret_context) {

@@ -62,6 +62,9 @@ NO_CERTIFICATE = -4031
 ALERT = -4032
 RENEGOTIATION = -4033
 
+# BK_QUERY_TLS_… of becket-tls.h
+_QUERY_VERSION, _QUERY_CIPHER, _QUERY_BITS, _QUERY_CERT = 102, 103, 104, 107
+
 # As X509_verify_cert() of OpenSSL numbers them.
 _UNSPECIFIED, _EXPIRED, _NO_ISSUER, _WRONG_HOST, _WRONG_ADDRESS = 1, 10, 20, 62, 64
 
@@ -241,12 +244,12 @@ def check_name(server_hostname: str | None) -> None:
 def core_info(query: Callable[[int], bytes | None], verified: bool, name: str) -> Any:
     """What get_extra_info() tells of a connection of the core's engines, out of its answers."""
     if name == "cipher":
-        cipher, version, bits = query(103), query(102), query(104)
+        cipher, version, bits = query(_QUERY_CIPHER), query(_QUERY_VERSION), query(_QUERY_BITS)
         if cipher is None or version is None or bits is None:
             return None
         texts = [text.rstrip(b"\0").decode() for text in (cipher, version)]
         return (*texts, int.from_bytes(bits, sys.byteorder))
-    der = query(107) if name == "peercert" else None
+    der = query(_QUERY_CERT) if name == "peercert" else None
     if not der:
         return None
     if not verified:
