@@ -26,8 +26,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 __all__ = [
     "Engine",
@@ -1457,6 +1459,8 @@ def register(engine: type[Engine]) -> None:
 
 
 def _entries() -> Iterable[metadata.EntryPoint]:
+    from importlib import metadata  # takes as long to import as all the rest of becket
+
     return metadata.entry_points(group=GROUP)
 
 
