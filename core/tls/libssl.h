@@ -68,7 +68,7 @@ typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char 
     X(int, SSL_do_handshake, (SSL *))                                                              \
     X(int, SSL_read_ex, (SSL *, void *, size_t, size_t *))                                         \
     X(int, SSL_write_ex, (SSL *, const void *, size_t, size_t *))                                  \
-    X(int, SSL_pending, (const SSL *))                                                             \
+    X(int, SSL_has_pending, (const SSL *))                                                         \
     X(int, SSL_get_error, (const SSL *, int))                                                      \
     X(int, SSL_want, (const SSL *))                                                                \
     X(void, SSL_set_info_callback, (SSL *, bk_ssl_told *))                                         \
@@ -161,6 +161,7 @@ enum {
     BK_SSL_CB_READ_ALERT = 0x4004,
     BK_SSL_AD_CLOSE_NOTIFY = 0,
     BK_SSL_CTRL_MODE = 33,
+    BK_SSL_CTRL_READ_AHEAD = 41,
     BK_SSL_CTRL_SESS_CACHE_MODE = 44,
     BK_SSL_CTRL_TLSEXT_HOSTNAME = 55,
     BK_SSL_CTRL_CHAIN_CERT = 89,

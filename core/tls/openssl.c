@@ -388,6 +388,7 @@ static int configure(openssl_context *self, const bk_tls_settings *s, bk_error *
     bk_ssl.SSL_CTX_set_verify(ctx, verify, NULL);
     (void)bk_ssl.SSL_CTX_set_options(ctx, BK_SSL_OP_NO_RENEGOTIATION);
     (void)bk_ssl.SSL_CTX_ctrl(ctx, BK_SSL_CTRL_MODE, BK_SSL_MODE, NULL);
+    (void)bk_ssl.SSL_CTX_ctrl(ctx, BK_SSL_CTRL_READ_AHEAD, 1, NULL);
     set_sessions(ctx, s);
     return 0;
 }
@@ -505,6 +506,7 @@ int bk_openssl_adopt(bk_os *os, void *ssl, const bk_openssl_host *host, bk_tls *
     self->host = *host;
     (void)bk_ssl.SSL_set_options(ssl, BK_SSL_OP_NO_RENEGOTIATION);
     (void)bk_ssl.SSL_ctrl(ssl, BK_SSL_CTRL_MODE, BK_SSL_MODE, NULL);
+    (void)bk_ssl.SSL_ctrl(ssl, BK_SSL_CTRL_READ_AHEAD, 1, NULL);
     *ret_tls = &self->base;
     return 0;
 }
@@ -528,17 +530,24 @@ static int handshake(openssl_tls *self) {
     return waits ? -EAGAIN : fail(self, self->out);
 }
 
+/* It reads ahead: a record is one call of the BIO, and others that came with it lie in the library,
+   the last of them perhaps in part. */
+static bool holds(const openssl_tls *self) {
+    return self->in.size > 0 || bk_ssl.SSL_has_pending(self->ssl);
+}
+
+/* 0, or BK_TLS_PENDING when the room is full before all was read. */
 static int read_plain(openssl_tls *self, bk_room *room) {
-    while (room->size > 0) {
+    while (!self->ended && holds(self)) {
         size_t n = 0;
+        if (room->size == 0)
+            return BK_TLS_PENDING;
         if (bk_ssl.SSL_read_ex(self->ssl, room->base, room->size, &n) != 1) {
             bool waits = self->in.size == 0 && bk_ssl.SSL_want(self->ssl) == BK_SSL_READING;
             return self->ended || waits ? 0 : fail(self, self->out);
         }
         room->base = (char *)room->base + n;
         room->size -= n;
-        if (self->in.size == 0 && bk_ssl.SSL_pending(self->ssl) == 0)
-            return 0;
     }
     return 0;
 }
@@ -552,18 +561,14 @@ static int openssl_step(bk_tls *tls, bk_span *in, bk_room *room, bk_tls_out *out
         code = handshake(self);
         self->opened = code == 0;
     }
-    if (self->opened && !self->ended && (self->in.size > 0 || bk_ssl.SSL_pending(self->ssl) > 0))
+    if (self->opened)
         code = read_plain(self, room);
     *in = self->in;
     self->in = (bk_span){NULL, 0};
     self->out = NULL;
     if (code == -EAGAIN)
         return BK_TLS_OPENING;
-    if (code < 0)
-        return code;
-    if (self->ended)
-        return BK_TLS_ENDED;
-    return bk_ssl.SSL_pending(self->ssl) > 0 ? BK_TLS_PENDING : 0;
+    return code >= 0 && self->ended ? BK_TLS_ENDED : code;
 }
 
 static int openssl_seal(bk_tls *tls, bk_span plain, bk_tls_out *out) {

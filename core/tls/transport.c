@@ -112,6 +112,8 @@ static int send_sealed(tls_transport *self) {
 /* Send it, and let go of the memory; what was refused is kept in as much as it needs. */
 static int close_out(tls_transport *self) {
     bk_tls_out *out = &self->out;
+    if (out->bytes == NULL && !BK_HAS(self->inner->ops, flush))
+        return 0;
     int code = send_sealed(self);
     size_t left = out->used - out->from;
     if (code < 0 && code != -EAGAIN) {

@@ -47,6 +47,8 @@ typedef struct LoopObject {
     PyThreadState *thread; /* while the GIL is released */
     PyObject *error;       /* what a callback raised that ends the run */
     PyObject *spare;       /* bytes to read much into */
+    PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
+    size_t last_room;      /* … which have memory for so many */
     PyObject *kept;        /* objects that the core refers to for as long as the loop lives */
     PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */

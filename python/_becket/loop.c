@@ -227,6 +227,7 @@ static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored))
     }
     end_core(self);
     Py_CLEAR(self->spare);
+    Py_CLEAR(self->last);
     Py_RETURN_NONE;
 }
 
@@ -279,6 +280,7 @@ static void loop_dealloc(LoopObject *self) {
     Py_CLEAR(self->error);
     loop_return_lent(self);
     Py_CLEAR(self->spare);
+    Py_CLEAR(self->last);
     type->tp_free(self);
     Py_DECREF(type);
 }

@@ -15,6 +15,7 @@
 #include <sys/un.h>
 
 enum {
+    SMALL_READ = 480,     /* to this size, Python's own allocator is quick */
     BIG_READ = 32 * 1024, /* after a read of this size, the next goes straight into bytes */
     SPARE_BYTES = 256 * 1024,
     TLS_ANSWER_BYTES = 64 * 1024, /* a certificate is the longest */
@@ -104,11 +105,41 @@ static bool is_silent(TransportObject *t) {
     return t->protocol == NULL || t->loop->ending;
 }
 
+/* Bytes that only we refer to, with other contents: as _PyBytes_Resize() leaves them. */
+static PyObject *refill(PyObject *bytes, const void *data, size_t n) {
+    memcpy(PyBytes_AS_STRING(bytes), data, n);
+    PyBytes_AS_STRING(bytes)[n] = '\0';
+    Py_SET_SIZE(bytes, (Py_ssize_t)n);
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    ((PyBytesObject *)bytes)->ob_shash = -1;
+#pragma GCC diagnostic pop
+    return Py_NewRef(bytes);
+}
+
+/* What the protocol gets. Few keep a message, and blocks of its size are beyond the caches of the
+   allocators: so the last one is filled again where nobody has kept it, and it is not much too
+   large. */
+static PyObject *make_bytes(LoopObject *loop, const void *data, size_t n) {
+    PyObject *last = loop->last;
+#ifndef Py_GIL_DISABLED
+    if (last != NULL && Py_REFCNT(last) == 1 && n <= loop->last_room && n >= loop->last_room / 4 * 3)
+        return refill(last, data, n);
+#endif
+    PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    if (bytes != NULL && n > SMALL_READ) {
+        loop->last = Py_NewRef(bytes);
+        loop->last_room = n;
+        Py_XDECREF(last);
+    }
+    return bytes;
+}
+
 static void received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     if (is_silent(t))
         return;
-    PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+    PyObject *bytes = make_bytes(t->loop, data, n);
     if (n >= BIG_READ && s->protocol == &transport_plain)
         bk_stream_set_protocol(s, &transport_big);
     if (bytes == NULL || transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)

@@ -19,7 +19,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -456,6 +456,44 @@ def test_a_loop_with_an_open_connection_is_collected(kind: str, close: bool, wai
         gc.collect()
         assert left() is None
     assert set(told) == {ResourceWarning}
+
+
+@pytest.mark.parametrize("keep", ["nothing", "bytes", "views", "every other"])
+def test_messages_that_are_kept_stay_as_they_were(loop: Loop, keep: str) -> None:
+    """The memory of one that nobody keeps is used for the next: contents, size and hash are new."""
+    sizes = [1000, 1000, 990, 760, 1000, 1, 700, 1001, 20_000, 19_000, 20_000]
+    messages = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+
+    class Keeps(Recorder):
+        hashes: ClassVar[list[int]] = []
+        kept: ClassVar[dict[int, Any]] = {}
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            number = len(self.hashes)
+            assert len(data) == sizes[number]
+            self.hashes.append(hash(data))
+            if keep == "views":
+                self.kept[number] = memoryview(data)[1:]
+            elif keep == "bytes" or (keep == "every other" and number % 2):
+                self.kept[number] = data
+            self.transport.write(data)
+
+    async def main() -> None:
+        keeps, asks = Keeps(loop), Recorder(loop)
+        _, far = await pair(loop, keeps, asks)
+        for number, message in enumerate(messages):
+            far.write(message)
+            received = await asks.received(sum(sizes[: number + 1]))
+            assert received[-len(message) :] == message
+        assert keeps.hashes == [hash(message) for message in messages]
+        for number, kept in keeps.kept.items():
+            assert kept == messages[number][1 if keep == "views" else 0 :]
+        assert len(keeps.kept) == {"nothing": 0, "every other": len(sizes) // 2}.get(keep, len(sizes))
+        far.close()
+        await keeps.lost
+
+    run(loop, main())
 
 
 # ---- Memory lent by types of their own ----

@@ -904,6 +904,11 @@ def last_words(sock: socket.socket) -> bytes:
     return said
 
 
+def replies(said: bytes) -> list[bytes]:
+    """What of it is SMTP in plain. Three digits alone may be in a certificate's dates."""
+    return re.findall(rb"(?m)^[2-5][0-9]{2}[ -].*", said)
+
+
 @contextmanager
 def undisturbed(server: MailServer, tls: Certificates) -> Iterator[None]:
     """What is done within leaves nothing open, and others are served before and after."""
@@ -976,7 +981,7 @@ def test_hellos_that_are_cut_off(server: MailServer, tls: Certificates) -> None:
                 sock.sendall(whole[:size])
                 if way == "end":
                     sock.shutdown(socket.SHUT_WR)
-                    assert b"220 " not in last_words(sock)
+                    assert not replies(last_words(sock))
                 leave(sock, by_reset=way == "reset")
 
 
@@ -1043,7 +1048,7 @@ def test_silent_clients_are_dropped(
         for number in range(3):
             send(session(), f"busy{number}@example.org")
         for wire in silent:
-            assert b"250" not in last_words(wire.sock)
+            assert not replies(last_words(wire.sock))
         if plain is not None:
             assert plain.ask(b"NOOP\r\n")[:3] == "250"
         send(patient, "patient@example.org")
@@ -1362,7 +1367,7 @@ def test_hostile_handshakes_after_starttls(starttls: MailServer, tls: Certificat
                 if not by_reset:
                     with suppress(OSError):
                         wire.sock.shutdown(socket.SHUT_WR)
-                    assert b"25" not in last_words(wire.sock)[:2]
+                    assert not replies(last_words(wire.sock))
                 else:
                     wire.sock.setsockopt(
                         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
