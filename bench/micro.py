@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import resource
+import socket
 import sys
 import threading
 import time
@@ -124,6 +125,21 @@ async def threadsafe_other(loop: Loop) -> int:
     return rounds
 
 
+async def read_lines(loop: Loop) -> int:
+    """Lines that are there already: what a server does with a buffer full of them."""
+    near, far = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=near)
+    batches = 20
+    for _ in range(batches):
+        reader.feed_data(b"a line of bytes\n" * BATCH)
+        for _ in range(BATCH):
+            await reader.readline()
+    writer.close()
+    far.close()
+    await writer.wait_closed()
+    return batches * BATCH
+
+
 OPERATIONS: dict[str, Operation] = {
     "call_soon, one a turn": call_soon_chain,
     "call_soon, many a turn": call_soon_many,
@@ -134,6 +150,7 @@ OPERATIONS: dict[str, Operation] = {
     "future wakes a task": future_wake,
     "call_soon_threadsafe, own thread": threadsafe_same,
     "call_soon_threadsafe, round trip": threadsafe_other,
+    "readline() of what is there": read_lines,
 }
 
 

@@ -15,21 +15,37 @@
 /* Names that are looked up on every message or call, interned once. */
 #define BK_NAMES(X)                                                                                \
     X(data_received)                                                                               \
-    X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made) X(connection_lost)          \
-        X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach) X(_detach)         \
-            X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)           \
-                X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)   \
-                    X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive)            \
-                        X(handshake) X(read) X(write) X(end) X(_new_engine)
+    X(buffer_updated)                                                                              \
+    X(get_buffer) X(eof_received) X(connection_made) X(connection_lost) X(pause_writing)           \
+        X(resume_writing) X(call_exception_handler) X(_attach) X(_detach) X(_stopping) X(_waiter)  \
+            X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr) X(pause_reading) X(cancelled)     \
+                X(set_result) X(done) X(detach) X(fileno) X(close) X(_transport) X(context)        \
+                    X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read) X(write)       \
+                        X(end) X(_new_engine) X(_loop) X(_eof) X(_exception)                       \
+                            X(_maybe_resume_transport) X(create_future) X(throw)                   \
+                                X(_connection_lost)
+
+/* Methods of asyncio's streams that ours take the place of. */
+enum {
+    OWN_READ,
+    OWN_READEXACTLY,
+    OWN_READUNTIL,
+    OWN_READLINE,
+    OWN_FEED,
+    OWN_RECEIVED,
+    OWN_DRAIN,
+    OWN
+};
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
-    PyTypeObject *smtp_type, *tls_context_type;
+    PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
+    PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
-    PyObject *loop_name; /* ("loop",): keywords of a call */
     PyObject *logger;
-    PyObject *ssl_object, *ssl_want_read, *openssl_version; /* of ssl */
+    PyObject *ssl_object, *ssl_want_read, *openssl_version;         /* of ssl */
     PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
     BK_NAMES(BK_NAME_FIELD)
@@ -50,6 +66,7 @@ typedef struct LoopObject {
     PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
     size_t last_room;      /* … which have memory for so many */
     PyObject *kept;        /* objects that the core refers to for as long as the loop lives */
+    PyObject *keyword;     /* {"loop": this one} */
     PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
@@ -183,6 +200,10 @@ PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type);
 /* streams.c */
 bool reader_recognise(TransportObject *t);
 int reader_feed(TransportObject *t, const char *data, size_t n);
+PyObject *reader_own_method(module_state *state, int which);
+
+/* reads.c */
+extern PyType_Spec read_spec, done_spec, reader_spec, reader_protocol_spec;
 
 /* listener.c */
 extern PyType_Spec listener_spec;

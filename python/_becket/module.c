@@ -46,9 +46,11 @@ static int import_all(module_state *state) {
         if (*wanted[i].place == NULL)
             return -1;
     }
+    for (int i = 0; i < OWN; i++)
+        if ((state->own[i] = reader_own_method(state, i)) == NULL)
+            return -1;
     state->create_task = PyObject_GetAttrString(state->base_loop, "create_task");
-    state->loop_name = PyTuple_Pack(1, state->str_loop);
-    return state->create_task == NULL || state->loop_name == NULL ? -1 : 0;
+    return state->create_task == NULL ? -1 : 0;
 }
 
 static int intern_names(module_state *state) {
@@ -109,9 +111,16 @@ static int add_types(PyObject *module, module_state *state) {
     state->listener_type = add_type(module, &listener_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
     state->tls_context_type = add_type(module, &tls_context_spec, NULL);
+    state->read_type = add_type(module, &read_spec, NULL);
+    state->done_type = add_type(module, &done_spec, NULL);
+    state->our_reader = add_type(module, &reader_spec, state->reader_type);
+    state->our_reader_protocol = add_type(module, &reader_protocol_spec, state->reader_protocol);
+    if (state->done_type != NULL)
+        state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
                    state->transport_type && state->listener_type && state->smtp_type &&
-                   state->tls_context_type
+                   state->tls_context_type && state->read_type && state->our_reader &&
+                   state->our_reader_protocol && state->done
                ? 0
                : -1;
 }
@@ -144,67 +153,37 @@ static int module_exec(PyObject *module) {
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }
 
+/* All that the module's state refers to, but for names and methods. */
+#define BK_OBJECTS(X)                                                                              \
+    X(loop_type)                                                                                   \
+    X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type) X(smtp_type)            \
+        X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol) X(reader_protocol)    \
+            X(reader_type) X(transport_socket) X(socket_type) X(extract_stack) X(create_task)      \
+                X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)           \
+                    X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type)         \
+                        X(done_type) X(our_reader) X(our_reader_protocol) X(done)
+
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     module_state *state = PyModule_GetState(module);
-    Py_VISIT(state->loop_type);
-    Py_VISIT(state->handle_type);
-    Py_VISIT(state->timer_handle_type);
-    Py_VISIT(state->transport_type);
-    Py_VISIT(state->listener_type);
-    Py_VISIT(state->smtp_type);
-    Py_VISIT(state->tls_context_type);
-    Py_VISIT(state->future_type);
-    Py_VISIT(state->task_type);
-    Py_VISIT(state->buffered_protocol);
-    Py_VISIT(state->reader_protocol);
-    Py_VISIT(state->reader_type);
-    Py_VISIT(state->transport_socket);
-    Py_VISIT(state->socket_type);
-    Py_VISIT(state->extract_stack);
-    Py_VISIT(state->create_task);
-    Py_VISIT(state->loop_name);
-    Py_VISIT(state->base_loop);
-    Py_VISIT(state->logger);
-    Py_VISIT(state->ssl_object);
-    Py_VISIT(state->ssl_want_read);
-    Py_VISIT(state->openssl_version);
-    Py_VISIT(state->tls_error_code);
-    Py_VISIT(state->tls_exception_of);
-    Py_VISIT(state->tls_core_context);
+#define BK_VISIT(field) Py_VISIT(state->field);
+    BK_OBJECTS(BK_VISIT)
+#undef BK_VISIT
+    for (int i = 0; i < OWN; i++)
+        Py_VISIT(state->own[i]);
     return 0;
 }
 
 static int module_clear(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     handles_free(state);
-    Py_CLEAR(state->loop_type);
-    Py_CLEAR(state->handle_type);
-    Py_CLEAR(state->timer_handle_type);
-    Py_CLEAR(state->transport_type);
-    Py_CLEAR(state->listener_type);
-    Py_CLEAR(state->smtp_type);
-    Py_CLEAR(state->tls_context_type);
-    Py_CLEAR(state->future_type);
-    Py_CLEAR(state->task_type);
-    Py_CLEAR(state->buffered_protocol);
-    Py_CLEAR(state->reader_protocol);
-    Py_CLEAR(state->reader_type);
-    Py_CLEAR(state->transport_socket);
-    Py_CLEAR(state->socket_type);
-    Py_CLEAR(state->extract_stack);
-    Py_CLEAR(state->create_task);
-    Py_CLEAR(state->loop_name);
-    Py_CLEAR(state->base_loop);
-    Py_CLEAR(state->logger);
-    Py_CLEAR(state->ssl_object);
-    Py_CLEAR(state->ssl_want_read);
-    Py_CLEAR(state->openssl_version);
-    Py_CLEAR(state->tls_error_code);
-    Py_CLEAR(state->tls_exception_of);
-    Py_CLEAR(state->tls_core_context);
+#define BK_FORGET(field) Py_CLEAR(state->field);
+    BK_OBJECTS(BK_FORGET)
+#undef BK_FORGET
 #define BK_FORGET(name) Py_CLEAR(state->str_##name);
     BK_NAMES(BK_FORGET)
 #undef BK_FORGET
+    for (int i = 0; i < OWN; i++)
+        Py_CLEAR(state->own[i]);
     return 0;
 }
 

@@ -5,6 +5,9 @@
  */
 #include "becket_py.h"
 
+/* Attributes of a reader are looked up in its dictionary, where all of them are: in half the time.
+ */
+
 /* What a weak reference refers to, as a new reference; NULL, without an exception: it is gone. */
 static PyObject *target_of(PyObject *weak) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -18,15 +21,54 @@ static PyObject *target_of(PyObject *weak) {
 #endif
 }
 
+/* asyncio's own method, as OWN_… numbers them: a new reference. */
+PyObject *reader_own_method(module_state *state, int which) {
+    static const char *const names[OWN] = {
+        [OWN_READ] = "read",           [OWN_READEXACTLY] = "readexactly",
+        [OWN_READUNTIL] = "readuntil", [OWN_READLINE] = "readline",
+        [OWN_FEED] = "feed_data",      [OWN_RECEIVED] = "data_received",
+        [OWN_DRAIN] = "_drain_helper",
+    };
+    return PyObject_GetAttrString(
+        which < OWN_RECEIVED ? state->reader_type : state->reader_protocol, names[which]);
+}
+
+/* Whether asyncio's classes are as we found them: somebody who replaces a method of theirs wants it
+   called. */
+static bool are_as_found(module_state *state) {
+    bool same = true;
+    for (int i = 0; i < OWN && same; i++) {
+        PyObject *method = reader_own_method(state, i);
+        same = method == state->own[i];
+        Py_XDECREF(method);
+    }
+    PyErr_Clear();
+    return same;
+}
+
+/* Makes an object of asyncio's class one of ours, which derives from it. */
+static bool is_or_becomes(PyObject *object, PyObject *theirs, PyTypeObject *ours) {
+    PyTypeObject *type = Py_TYPE(object);
+    if ((PyObject *)type != theirs)
+        return type == ours;
+    PyObject *name = PyUnicode_InternFromString("__class__");
+    int code = name == NULL ? -1 : PyObject_SetAttr(object, name, (PyObject *)ours);
+    Py_XDECREF(name);
+    return code == 0;
+}
+
 /* Sets t->reader, and answers whether the protocol is one we know. The protocol refers to its
    reader weakly, so that an abandoned reader can go; so do we. */
 bool reader_recognise(TransportObject *t) {
     module_state *state = t->loop->state;
-    if ((PyObject *)Py_TYPE(t->protocol) != state->reader_protocol)
+    PyTypeObject *type = Py_TYPE(t->protocol);
+    if ((PyObject *)type != state->reader_protocol && type != state->our_reader_protocol)
         return false;
     PyObject *weak = PyObject_GetAttr(t->protocol, state->str__stream_reader_wr);
     PyObject *reader = weak != NULL && PyWeakref_CheckRef(weak) ? target_of(weak) : NULL;
-    bool known = reader != NULL && (PyObject *)Py_TYPE(reader) == state->reader_type;
+    bool known = reader != NULL && are_as_found(state) &&
+                 is_or_becomes(reader, state->reader_type, state->our_reader) &&
+                 is_or_becomes(t->protocol, state->reader_protocol, state->our_reader_protocol);
     PyErr_Clear();
     Py_XDECREF(reader);
     if (known)
@@ -36,76 +78,74 @@ bool reader_recognise(TransportObject *t) {
     return known;
 }
 
-static int extend(module_state *state, PyObject *reader, const char *data, size_t n,
-                  Py_ssize_t *ret_size) {
-    PyObject *buffer = PyObject_GetAttr(reader, state->str__buffer);
-    if (buffer == NULL)
-        return -1;
-    int code = -1;
-    if (!PyByteArray_CheckExact(buffer)) {
+static int extend(PyObject *buffer, const char *data, size_t n) {
+    if (buffer == NULL || !PyByteArray_CheckExact(buffer)) {
         PyErr_SetString(PyExc_TypeError, "StreamReader._buffer is not a bytearray");
-    } else {
-        Py_ssize_t size = PyByteArray_GET_SIZE(buffer);
-        code = PyByteArray_Resize(buffer, size + (Py_ssize_t)n);
-        if (code == 0)
-            memcpy(PyByteArray_AS_STRING(buffer) + size, data, n);
-        *ret_size = size + (Py_ssize_t)n;
+        return -1;
     }
-    Py_DECREF(buffer);
+    Py_ssize_t size = PyByteArray_GET_SIZE(buffer);
+    int code = PyByteArray_Resize(buffer, size + (Py_ssize_t)n);
+    if (code == 0)
+        memcpy(PyByteArray_AS_STRING(buffer) + size, data, n);
     return code;
 }
 
+static bool is_cancelled(module_state *state, PyObject *future) {
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyObject *result = PyObject_CallMethodNoArgs(future, state->str_cancelled);
+    PyErr_Clear();
+    PyErr_Restore(type, value, tb);
+    Py_XDECREF(result);
+    return result == Py_True;
+}
+
 /* StreamReader._wakeup_waiter() */
-static int wake_waiter(module_state *state, PyObject *reader) {
-    PyObject *waiter = PyObject_GetAttr(reader, state->str__waiter);
-    if (waiter == NULL)
-        return -1;
-    if (waiter == Py_None) {
-        Py_DECREF(waiter);
-        return 0;
-    }
-    int code = PyObject_SetAttr(reader, state->str__waiter, Py_None);
-    PyObject *cancelled =
-        code == 0 ? PyObject_CallMethodNoArgs(waiter, state->str_cancelled) : NULL;
-    PyObject *result = NULL;
-    if (cancelled == Py_False)
-        result = PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
-    code = cancelled == NULL || (cancelled == Py_False && result == NULL) ? -1 : 0;
-    Py_XDECREF(cancelled);
+static int wake_waiter(module_state *state, PyObject *fields) {
+    PyObject *waiter = PyDict_GetItemWithError(fields, state->str__waiter);
+    if (waiter == NULL || waiter == Py_None)
+        return PyErr_Occurred() ? -1 : 0;
+    Py_INCREF(waiter);
+    int code = PyDict_SetItem(fields, state->str__waiter, Py_None);
+    PyObject *result =
+        code < 0 ? NULL : PyObject_CallMethodOneArg(waiter, state->str_set_result, Py_None);
+    if (result == NULL && code == 0 && is_cancelled(state, waiter))
+        PyErr_Clear();
+    else if (result == NULL)
+        code = -1;
     Py_XDECREF(result);
     Py_DECREF(waiter);
     return code;
 }
 
 /* The reader holds more than twice its limit: it wants no more until some of it was taken. */
-static int pause_full(TransportObject *t, PyObject *reader, Py_ssize_t size) {
+static int pause_full(TransportObject *t, PyObject *fields, Py_ssize_t size) {
     module_state *state = t->loop->state;
-    PyObject *limit = PyObject_GetAttr(reader, state->str__limit);
-    if (limit == NULL)
-        return -1;
-    double most = 2 * PyFloat_AsDouble(limit);
-    Py_DECREF(limit);
-    if (PyErr_Occurred() || (double)size <= most)
+    PyObject *limit = PyDict_GetItemWithError(fields, state->str__limit);
+    double most = limit == NULL ? -1 : 2 * PyFloat_AsDouble(limit);
+    if (PyErr_Occurred() || limit == NULL || (double)size <= most)
         return PyErr_Occurred() ? -1 : 0;
-    PyObject *transport = PyObject_GetAttr(reader, state->str__transport);
-    if (transport == NULL)
-        return -1;
-    int code = 0;
-    if (transport != Py_None && !t->paused) {
-        PyObject *result = PyObject_CallMethodNoArgs(transport, state->str_pause_reading);
-        code = result == NULL ? -1 : PyObject_SetAttr(reader, state->str__paused, Py_True);
-        Py_XDECREF(result);
-    }
+    PyObject *transport = PyDict_GetItemWithError(fields, state->str__transport);
+    if (transport == NULL || transport == Py_None || t->paused)
+        return PyErr_Occurred() ? -1 : 0;
+    Py_INCREF(transport);
+    PyObject *result = PyObject_CallMethodNoArgs(transport, state->str_pause_reading);
+    int code = result == NULL ? -1 : PyDict_SetItem(fields, state->str__paused, Py_True);
+    Py_XDECREF(result);
     Py_DECREF(transport);
     return code;
 }
 
-static int feed(TransportObject *t, PyObject *reader, const char *data, size_t n) {
-    Py_ssize_t size;
-    if (extend(t->loop->state, reader, data, n, &size) < 0 ||
-        wake_waiter(t->loop->state, reader) < 0)
-        return -1;
-    return pause_full(t, reader, size);
+static int feed(TransportObject *t, PyObject *fields, const char *data, size_t n) {
+    PyObject *buffer = PyDict_GetItemWithError(fields, t->loop->state->str__buffer);
+    Py_XINCREF(buffer);
+    int code = extend(buffer, data, n);
+    if (code == 0)
+        code = wake_waiter(t->loop->state, fields);
+    if (code == 0)
+        code = pause_full(t, fields, PyByteArray_GET_SIZE(buffer));
+    Py_XDECREF(buffer);
+    return code;
 }
 
 /* Wakes what waits, whose callbacks carry their own contexts; so this needs none. */
@@ -113,7 +153,9 @@ int reader_feed(TransportObject *t, const char *data, size_t n) {
     PyObject *reader = t->reader != NULL ? target_of(t->reader) : NULL;
     if (reader == NULL)
         return 0; /* nobody will read it: asyncio drops it too */
-    int code = feed(t, reader, data, n);
+    PyObject *fields = PyObject_GenericGetDict(reader, NULL);
+    int code = fields == NULL ? -1 : feed(t, fields, data, n);
+    Py_XDECREF(fields);
     Py_DECREF(reader);
     return code;
 }

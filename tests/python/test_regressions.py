@@ -162,8 +162,13 @@ def run_python(program: str, **environ: str) -> subprocess.CompletedProcess[str]
     """A program of its own, for what may end in a crash; it finds what this one has found."""
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environ
     return subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60,
-        check=False)
+        [sys.executable, "-c", program],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 # ---- The ends of connections keep their place ----
@@ -381,7 +386,8 @@ def test_the_collector_visits_no_handle_that_is_gone() -> None:
         "    loop.call_later(1000 + number, Collects() if number % 200 == 0 else lambda: None)\n"
         "loop.close()\n"
         "print('closed')\n",
-        PYTHONMALLOC="debug")
+        PYTHONMALLOC="debug",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["closed"]
 
@@ -489,7 +495,8 @@ def test_messages_that_are_kept_stay_as_they_were(loop: Loop, keep: str) -> None
         assert keeps.hashes == [hash(message) for message in messages]
         for number, kept in keeps.kept.items():
             assert kept == messages[number][1 if keep == "views" else 0 :]
-        assert len(keeps.kept) == {"nothing": 0, "every other": len(sizes) // 2}.get(keep, len(sizes))
+        few = {"nothing": 0, "every other": len(sizes) // 2}
+        assert len(keeps.kept) == few.get(keep, len(sizes))
         far.close()
         await keeps.lost
 
@@ -605,7 +612,8 @@ def test_sendfile_to_a_peer_that_goes_away(loop: Loop) -> None:
 
 # The module has had two names, and neither is promised.
 INTERPRETERS = [
-    name for name in ("_interpreters", "_xxsubinterpreters")
+    name
+    for name in ("_interpreters", "_xxsubinterpreters")
     if importlib.util.find_spec(name) is not None
 ]
 
@@ -639,6 +647,7 @@ def test_a_loop_in_a_subinterpreter(module: str, tmp_path: Path) -> None:
         "    assert error is None, error\n"
         "    interpreters.destroy(own)\n"
         "print('over', flush=True)\n"
-        "os._exit(0)\n")  # Python 3.12 crashes at its end, once asyncio was in a subinterpreter
+        "os._exit(0)\n"
+    )  # Python 3.12 crashes at its end, once asyncio was in a subinterpreter
     assert done.stdout.split() == ["served", "served", "over"], done.stderr
     assert done.returncode == 0, done.stderr
