@@ -1,7 +1,7 @@
 /*
  * context.c: what TLS connections share: the engine's context, made from files, the names that have
  * a context of their own, and the sessions clients may resume. Called by programs, by the schemes
- * of core/serve, and by transport.c.
+ * of core/serve, by transport.c, and by the engines.
  */
 #include "core/tls/tls.h"
 
@@ -9,6 +9,12 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+
+#if defined(_WIN32)
+#include <ws2tcpip.h>
+#else
+#include <arpa/inet.h>
+#endif
 
 /* ---- Engines ---- */
 
@@ -335,6 +341,12 @@ void bk_tls_context_unref(bk_tls_context *context) {
 }
 
 /* ---- Names ---- */
+
+size_t bk_tls_address(const char *name, unsigned char ret_address[16]) {
+    if (inet_pton(AF_INET, name, ret_address) == 1)
+        return 4;
+    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
+}
 
 int bk_tls_context_add(bk_tls_context *context, const char *name, bk_tls_context *other) {
     if (context == NULL || name == NULL || other == NULL || other == context)

@@ -11,12 +11,6 @@
 
 #include <stdio.h>
 
-#if defined(_WIN32)
-#include <ws2tcpip.h>
-#else
-#include <arpa/inet.h>
-#endif
-
 /* ---- The library ---- */
 
 #define FUNCTIONS(X)                                                                               \
@@ -523,13 +517,6 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* 0: it is no IP address; else the bytes it has. */
-static size_t parse_address(const char *name, unsigned char ret_address[16]) {
-    if (inet_pton(AF_INET, name, ret_address) == 1)
-        return 4;
-    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
-}
-
 /* Whether a client lists its versions (RFC 8446 4.2.1), and one of them is ours. */
 typedef struct offer {
     const engine_context *context;
@@ -604,7 +591,7 @@ static int set_up_client(engine_tls *self, bk_span session) {
                                         GNUTLS_HOOK_POST, on_ticket);
         set_session(self, session);
     }
-    self->is_address = parse_address(self->name, address) > 0;
+    self->is_address = bk_tls_address(self->name, address) > 0;
     if (*self->name == '\0' || self->is_address)
         return 0;
     return lib.server_name_set(self->session, GNUTLS_NAME_DNS, self->name, strlen(self->name));

@@ -19,12 +19,6 @@
 
 #include <stdio.h>
 
-#if defined(_WIN32)
-#include <ws2tcpip.h>
-#else
-#include <arpa/inet.h>
-#endif
-
 #if MBEDTLS_VERSION_NUMBER >= 0x03000000
 #define WITH_RANDOM(context) , lib.ctr_drbg_random, &(context)->random
 #else
@@ -780,13 +774,6 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* 0: it is no IP address; else the bytes it has. */
-static size_t parse_address(const char *name, unsigned char ret_address[16]) {
-    if (inet_pton(AF_INET, name, ret_address) == 1)
-        return 4;
-    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
-}
-
 /* The library compares names, but not, before 3.5, addresses; and it would ask for them. */
 static int verify_address(void *arg, mbedtls_x509_crt *certificate, int depth, uint32_t *flags) {
     const engine_tls *self = arg;
@@ -811,7 +798,7 @@ static int set_name(engine_tls *self, const char *name) {
         return MBEDTLS_ERR_SSL_ALLOC_FAILED;
     memcpy(self->name, name, n);
     self->name[n] = '\0';
-    self->address = parse_address(self->name, self->bytes);
+    self->address = bk_tls_address(self->name, self->bytes);
     if (self->address > 0)
         lib.ssl_set_verify(&self->ssl, verify_address, self);
     return lib.ssl_set_hostname(&self->ssl, self->address > 0 ? NULL : self->name);
