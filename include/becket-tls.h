@@ -220,7 +220,8 @@ struct bk_tls_engine {
    Static. Thread-safe. */
 BK_API const bk_tls_engine *const *bk_tls_engines(void);
 
-/* Another engine, for contexts made for this loop. -EEXIST. The table must outlive the loop. */
+/* Another engine, for contexts made for this loop. -EEXIST. The table must outlive the loop. Not
+   while a worker of yours makes a context. */
 BK_API int bk_tls_engine_add(bk_loop *loop, const bk_tls_engine *engine);
 
 #ifdef __cplusplus

@@ -223,7 +223,7 @@ static void reload_work(bk_work *work) {
     c->error.code = 0;
     if (digest == c->seen && !c->forced)
         return;
-    int code = bk_tls_context_new(c->loop, &c->options.config, &c->error, &c->fresh);
+    int code = bk_tls_context_renew(c->context, &c->options.config, &c->error, &c->fresh);
     if (code == 0 || code == BK_ETLS_CONFIG) /* else it may go better the next time */
         c->seen = digest;
 }

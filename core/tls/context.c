@@ -268,16 +268,12 @@ static int whole_config(const bk_tls_config *from, bk_tls_config *ret_config) {
     return 0;
 }
 
-static int make_context(bk_loop *loop, const bk_tls_config *c, bk_error *error,
-                        bk_tls_context **ret_context) {
-    const bk_tls_engine *engine = NULL;
-    int code = find_engine(loop, c->engine, &engine, error);
-    if (code < 0)
-        return code;
-    bk_tls_context *context = bk_alloc_zero(loop->os, sizeof *context);
+static int make_context(bk_os *os, const bk_tls_engine *engine, const bk_tls_config *c,
+                        bk_error *error, bk_tls_context **ret_context) {
+    bk_tls_context *context = bk_alloc_zero(os, sizeof *context);
     if (context == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    context->os = loop->os;
+    context->os = os;
     context->engine = engine;
     atomic_init(&context->references, 1);
     context->server = c->server;
@@ -289,9 +285,9 @@ static int make_context(bk_loop *loop, const bk_tls_config *c, bk_error *error,
         .linger_ns = c->linger_ns,
         .allow_truncation = c->allow_truncation,
     };
-    code = make_state(context, c, error);
+    int code = make_state(context, c, error);
     if (code < 0) {
-        bk_dealloc(loop->os, context);
+        bk_dealloc(os, context);
         return code;
     }
     *ret_context = context;
@@ -302,14 +298,22 @@ int bk_tls_context_new(bk_loop *loop, const bk_tls_config *config, bk_error *ret
                        bk_tls_context **ret_context) {
     bk_error error = {0, 0, ""};
     bk_tls_config c;
+    const bk_tls_engine *engine = NULL;
     int code = loop == NULL || ret_context == NULL ? -EINVAL : whole_config(config, &c);
-    if (code == 0)
-        code = make_context(loop, &c, &error, ret_context);
-    else
+    if (code < 0)
         bk_error_set(&error, code, 0, "%s", bk_strerror(code));
+    else
+        code = find_engine(loop, c.engine, &engine, &error);
+    if (code == 0)
+        code = make_context(loop->os, engine, &c, &error, ret_context);
     if (code < 0 && ret_error != NULL)
         *ret_error = error;
     return code;
+}
+
+int bk_tls_context_renew(const bk_tls_context *old, const bk_tls_config *config, bk_error *error,
+                         bk_tls_context **ret_context) {
+    return make_context(old->os, old->engine, config, error, ret_context);
 }
 
 bk_tls_context *bk_tls_context_ref(bk_tls_context *context) {
