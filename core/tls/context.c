@@ -69,8 +69,8 @@ static int unknown_engine(const bk_loop *loop, const char *what, const char *nam
     const bk_tls_engine *engine;
     for (uint32_t i = 0; (engine = engine_at(loop, i)) != NULL; i++)
         bk_list_add(known, sizeof known, engine->name);
-    return bk_error_set(error, BK_ETLS_ENGINE, 0, "%s: there is no %.40s; there are %s", what, name,
-                        known);
+    return bk_error_set(error, BK_ETLS_ENGINE, 0, "%s: %s%.40s; there are %s", what,
+                        *name != '\0' ? "there is no " : "it is empty", name, known);
 }
 
 static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) {
@@ -79,14 +79,20 @@ static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) 
     return code < 0 ? bk_error_set(error, code, 0, "engine: %s: %s", engine->name, why.text) : 0;
 }
 
+/* A variable that is empty is as good as none. */
+static const char *engine_of_environment(void) {
+    const char *name = getenv("BECKET_TLS");
+    return name != NULL && *name != '\0' ? name : NULL;
+}
+
 /* By name, or the first whose library is here. */
 static int find_engine(bk_loop *loop, const char *name, const bk_tls_engine **ret_engine,
                        bk_error *error) {
     const bk_tls_engine *engine;
     const char *what = name != NULL ? "engine" : "BECKET_TLS";
     if (name == NULL)
-        name = getenv("BECKET_TLS");
-    if (name != NULL && *name != '\0') {
+        name = engine_of_environment();
+    if (name != NULL) {
         engine = engine_named(loop, name);
         *ret_engine = engine;
         if (engine == NULL)

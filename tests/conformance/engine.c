@@ -1706,6 +1706,7 @@ static void bad_settings(bk_conform_case *c) {
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = "");
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = long_name);
     BAD(false, BK_ETLS_ENGINE, "engine", .engine = "nonsense");
+    BAD(false, BK_ETLS_ENGINE, "engine", .engine = "");
 #undef BAD
 out:
     (void)unlink(secret);
