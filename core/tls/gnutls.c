@@ -69,6 +69,9 @@
     X(transport_set_pull_timeout_function)                                                         \
     X(transport_set_vec_push_function)                                                             \
     X(x509_crt_deinit)                                                                             \
+    X(x509_crt_get_subject_alt_name)                                                               \
+    X(x509_crt_import)                                                                             \
+    X(x509_crt_init)                                                                               \
     X(x509_crt_list_import2)                                                                       \
     X(x509_privkey_deinit)                                                                         \
     X(x509_privkey_import2)                                                                        \
@@ -358,6 +361,31 @@ static gnutls_datum_t datum_of(bk_span text) {
     return (gnutls_datum_t){(unsigned char *)(uintptr_t)text.base, (unsigned)text.size};
 }
 
+static bool has_host_name(gnutls_x509_crt_t certificate) {
+    int kind = 0;
+    for (unsigned i = 0; kind >= 0 && kind != GNUTLS_SAN_DNSNAME; i++) {
+        char name[256]; /* no less than GnuTLS has, which sees no further than a longer one */
+        size_t size = sizeof name;
+        kind = lib.x509_crt_get_subject_alt_name(certificate, i, name, &size, NULL);
+    }
+    return kind == GNUTLS_SAN_DNSNAME;
+}
+
+/* Where a certificate has no name of a host, GnuTLS takes its subject's, against RFC 9525 2. */
+static int refuse_subject(engine_tls *self) {
+    unsigned count = 0;
+    const gnutls_datum_t *chain = lib.certificate_get_peers(self->session, &count);
+    gnutls_x509_crt_t leaf;
+    int code = chain != NULL ? lib.x509_crt_init(&leaf) : GNUTLS_E_NO_CERTIFICATE_FOUND;
+    if (code < 0)
+        return code;
+    code = lib.x509_crt_import(leaf, chain, GNUTLS_X509_FMT_DER);
+    if (code >= 0 && !has_host_name(leaf))
+        self->verified = GNUTLS_CERT_INVALID | GNUTLS_CERT_UNEXPECTED_OWNER;
+    lib.x509_crt_deinit(leaf);
+    return code;
+}
+
 /* Called by GnuTLS when the peer's certificate is there. */
 static int verify(gnutls_session_t session) {
     engine_tls *self = lib.session_get_ptr(session);
@@ -374,6 +402,8 @@ static int verify(gnutls_session_t session) {
         whom[n++] =
             (gnutls_typed_vdata_st){GNUTLS_DT_DNS_HOSTNAME, (unsigned char *)self->name, 0};
     int code = lib.certificate_verify_peers(session, whom, n, &self->verified);
+    if (code >= 0 && self->verified == 0 && *self->name != '\0' && !self->is_address)
+        code = refuse_subject(self);
     if (code < 0)
         return code;
     return self->verified == 0 ? 0 : GNUTLS_E_CERTIFICATE_ERROR;
