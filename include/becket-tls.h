@@ -145,9 +145,10 @@ struct bk_tls_ops {
     const char *name;
     /* Take ciphertext from in and put plaintext into room, moving base and size of both past what
        was taken and put; handshakes, tickets and key updates are dealt with on the way, and their
-       answers sent (that to a key update may wait for the next seal(), RFC 8446 4.6.3). It must take all of in, unless the room is too small, or the handshake has
-       just ended, or close_notify came; the caller repeats it until nothing moves. The first call
-       may come with nothing in: a client then sends its hello. The room may be of size 0. */
+       answers sent (that to a key update may wait for the next seal(), RFC 8446 4.6.3). It must
+       take all of in, unless the room is too small, or the handshake has just ended, or
+       close_notify came; the caller repeats it until nothing moves. The first call may come with
+       nothing in: a client then sends its hello. The room may be of size 0. */
     int (*step)(bk_tls *tls, bk_span *in, bk_room *room, bk_tls_out *out);
     /* Seal all of plain, of size > 0; never before the handshake is over, nor after end. 0 or
        negative. */
@@ -209,16 +210,18 @@ struct bk_tls_engine {
     void (*context_free)(void *context);
     /* For a new connection. Clients: server_name is whom to ask for and to verify, a name without
        its final dot, or an IP address without its zone (which is not to be asked for, RFC 6066 3),
-       NULL: nobody; and session is what was
-       kept for that name, of size 0 when nothing was: one that is useless is to be ignored. */
-    int (*connection_new)(void *context, const char *server_name, bk_span session, bk_tls **ret_tls);
+       NULL: nobody; and session is what was kept for that name, of size 0 when nothing was: one
+       that is useless is to be ignored. */
+    int (*connection_new)(void *context, const char *server_name, bk_span session,
+                          bk_tls **ret_tls);
 };
 
 /* The engines built in, best first, ended by NULL; whether their libraries are here, open() tells.
    Static. Thread-safe. */
 BK_API const bk_tls_engine *const *bk_tls_engines(void);
 
-/* Another engine, for contexts made for this loop. -EEXIST. The table must outlive the loop. */
+/* Another engine, for contexts made for this loop. -EEXIST. The table must outlive the loop. Not
+   while a worker of yours makes a context. */
 BK_API int bk_tls_engine_add(bk_loop *loop, const bk_tls_engine *engine);
 
 #ifdef __cplusplus

@@ -6,6 +6,7 @@
 #   server.crt, server.key       its chain (leaf and intermediate): localhost, site.test, 127.0.0.1, ::1
 #   server.pem                   the same with the key in one file
 #   other.crt, other.key         for other.test
+#   unnamed.crt, unnamed.key     its subject is localhost, but it has no names
 #   rsa.crt, rsa.key             as server, with an RSA key
 #   client.crt, client.key       a client's; its name is "a client"
 #   expired.crt, expired.key     as server, but no longer valid
@@ -59,6 +60,7 @@ openssl x509 -req -in middle.csr -CA ca.crt -CAkey ca.key -days 3650 -extfile ex
 {
     leaf server localhost $here $ec
     leaf other other.test DNS:other.test $ec
+    leaf unnamed localhost '' $ec
     leaf rsa localhost $here -newkey rsa:2048
     leaf client 'a client' '' $ec
     DAYS=-1 leaf expired localhost $here $ec

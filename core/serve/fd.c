@@ -11,7 +11,8 @@ static int fd_check(bk_os *os, const bk_endpoint *endpoint, bk_error *error) {
     size_t digits = strspn(text, "0123456789");
     if (endpoint->host != NULL || digits == 0 || text[digits] != '\0')
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest,
-                            "fd: is followed by the number of a descriptor, as in fd:3");
+                            "%.20s: is followed by the number of a descriptor, as in %.20s:3",
+                            endpoint->scheme, endpoint->scheme);
     int fd = 0;
     for (; *text != '\0' && fd < BK_FD_MAX; text++)
         fd = fd * 10 + (*text - '0');

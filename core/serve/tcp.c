@@ -11,14 +11,18 @@ static const char *const tcp_options[] = {"backlog", "reuse_port", NULL};
 enum { TCP_PORT_TRIES = 16 }; /* for a port that is free on all addresses */
 
 static int tcp_check(const bk_endpoint *endpoint, bk_error *error) {
+    const char *scheme = endpoint->scheme; /* tls, where that is in front */
     size_t end = bk_endpoint_authority_end(endpoint);
     if (endpoint->host == NULL)
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest,
-                            "tcp: is followed by //, as in tcp://127.0.0.1:7000");
+                            "%.20s: is followed by //, as in %.20s://127.0.0.1:7000", scheme,
+                            scheme);
     if (endpoint->port < 0)
-        return bk_error_set(error, BK_EENDPOINT, end, "a port is missing: tcp://host:port");
+        return bk_error_set(error, BK_EENDPOINT, end, "a port is missing: %.20s://host:port",
+                            scheme);
     if (*endpoint->path != '\0' && strcmp(endpoint->path, "/") != 0)
-        return bk_error_set(error, BK_EENDPOINT, end, "tcp has no path: tcp://host:port");
+        return bk_error_set(error, BK_EENDPOINT, end, "%.20s has no path: %.20s://host:port",
+                            scheme, scheme);
     return 0;
 }
 
@@ -211,7 +215,8 @@ static int tcp_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_prot
         return code;
     if (*endpoint->host == '\0' || strcmp(endpoint->host, "*") == 0)
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest + 2,
-                            "a host to connect to is missing: tcp://host:port");
+                            "a host to connect to is missing: %.20s://host:port",
+                            endpoint->scheme);
     if (endpoint->port == 0)
         return bk_error_set(error, BK_EENDPOINT, bk_endpoint_authority_end(endpoint) - 1,
                             "port 0 is for servers; connect to 1 to 65535");

@@ -90,17 +90,38 @@ static int read_words(const bk_endpoint *e, bk_tls_config *c, bk_error *error) {
     return code == 0 ? read_word(e, "tickets", tickets, &c->no_tickets, error) : code;
 }
 
+/* The value of an option that is any text but an empty one, which further on would be taken for an
+   option that was not given; NULL: it was not. */
+static int read_text(const bk_endpoint *e, const char *key, const char *right,
+                     const char **ret_text, bk_error *error) {
+    *ret_text = bk_endpoint_option(e, key);
+    for (int i = 0; *ret_text != NULL && **ret_text == '\0' && i < e->option_count; i++)
+        if (strcmp(e->options[i].key, key) == 0)
+            return bk_error_set(error, BK_EOPTION, e->options[i].position,
+                                "%.20s= is not possible; it is %s", key, right);
+    return 0;
+}
+
+static int read_texts(const bk_endpoint *e, tls_options *o, bk_error *error) {
+    bk_tls_config *c = &o->config;
+    c->engine = bk_endpoint_option(e, "engine"); /* the context tells which there are */
+    int code = read_text(e, "cert", "a PEM file or, for servers, dev", &c->certificate, error);
+    if (code == 0)
+        code = read_text(e, "key", "a PEM file", &c->key, error);
+    if (code == 0)
+        code = read_text(e, "ca", "a PEM file", &c->ca, error);
+    if (code == 0)
+        code = read_text(e, "alpn", "names of protocols, as in h2,http/1.1", &c->alpn, error);
+    return code == 0 ? read_text(e, "name", "a host or an IP address", &o->name, error) : code;
+}
+
 static int read_options(const bk_endpoint *e, int server, tls_options *o, bk_error *error) {
     bk_tls_config *c = &o->config;
     long handshake = 0, linger = 0;
     *o = (tls_options){.config = {.size = sizeof *c, .server = server}, .reload = BK_TLS_RELOAD_S};
-    c->engine = bk_endpoint_option(e, "engine");
-    c->certificate = bk_endpoint_option(e, "cert");
-    c->key = bk_endpoint_option(e, "key");
-    c->ca = bk_endpoint_option(e, "ca");
-    c->alpn = bk_endpoint_option(e, "alpn");
-    o->name = bk_endpoint_option(e, "name");
-    int code = read_words(e, c, error);
+    int code = read_texts(e, o, error);
+    if (code == 0)
+        code = read_words(e, c, error);
     if (code == 0)
         code = bk_endpoint_number(e, "handshake", 10, 1, 86400, &handshake, error);
     if (code == 0)
@@ -223,7 +244,7 @@ static void reload_work(bk_work *work) {
     c->error.code = 0;
     if (digest == c->seen && !c->forced)
         return;
-    int code = bk_tls_context_new(c->loop, &c->options.config, &c->error, &c->fresh);
+    int code = bk_tls_context_renew(c->context, &c->options.config, &c->error, &c->fresh);
     if (code == 0 || code == BK_ETLS_CONFIG) /* else it may go better the next time */
         c->seen = digest;
 }

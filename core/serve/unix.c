@@ -12,11 +12,13 @@ static int unix_check(const bk_endpoint *endpoint, struct sockaddr_un *ret_addre
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t n = strlen(endpoint->path), most = sizeof address.sun_path - 1;
     size_t at = endpoint->host == NULL ? endpoint->rest : bk_endpoint_authority_end(endpoint);
+    const char *scheme = endpoint->scheme; /* tls+unix, where that is in front */
     if (endpoint->host != NULL && (*endpoint->host != '\0' || endpoint->port >= 0))
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest + 2,
-                            "unix has no host: unix:path or unix:///path");
+                            "%.20s has no host: %.20s:path or %.20s:///path", scheme, scheme,
+                            scheme);
     if (n == 0)
-        return bk_error_set(error, BK_EENDPOINT, at, "a path is missing: unix:path");
+        return bk_error_set(error, BK_EENDPOINT, at, "a path is missing: %.20s:path", scheme);
     if (n > most)
         return bk_error_set(error, BK_EENDPOINT, at,
                             "this path of %zu bytes is too long for a UNIX socket: at most %zu", n,

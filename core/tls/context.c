@@ -1,7 +1,7 @@
 /*
  * context.c: what TLS connections share: the engine's context, made from files, the names that have
  * a context of their own, and the sessions clients may resume. Called by programs, by the schemes
- * of core/serve, and by transport.c.
+ * of core/serve, by transport.c, and by the engines.
  */
 #include "core/tls/tls.h"
 
@@ -9,6 +9,12 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+
+#if defined(_WIN32)
+#include <ws2tcpip.h>
+#else
+#include <arpa/inet.h>
+#endif
 
 /* ---- Engines ---- */
 
@@ -63,8 +69,8 @@ static int unknown_engine(const bk_loop *loop, const char *what, const char *nam
     const bk_tls_engine *engine;
     for (uint32_t i = 0; (engine = engine_at(loop, i)) != NULL; i++)
         bk_list_add(known, sizeof known, engine->name);
-    return bk_error_set(error, BK_ETLS_ENGINE, 0, "%s: there is no %.40s; there are %s", what, name,
-                        known);
+    return bk_error_set(error, BK_ETLS_ENGINE, 0, "%s: %s%.40s; there are %s", what,
+                        *name != '\0' ? "there is no " : "it is empty", name, known);
 }
 
 static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) {
@@ -73,14 +79,20 @@ static int open_engine(const bk_tls_engine *engine, bk_os *os, bk_error *error) 
     return code < 0 ? bk_error_set(error, code, 0, "engine: %s: %s", engine->name, why.text) : 0;
 }
 
+/* A variable that is empty is as good as none. */
+static const char *engine_of_environment(void) {
+    const char *name = getenv("BECKET_TLS");
+    return name != NULL && *name != '\0' ? name : NULL;
+}
+
 /* By name, or the first whose library is here. */
 static int find_engine(bk_loop *loop, const char *name, const bk_tls_engine **ret_engine,
                        bk_error *error) {
     const bk_tls_engine *engine;
     const char *what = name != NULL ? "engine" : "BECKET_TLS";
     if (name == NULL)
-        name = getenv("BECKET_TLS");
-    if (name != NULL && *name != '\0') {
+        name = engine_of_environment();
+    if (name != NULL) {
         engine = engine_named(loop, name);
         *ret_engine = engine;
         if (engine == NULL)
@@ -262,16 +274,12 @@ static int whole_config(const bk_tls_config *from, bk_tls_config *ret_config) {
     return 0;
 }
 
-static int make_context(bk_loop *loop, const bk_tls_config *c, bk_error *error,
-                        bk_tls_context **ret_context) {
-    const bk_tls_engine *engine = NULL;
-    int code = find_engine(loop, c->engine, &engine, error);
-    if (code < 0)
-        return code;
-    bk_tls_context *context = bk_alloc_zero(loop->os, sizeof *context);
+static int make_context(bk_os *os, const bk_tls_engine *engine, const bk_tls_config *c,
+                        bk_error *error, bk_tls_context **ret_context) {
+    bk_tls_context *context = bk_alloc_zero(os, sizeof *context);
     if (context == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    context->os = loop->os;
+    context->os = os;
     context->engine = engine;
     atomic_init(&context->references, 1);
     context->server = c->server;
@@ -283,9 +291,9 @@ static int make_context(bk_loop *loop, const bk_tls_config *c, bk_error *error,
         .linger_ns = c->linger_ns,
         .allow_truncation = c->allow_truncation,
     };
-    code = make_state(context, c, error);
+    int code = make_state(context, c, error);
     if (code < 0) {
-        bk_dealloc(loop->os, context);
+        bk_dealloc(os, context);
         return code;
     }
     *ret_context = context;
@@ -296,14 +304,22 @@ int bk_tls_context_new(bk_loop *loop, const bk_tls_config *config, bk_error *ret
                        bk_tls_context **ret_context) {
     bk_error error = {0, 0, ""};
     bk_tls_config c;
+    const bk_tls_engine *engine = NULL;
     int code = loop == NULL || ret_context == NULL ? -EINVAL : whole_config(config, &c);
-    if (code == 0)
-        code = make_context(loop, &c, &error, ret_context);
-    else
+    if (code < 0)
         bk_error_set(&error, code, 0, "%s", bk_strerror(code));
+    else
+        code = find_engine(loop, c.engine, &engine, &error);
+    if (code == 0)
+        code = make_context(loop->os, engine, &c, &error, ret_context);
     if (code < 0 && ret_error != NULL)
         *ret_error = error;
     return code;
+}
+
+int bk_tls_context_renew(const bk_tls_context *old, const bk_tls_config *config, bk_error *error,
+                         bk_tls_context **ret_context) {
+    return make_context(old->os, old->engine, config, error, ret_context);
 }
 
 bk_tls_context *bk_tls_context_ref(bk_tls_context *context) {
@@ -335,6 +351,12 @@ void bk_tls_context_unref(bk_tls_context *context) {
 }
 
 /* ---- Names ---- */
+
+size_t bk_tls_address(const char *name, unsigned char ret_address[16]) {
+    if (inet_pton(AF_INET, name, ret_address) == 1)
+        return 4;
+    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
+}
 
 int bk_tls_context_add(bk_tls_context *context, const char *name, bk_tls_context *other) {
     if (context == NULL || name == NULL || other == NULL || other == context)

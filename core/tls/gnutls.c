@@ -11,12 +11,6 @@
 
 #include <stdio.h>
 
-#if defined(_WIN32)
-#include <ws2tcpip.h>
-#else
-#include <arpa/inet.h>
-#endif
-
 /* ---- The library ---- */
 
 #define FUNCTIONS(X)                                                                               \
@@ -75,6 +69,9 @@
     X(transport_set_pull_timeout_function)                                                         \
     X(transport_set_vec_push_function)                                                             \
     X(x509_crt_deinit)                                                                             \
+    X(x509_crt_get_subject_alt_name)                                                               \
+    X(x509_crt_import)                                                                             \
+    X(x509_crt_init)                                                                               \
     X(x509_crt_list_import2)                                                                       \
     X(x509_privkey_deinit)                                                                         \
     X(x509_privkey_import2)                                                                        \
@@ -364,6 +361,31 @@ static gnutls_datum_t datum_of(bk_span text) {
     return (gnutls_datum_t){(unsigned char *)(uintptr_t)text.base, (unsigned)text.size};
 }
 
+static bool has_host_name(gnutls_x509_crt_t certificate) {
+    int kind = 0;
+    for (unsigned i = 0; kind >= 0 && kind != GNUTLS_SAN_DNSNAME; i++) {
+        char name[256]; /* no less than GnuTLS has, which sees no further than a longer one */
+        size_t size = sizeof name;
+        kind = lib.x509_crt_get_subject_alt_name(certificate, i, name, &size, NULL);
+    }
+    return kind == GNUTLS_SAN_DNSNAME;
+}
+
+/* Where a certificate has no name of a host, GnuTLS takes its subject's, against RFC 9525 2. */
+static int refuse_subject(engine_tls *self) {
+    unsigned count = 0;
+    const gnutls_datum_t *chain = lib.certificate_get_peers(self->session, &count);
+    gnutls_x509_crt_t leaf;
+    int code = chain != NULL ? lib.x509_crt_init(&leaf) : GNUTLS_E_NO_CERTIFICATE_FOUND;
+    if (code < 0)
+        return code;
+    code = lib.x509_crt_import(leaf, chain, GNUTLS_X509_FMT_DER);
+    if (code >= 0 && !has_host_name(leaf))
+        self->verified = GNUTLS_CERT_INVALID | GNUTLS_CERT_UNEXPECTED_OWNER;
+    lib.x509_crt_deinit(leaf);
+    return code;
+}
+
 /* Called by GnuTLS when the peer's certificate is there. */
 static int verify(gnutls_session_t session) {
     engine_tls *self = lib.session_get_ptr(session);
@@ -380,6 +402,8 @@ static int verify(gnutls_session_t session) {
         whom[n++] =
             (gnutls_typed_vdata_st){GNUTLS_DT_DNS_HOSTNAME, (unsigned char *)self->name, 0};
     int code = lib.certificate_verify_peers(session, whom, n, &self->verified);
+    if (code >= 0 && self->verified == 0 && *self->name != '\0' && !self->is_address)
+        code = refuse_subject(self);
     if (code < 0)
         return code;
     return self->verified == 0 ? 0 : GNUTLS_E_CERTIFICATE_ERROR;
@@ -523,13 +547,6 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* 0: it is no IP address; else the bytes it has. */
-static size_t parse_address(const char *name, unsigned char ret_address[16]) {
-    if (inet_pton(AF_INET, name, ret_address) == 1)
-        return 4;
-    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
-}
-
 /* Whether a client lists its versions (RFC 8446 4.2.1), and one of them is ours. */
 typedef struct offer {
     const engine_context *context;
@@ -604,7 +621,7 @@ static int set_up_client(engine_tls *self, bk_span session) {
                                         GNUTLS_HOOK_POST, on_ticket);
         set_session(self, session);
     }
-    self->is_address = parse_address(self->name, address) > 0;
+    self->is_address = bk_tls_address(self->name, address) > 0;
     if (*self->name == '\0' || self->is_address)
         return 0;
     return lib.server_name_set(self->session, GNUTLS_NAME_DNS, self->name, strlen(self->name));

@@ -19,12 +19,6 @@
 
 #include <stdio.h>
 
-#if defined(_WIN32)
-#include <ws2tcpip.h>
-#else
-#include <arpa/inet.h>
-#endif
-
 #if MBEDTLS_VERSION_NUMBER >= 0x03000000
 #define WITH_RANDOM(context) , lib.ctr_drbg_random, &(context)->random
 #else
@@ -780,23 +774,27 @@ static const bk_tls_ops engine_ops;
 
 static void engine_close(bk_tls *tls);
 
-/* 0: it is no IP address; else the bytes it has. */
-static size_t parse_address(const char *name, unsigned char ret_address[16]) {
-    if (inet_pton(AF_INET, name, ret_address) == 1)
-        return 4;
-    return inet_pton(AF_INET6, name, ret_address) == 1 ? 16 : 0;
+/* Kinds of names (RFC 5280 4.2.1.6): iPAddress, dNSName. */
+enum {
+    TAG_ADDRESS = MBEDTLS_ASN1_CONTEXT_SPECIFIC | 7,
+    TAG_HOST = MBEDTLS_ASN1_CONTEXT_SPECIFIC | 2,
+};
+
+static bool may_be(const engine_tls *self, const mbedtls_x509_buf *name) {
+    if (self->address == 0)
+        return name->tag == TAG_HOST;
+    return name->tag == TAG_ADDRESS && name->len == self->address &&
+           memcmp(name->p, self->bytes, self->address) == 0;
 }
 
-/* The library compares names, but not, before 3.5, addresses; and it would ask for them. */
-static int verify_address(void *arg, mbedtls_x509_crt *certificate, int depth, uint32_t *flags) {
-    const engine_tls *self = arg;
-    const int tag = MBEDTLS_ASN1_CONTEXT_SPECIFIC | 7; /* iPAddress, RFC 5280 4.2.1.6 */
+/* The library compares names, but where there are none, the subject's, against RFC 9525 2; and it
+   does not, before 3.5, compare addresses, for which it would also ask. */
+static int verify_name(void *arg, mbedtls_x509_crt *certificate, int depth, uint32_t *flags) {
     if (depth != 0)
         return 0;
     const mbedtls_x509_sequence *name = &certificate->subject_alt_names;
     for (; name != NULL; name = name->next)
-        if (name->buf.tag == tag && name->buf.len == self->address &&
-            memcmp(name->buf.p, self->bytes, self->address) == 0)
+        if (may_be(arg, &name->buf))
             return 0;
     *flags |= MBEDTLS_X509_BADCERT_CN_MISMATCH;
     return 0;
@@ -811,9 +809,8 @@ static int set_name(engine_tls *self, const char *name) {
         return MBEDTLS_ERR_SSL_ALLOC_FAILED;
     memcpy(self->name, name, n);
     self->name[n] = '\0';
-    self->address = parse_address(self->name, self->bytes);
-    if (self->address > 0)
-        lib.ssl_set_verify(&self->ssl, verify_address, self);
+    self->address = bk_tls_address(self->name, self->bytes);
+    lib.ssl_set_verify(&self->ssl, verify_name, self);
     return lib.ssl_set_hostname(&self->ssl, self->address > 0 ? NULL : self->name);
 }
 

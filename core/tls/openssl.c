@@ -447,13 +447,15 @@ static int make(bk_os *os, SSL *ssl, bool adopted, openssl_tls **ret_self) {
     return 0;
 }
 
-/* Whom to verify, and, unless it is an IP address, whom to ask for. */
+/* Whom to verify, and, unless it is an IP address, whom to ask for. The names of a certificate's
+   subject are none of a host's (RFC 9525 2). */
 static int set_name(SSL *ssl, const char *name) {
     X509_VERIFY_PARAM *param = bk_ssl.SSL_get0_param(ssl);
     if (bk_ssl.X509_VERIFY_PARAM_set1_ip_asc(param, name) == 1)
         return 0;
     bk_ssl.ERR_clear_error();
-    bk_ssl.X509_VERIFY_PARAM_set_hostflags(param, BK_X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+    bk_ssl.X509_VERIFY_PARAM_set_hostflags(param, BK_X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
+                                                      BK_X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
     if (bk_ssl.SSL_set1_host(ssl, name) != 1 ||
         bk_ssl.SSL_ctrl(ssl, BK_SSL_CTRL_TLSEXT_HOSTNAME, 0, (void *)(uintptr_t)name) != 1) {
         bk_ssl.ERR_clear_error();

@@ -63,6 +63,15 @@ static inline uint64_t bk_tls_digest(uint64_t digest, const void *data, size_t n
 /* A certificate that signs itself and its key, as PEM, each for bk_tls_forget() (certificate.c). */
 int bk_tls_make_certificate(bk_os *os, bk_span *ret_certificate, bk_span *ret_key, bk_error *error);
 
+/* Engines ask for names, but never for IP addresses (RFC 6066 3). 0: this is none; else how many
+   bytes it has. */
+size_t bk_tls_address(const char *name, unsigned char ret_address[16]);
+
+/* Another of the same engine, made of files that have changed. For workers: which engines a loop
+   has, and what BECKET_TLS says, is only to be asked on the loop's thread. */
+int bk_tls_context_renew(const bk_tls_context *old, const bk_tls_config *config, bk_error *error,
+                         bk_tls_context **ret_context);
+
 /* The context for a name a client asks for, or NULL. */
 bk_tls_context *bk_tls_context_find(const bk_tls_context *context, const char *name);
 bk_span bk_tls_context_session(const bk_tls_context *context, const char *name);

@@ -603,6 +603,7 @@ class MemoryBIOEngine(Engine):
         if settings.maximum is not None:
             context.maximum_version = settings.maximum
         context.check_hostname = not server and settings.verify != ssl.CERT_NONE
+        context.hostname_checks_common_name = False  # RFC 9525 2
         context.verify_mode = settings.verify
         if credentials is not None:
             try:

@@ -627,7 +627,9 @@ static void unknown(void) {
     CHECK_INT(error.position, 17);
     CHECK_INT(listen_error("tcp:127.0.0.1:1", &error), BK_EENDPOINT);
     CHECK_INT(error.position, 4);
+    CHECK_STR(error.text, "tcp: is followed by //, as in tcp://127.0.0.1:7000");
     CHECK_INT(connect_error("tcp://:80", &error), BK_EENDPOINT);
+    CHECK_STR(error.text, "a host to connect to is missing: tcp://host:port");
     CHECK_INT(connect_error("tcp://h:0", &error), BK_EENDPOINT);
     CHECK_INT(error.position, 8);
     /* A name that no resolver has to be asked about. */

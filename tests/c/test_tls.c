@@ -385,6 +385,44 @@ static void hellos_without_memory(void) {
     CHECK_INT(faults_leaks(support_faults(), NULL), 0);
 }
 
+/* ---- Certificates that are read again ---- */
+
+static int told, told_code;
+
+static void on_log(void *arg, int code, const char *text) {
+    (void)arg, (void)text;
+    told++;
+    told_code = code;
+}
+
+/* A worker makes the new context: it takes the engine that the endpoint has, and looks neither at
+   the loop's list of them nor at the environment, either of which may be changing. */
+static void reload_keeps_the_engine(void) {
+    static const bk_protocol nothing = {.size = sizeof nothing, .name = "nothing"};
+    const bk_loop_options options = {.size = sizeof options, .log = on_log};
+    char endpoint[400];
+    bk_loop *loop = NULL;
+    bk_listener *listener = NULL;
+    if (any_engine() == NULL) {
+        check_skip("no engine is here");
+        return;
+    }
+    snprintf(endpoint, sizeof endpoint, "tls://127.0.0.1:0?reload=0&cert=%s/server.pem",
+             certificates());
+    CHECK_INT(bk_loop_new(&options, &loop), 0);
+    CHECK(setenv("BECKET_TLS", any_engine()->name, 1) == 0);
+    CHECK_INT(bk_listen(loop, endpoint, &nothing, NULL, &listener), 0);
+    CHECK(setenv("BECKET_TLS", "none", 1) == 0);
+    told = told_code = 0;
+    bk_listener_reload(listener);
+    for (int i = 0; i < 1000 && told == 0; i++)
+        CHECK_INT(bk_loop_turn(loop, 10 * BK_MILLISECOND), 0);
+    CHECK_INT(told, 1);
+    CHECK_INT(told_code, 0);
+    CHECK(unsetenv("BECKET_TLS") == 0);
+    CHECK_INT(bk_loop_free(loop), 0);
+}
+
 /* ---- A peer that asks to renegotiate: OpenSSL, by itself ---- */
 
 /* What libssl.h has no use for. */
@@ -563,6 +601,7 @@ int main(int argc, char **argv) {
         CASE(over_tls),
         CASE(engines_walked),
         CASE(transport_walked),
+        CASE(reload_keeps_the_engine),
         CASE(renegotiation),
         CASE(hellos),
         CASE(odd_hellos),

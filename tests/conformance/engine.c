@@ -997,7 +997,11 @@ static void server_has_another_address(bk_conform_case *c) {
     refuse_server(c, "server.crt", "server.key", "127.0.0.2", BK_ETLS_WRONG_NAME);
 }
 
-/* It is a name of the certificate's that is looked for, not of its subject's. */
+/* It is a name of the certificate's that is looked for, not of its subject's (RFC 9525 2). */
+static void server_has_no_name(bk_conform_case *c) {
+    refuse_server(c, "unnamed.crt", "unnamed.key", "localhost", BK_ETLS_WRONG_NAME);
+}
+
 static void server_has_no_such_label(bk_conform_case *c) {
     refuse_server(c, "server.crt", "server.key", "www.site.test", BK_ETLS_WRONG_NAME);
 }
@@ -1706,6 +1710,7 @@ static void bad_settings(bk_conform_case *c) {
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = "");
     BAD(false, BK_ETLS_CONFIG, "alpn", .alpn = long_name);
     BAD(false, BK_ETLS_ENGINE, "engine", .engine = "nonsense");
+    BAD(false, BK_ETLS_ENGINE, "engine", .engine = "");
 #undef BAD
 out:
     (void)unlink(secret);
@@ -1798,6 +1803,7 @@ static const conform_entry each_version[] = {
     EACH(server_is_a_stranger, 0),
     EACH(server_has_another_name, 0),
     EACH(server_has_another_address, 0),
+    EACH(server_has_no_name, 0),
     EACH(server_has_no_such_label, 0),
     EACH(names_of_the_server, 0),
     EACH(rsa_server, 0),

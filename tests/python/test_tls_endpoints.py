@@ -289,7 +289,12 @@ WRONG_OPTIONS = [
     ("cert=dev&linger=-1", "linger=-1", ["linger", "0 to 86400"]),
     ("cert=dev&reload=99999999999999999999", "reload=99999999999999999999", ["reload", "0 to"]),
     ("cert=dev&colour=red", "colour=red", ["colour", "cert", "key", "engine", "verify", "backlog"]),
-    ("cert=dev&alpn=", "alpn=", ["alpn"]),
+    ("cert=dev&engine=", "engine=", ["engine", *ENGINES]),
+    ("cert=", "cert=", ["cert", "PEM", "dev"]),
+    ("cert=dev&key=", "key=", ["key", "PEM"]),
+    ("cert=dev&ca=&engine=nonsense", "ca=", ["ca", "PEM"]),
+    ("cert=dev&alpn=", "alpn=", ["alpn", "h2,http/1.1"]),
+    ("cert=dev&name=", "name=", ["name", "host"]),
     ("cert=dev&alpn=h2,,h3", "alpn=h2,,h3", ["alpn", "h2,,h3"]),
     (f"cert=dev&alpn={'x' * 256}", f"alpn={'x' * 256}", ["alpn", "255"]),
     ("cert=dev&backlog=many", "backlog=many", ["backlog"]),
@@ -321,11 +326,17 @@ def test_wrong_options(tmp_path: Path, scheme: str) -> None:
     ("tls+://127.0.0.1:0?cert=dev", ["tls+"]),
     ("tcp://127.0.0.1:0?cert=dev", ["tcp", "cert", "backlog"]),
     ("tls://127.0.0.1:99999?cert=dev", ["99999"]),
-    ("tls+unix:?cert=dev", ["unix"]),
-    ("tls:?cert=dev", ["//"]),
+    ("tls:?cert=dev", ["tls: is followed by //, as in tls://127.0.0.1:7000"]),
+    ("tls://127.0.0.1?cert=dev", ["a port is missing: tls://host:port"]),
+    ("starttls://127.0.0.1:0/x?cert=dev", ["starttls has no path: starttls://host:port"]),
+    ("tls+unix:?cert=dev", ["a path is missing: tls+unix:path"]),
+    ("tls+unix://h/x?cert=dev", ["tls+unix has no host: tls+unix:path or tls+unix:///path"]),
+    ("tls+stdio:x?cert=dev", ["nothing follows tls+stdio:"]),
+    ("starttls+fd:x?cert=dev", ["starttls+fd: is followed by", "as in starttls+fd:3"]),
     ("tls+unix:/tmp/x?cert=dev&backlog=5&colour=red", ["colour", "mode", "cert"]),
 ])
 def test_wrong_schemes(tmp_path: Path, endpoint: str, words: list[str]) -> None:
+    """Advice is in terms of the scheme that was written, not of the one behind TLS."""
     status, text, _ = complaint(tmp_path, endpoint)
     assert status == 2, text
     for word in words:

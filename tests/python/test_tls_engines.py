@@ -426,6 +426,14 @@ def test_servers_that_are_not_to_be_trusted(
     assert "alert" in str(server.error)
 
 
+def test_a_subject_is_no_name(make: Maker, pair: tuple[str, str], version: str) -> None:
+    """RFC 9525 2. To tlslite, by way of cryptography, nobody is good who has no names at all."""
+    server = make.server(pair[0], who="unnamed", **only(version))
+    client = make.client(pair[1], "localhost", **only(version))
+    pump(server, client)
+    refused(client, tls.UNTRUSTED if pair[1] == "tlslite" else tls.WRONG_NAME)
+
+
 def test_who_verifies_nothing_trusts_anybody(make: Maker, pair: tuple[str, str]) -> None:
     server = make.server(pair[0], who="stranger")
     client = make.client(pair[1], "elsewhere.test", verify=ssl.CERT_NONE)
