@@ -82,20 +82,20 @@ enum {
     BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
     BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
     /* TLS, whatever the engine; its own words are in bk_error, or BK_QUERY_TLS_WORDS. */
-    BK_ETLS = -4020,             /* it failed in a way that has no code below */
-    BK_ETLS_ENGINE = -4021,      /* an engine that does not exist, or whose library is not here */
-    BK_ETLS_CONFIG = -4022,      /* a certificate, key or setting that cannot be used */
-    BK_ETLS_PROTOCOL = -4023,    /* what the peer sent is not TLS, or breaks its rules */
-    BK_ETLS_RECORD = -4024,      /* a record was damaged, or sealed with another key */
-    BK_ETLS_VERSION = -4025,     /* no version of the protocol in common */
-    BK_ETLS_CIPHER = -4026,      /* no cipher, group or signature in common */
-    BK_ETLS_ALPN = -4027,        /* no application protocol in common */
-    BK_ETLS_NAME = -4028,        /* the server has no certificate for the name asked for */
-    BK_ETLS_UNTRUSTED = -4029,   /* the peer's certificate is not to be trusted */
-    BK_ETLS_WRONG_NAME = -4030,  /* … is good, but somebody else's */
+    BK_ETLS = -4020,            /* it failed in a way that has no code below */
+    BK_ETLS_ENGINE = -4021,     /* an engine that does not exist, or whose library is not here */
+    BK_ETLS_CONFIG = -4022,     /* a certificate, key or setting that cannot be used */
+    BK_ETLS_PROTOCOL = -4023,   /* what the peer sent is not TLS, or breaks its rules */
+    BK_ETLS_RECORD = -4024,     /* a record was damaged, or sealed with another key */
+    BK_ETLS_VERSION = -4025,    /* no version of the protocol in common */
+    BK_ETLS_CIPHER = -4026,     /* no cipher, group or signature in common */
+    BK_ETLS_ALPN = -4027,       /* no application protocol in common */
+    BK_ETLS_NAME = -4028,       /* the server has no certificate for the name asked for */
+    BK_ETLS_UNTRUSTED = -4029,  /* the peer's certificate is not to be trusted */
+    BK_ETLS_WRONG_NAME = -4030, /* … is good, but somebody else's */
     BK_ETLS_NO_CERTIFICATE = -4031, /* the peer showed none, and must */
-    BK_ETLS_ALERT = -4032,       /* the peer gave up, and said so by an alert of another kind */
-    BK_ETLS_RENEGOTIATION = -4033, /* the peer wanted to renegotiate, which is refused */
+    BK_ETLS_ALERT = -4032,          /* the peer gave up, and said so by an alert of another kind */
+    BK_ETLS_RENEGOTIATION = -4033,  /* the peer wanted to renegotiate, which is refused */
 };
 
 /* A sentence for a code, never NULL; the text is static. Thread-safe. */
@@ -204,7 +204,8 @@ struct bk_os {
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
        the process already; NULL: none. They stay for as long as the process. */
     void *(*library)(bk_os *os, const char *const *names, int loaded_only);
-    void *(*symbol)(bk_os *os, void *library, const char *name); /* NULL: it has none of that name */
+    void *(*symbol)(bk_os *os, void *library,
+                    const char *name); /* NULL: it has none of that name */
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -559,10 +560,9 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
  *     stdio:                        standard input and output, one stream
- *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
- *     tls://host:port?cert=site.pem           TLS on tcp
- *     tls+unix:path?…, tls+stdio:?…, …        … on any other scheme
- *     starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a
+ * pipe tls://host:port?cert=site.pem           TLS on tcp tls+unix:path?…, tls+stdio:?…, …        …
+ * on any other scheme starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
  * Percent-encoding (RFC 3986) is undone in host, path and options. The options of TLS:
  *     cert, key    PEM files; key: when it is not in cert. cert=dev: made up, for development
  *     ca           PEM file: whom to trust; without it, whom the system trusts

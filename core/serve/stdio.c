@@ -7,8 +7,8 @@
 static int stdio_check(const bk_endpoint *endpoint, bk_error *error) {
     if (endpoint->memory[endpoint->rest] == '\0' || endpoint->memory[endpoint->rest] == '?')
         return 0;
-    return bk_error_set(error, BK_EENDPOINT, endpoint->rest, "nothing follows %.20s:",
-                        endpoint->scheme);
+    return bk_error_set(error, BK_EENDPOINT, endpoint->rest,
+                        "nothing follows %.20s:", endpoint->scheme);
 }
 
 static int stdio_open(bk_loop *loop, const bk_endpoint *endpoint, bk_error *error,

@@ -215,8 +215,7 @@ static int tcp_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_prot
         return code;
     if (*endpoint->host == '\0' || strcmp(endpoint->host, "*") == 0)
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest + 2,
-                            "a host to connect to is missing: %.20s://host:port",
-                            endpoint->scheme);
+                            "a host to connect to is missing: %.20s://host:port", endpoint->scheme);
     if (endpoint->port == 0)
         return bk_error_set(error, BK_EENDPOINT, bk_endpoint_authority_end(endpoint) - 1,
                             "port 0 is for servers; connect to 1 to 65535");

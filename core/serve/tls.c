@@ -42,9 +42,9 @@ typedef struct tls_cover {
 
 /* ---- Options ---- */
 
-static const char *const tls_keys[] = {
-    "cert", "key",       "ca",         "verify", "alpn",   "engine", "min", "max",
-    "name", "handshake", "truncation", "linger", "reload", "tickets", NULL};
+static const char *const tls_keys[] = {"cert",       "key",    "ca",     "verify",  "alpn",
+                                       "engine",     "min",    "max",    "name",    "handshake",
+                                       "truncation", "linger", "reload", "tickets", NULL};
 
 typedef struct word {
     const char *text;

@@ -33,8 +33,8 @@ static void note_progress(bk_stream *s) {
 enum { NOT_YET = BK_STREAM_CONNECTING | BK_STREAM_OPENING };
 
 static bool wants_to_read(const bk_stream *s) {
-    return !(s->flags & (BK_STREAM_PAUSED | BK_STREAM_EOF | BK_STREAM_CLOSING | BK_STREAM_CLOSED |
-                         NOT_YET));
+    return !(s->flags &
+             (BK_STREAM_PAUSED | BK_STREAM_EOF | BK_STREAM_CLOSING | BK_STREAM_CLOSED | NOT_YET));
 }
 
 static void schedule(bk_stream *s) {

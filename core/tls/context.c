@@ -227,7 +227,8 @@ static int load(bk_os *os, const bk_tls_config *c, bk_tls_settings *s, bk_error 
     if (code == 0)
         code = bk_tls_read_file(os, "cert", c->certificate, &s->certificate, error);
     if (code == 0)
-        code = bk_tls_read_file(os, "key", c->key != NULL ? c->key : c->certificate, &s->key, error);
+        code =
+            bk_tls_read_file(os, "key", c->key != NULL ? c->key : c->certificate, &s->key, error);
     if (code == 0 && c->development)
         code = bk_tls_make_certificate(os, &s->certificate, &s->key, error);
     if (code == 0)
@@ -287,7 +288,8 @@ static int make_context(bk_os *os, const bk_tls_engine *engine, const bk_tls_con
     context->choose = c->choose;
     context->arg = c->arg;
     context->manners = (bk_tls_manners){
-        .handshake_ns = c->handshake_ns > 0 ? c->handshake_ns : BK_TLS_HANDSHAKE_MS * BK_MILLISECOND,
+        .handshake_ns =
+            c->handshake_ns > 0 ? c->handshake_ns : BK_TLS_HANDSHAKE_MS * BK_MILLISECOND,
         .linger_ns = c->linger_ns,
         .allow_truncation = c->allow_truncation,
     };

@@ -90,8 +90,8 @@ typedef struct library {
 static library lib;
 
 static int find_functions(bk_os *os, library *ret_found, bk_error *error) {
-    static const char *const names[] = {"libgnutls.so.30", "libgnutls.30.dylib",
-                                        "libgnutls-30.dll", NULL};
+    static const char *const names[] = {"libgnutls.so.30", "libgnutls.30.dylib", "libgnutls-30.dll",
+                                        NULL};
     void *found[sizeof function_names / sizeof function_names[0]];
     void *file = BK_HAS(os, library) && BK_HAS(os, symbol) ? os->library(os, names, 0) : NULL;
     if (file == NULL)
@@ -153,17 +153,17 @@ typedef struct engine_tls {
     bk_tls base;
     engine_context *context;
     gnutls_session_t session;
-    bk_span in;              /* what the library may pull */
-    bk_tls_out *out;         /* where it pushes; NULL: nobody called */
-    gnutls_packet_t packet;  /* plaintext that found no room, … */
-    size_t packet_from;      /* … from here on */
-    unsigned verified;       /* what is wrong with the peer's certificate, GNUTLS_CERT_… */
-    bool opened, ended;      /* the handshake is over; close_notify has come */
-    bool is_address;         /* of name */
-    uint8_t heard, head[2];  /* of the first bytes that came: how many, and what they were */
-    uint8_t last[7];         /* … and the last */
-    bool ticket, no_memory;  /* a session can be kept; bk_tls_send had none */
-    char name[];             /* whom to ask for and verify; "": nobody */
+    bk_span in;             /* what the library may pull */
+    bk_tls_out *out;        /* where it pushes; NULL: nobody called */
+    gnutls_packet_t packet; /* plaintext that found no room, … */
+    size_t packet_from;     /* … from here on */
+    unsigned verified;      /* what is wrong with the peer's certificate, GNUTLS_CERT_… */
+    bool opened, ended;     /* the handshake is over; close_notify has come */
+    bool is_address;        /* of name */
+    uint8_t heard, head[2]; /* of the first bytes that came: how many, and what they were */
+    uint8_t last[7];        /* … and the last */
+    bool ticket, no_memory; /* a session can be kept; bk_tls_send had none */
+    char name[];            /* whom to ask for and verify; "": nobody */
 } engine_tls;
 
 /* ---- What the library pulls from and pushes to ---- */
@@ -207,8 +207,8 @@ static ssize_t push(gnutls_transport_ptr_t arg, const giovec_t *v, int count) {
     engine_tls *self = arg;
     ssize_t n = 0;
     for (int i = 0; i < count && !self->no_memory; i++) {
-        self->no_memory = self->out == NULL ||
-                          bk_tls_send(self->out, v[i].iov_base, v[i].iov_len) < 0;
+        self->no_memory =
+            self->out == NULL || bk_tls_send(self->out, v[i].iov_base, v[i].iov_len) < 0;
         n += (ssize_t)v[i].iov_len;
     }
     if (!self->no_memory)
@@ -315,8 +315,7 @@ static int fail_verify(engine_tls *self) {
                                        : wrong & GNUTLS_CERT_EXPIRED ? GNUTLS_A_CERTIFICATE_EXPIRED
                                        : wrong & GNUTLS_CERT_REVOKED ? GNUTLS_A_CERTIFICATE_REVOKED
                                                                      : GNUTLS_A_BAD_CERTIFICATE;
-    const bool only_name =
-        (wrong & ~(unsigned)GNUTLS_CERT_INVALID) == GNUTLS_CERT_UNEXPECTED_OWNER;
+    const bool only_name = (wrong & ~(unsigned)GNUTLS_CERT_INVALID) == GNUTLS_CERT_UNEXPECTED_OWNER;
     const char *text = "the certificate is not good";
     gnutls_datum_t words = {NULL, 0};
     (void)lib.alert_send(self->session, GNUTLS_AL_FATAL, alert);
@@ -396,11 +395,10 @@ static int verify(gnutls_session_t session) {
     if (server && lib.certificate_get_peers(session, &count) == NULL)
         return 0;
     const char *purpose = server ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER;
-    whom[n++] = (gnutls_typed_vdata_st){
-        GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)(uintptr_t)purpose, 0};
+    whom[n++] =
+        (gnutls_typed_vdata_st){GNUTLS_DT_KEY_PURPOSE_OID, (unsigned char *)(uintptr_t)purpose, 0};
     if (*self->name != '\0')
-        whom[n++] =
-            (gnutls_typed_vdata_st){GNUTLS_DT_DNS_HOSTNAME, (unsigned char *)self->name, 0};
+        whom[n++] = (gnutls_typed_vdata_st){GNUTLS_DT_DNS_HOSTNAME, (unsigned char *)self->name, 0};
     int code = lib.certificate_verify_peers(session, whom, n, &self->verified);
     if (code >= 0 && self->verified == 0 && *self->name != '\0' && !self->is_address)
         code = refuse_subject(self);
@@ -574,8 +572,8 @@ static int on_hello(gnutls_session_t session, unsigned type, unsigned when, unsi
     const engine_tls *self = lib.session_get_ptr(session);
     offer o = {.context = self->context};
     (void)type, (void)when;
-    if (!incoming || lib.ext_raw_parse(&o, look_at_extension, message,
-                                       GNUTLS_EXT_RAW_FLAG_TLS_CLIENT_HELLO) < 0)
+    if (!incoming ||
+        lib.ext_raw_parse(&o, look_at_extension, message, GNUTLS_EXT_RAW_FLAG_TLS_CLIENT_HELLO) < 0)
         return 0;
     if (!o.listed)
         look_at_version(&o, BK_TLS_1_2);

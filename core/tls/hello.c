@@ -72,11 +72,11 @@ static int name_of(cursor list, char ret_name[BK_TLS_NAME_BYTES]) {
 
 static int parse_hello(cursor hello, char ret_name[BK_TLS_NAME_BYTES]) {
     ret_name[0] = '\0';
-    (void)take(&hello, 2 + 32);      /* version, random */
-    (void)take_vector(&hello, 1);    /* session */
-    (void)take_vector(&hello, 2);    /* ciphers */
-    (void)take_vector(&hello, 1);    /* compression */
-    if (hello.left == 0)             /* without extensions, as long ago */
+    (void)take(&hello, 2 + 32);   /* version, random */
+    (void)take_vector(&hello, 1); /* session */
+    (void)take_vector(&hello, 2); /* ciphers */
+    (void)take_vector(&hello, 1); /* compression */
+    if (hello.left == 0)          /* without extensions, as long ago */
         return hello.broken ? BK_ETLS_PROTOCOL : 1;
     cursor extensions = take_vector(&hello, 2);
     while (extensions.left > 0 && !extensions.broken) {

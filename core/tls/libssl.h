@@ -109,8 +109,9 @@ typedef int bk_ssl_alpn(SSL *ssl, const unsigned char **ret_name, unsigned char 
     X(X509 *, PEM_read_bio_X509, (BIO *, X509 **, bk_ssl_password *, void *))                      \
     X(EVP_PKEY *, PEM_read_bio_PrivateKey, (BIO *, EVP_PKEY **, bk_ssl_password *, void *))        \
     X(int, PEM_write_bio_X509, (BIO *, const X509 *))                                              \
-    X(int, PEM_write_bio_PrivateKey, (BIO *, const EVP_PKEY *, const EVP_CIPHER *,                 \
-                                      const unsigned char *, int, bk_ssl_password *, void *))      \
+    X(int, PEM_write_bio_PrivateKey,                                                               \
+      (BIO *, const EVP_PKEY *, const EVP_CIPHER *, const unsigned char *, int, bk_ssl_password *, \
+       void *))                                                                                    \
     X(void, X509_free, (X509 *))                                                                   \
     X(int, i2d_X509, (const X509 *, unsigned char **))                                             \
     X(int, X509_STORE_add_cert, (X509_STORE *, X509 *))                                            \
@@ -167,7 +168,8 @@ enum {
     BK_SSL_CTRL_CHAIN_CERT = 89,
     BK_SSL_CTRL_MIN_PROTO_VERSION = 123,
     BK_SSL_CTRL_MAX_PROTO_VERSION = 124,
-    BK_SSL_MODE = 0x1 | 0x2 | 0x4 | 0x10, /* partial write, moving buffers, retry, release buffers */
+    BK_SSL_MODE = 0x1 | 0x2 | 0x4 |
+        0x10, /* partial write, moving buffers, retry, release buffers */
     BK_SSL_SESS_CACHE_OFF = 0,
     BK_SSL_SESS_CACHE_CLIENT = 1 | 0x300, /* … which the library itself does not keep */
     BK_SSL_OP_NO_TICKET = 1 << 14,

@@ -461,7 +461,7 @@ static int code_of(const engine_tls *self, int error) {
     int told = self->alert != 0 ? code_of_alert(self->alert) : BK_ETLS_ALERT;
     if (told != BK_ETLS_ALERT) /* after the handshake an alert means nothing more precise */
         return self->opened ? BK_ETLS_ALERT : told;
-    const int module = -error & 0xff80; /* the lower bits: why it was not content */
+    const int module = -error & 0xff80;       /* the lower bits: why it was not content */
     if (module >= 0x2080 && module <= 0x3000) /* X.509 */
         return BK_ETLS_UNTRUSTED;
     if (module >= 0x3880 && module <= 0x4f80) /* PK, RSA, ECP: a handshake that was damaged */
@@ -493,7 +493,7 @@ static unsigned char alert_for(int code) {
 
 /* A server that has not read its hello has no version yet, and would write 0. */
 static void tell_peer(engine_tls *self, unsigned char alert) {
-    const unsigned char record[] = {MBEDTLS_SSL_MSG_ALERT, 3, 3, 0, 2,
+    const unsigned char record[] = {MBEDTLS_SSL_MSG_ALERT,         3,    3, 0, 2,
                                     MBEDTLS_SSL_ALERT_LEVEL_FATAL, alert};
     if (self->spoken)
         return;
@@ -508,8 +508,8 @@ static int fail_alert(engine_tls *self, int alert) {
     for (size_t i = 0; i < sizeof alerts / sizeof alerts[0]; i++)
         if (alerts[i].number == alert)
             name = alerts[i].name;
-    return bk_tls_fail(self->out, self->opened ? BK_ETLS_ALERT : code_of_alert(alert), "the peer sent an alert: %s (%d)", name,
-                       alert);
+    return bk_tls_fail(self->out, self->opened ? BK_ETLS_ALERT : code_of_alert(alert),
+                       "the peer sent an alert: %s (%d)", name, alert);
 }
 
 /* The library's words are lines; ours is one. */
@@ -570,8 +570,8 @@ static int use_certificate(engine_context *self, const bk_tls_settings *s, bk_er
                             s->certificate.size == 0 ? "cert" : "key");
     int code = parse_chain(&self->chain, s->certificate);
     if (code > 0)
-        return bk_error_set(error, BK_ETLS_CONFIG, 0,
-                            "cert: %d of its certificates cannot be read", code);
+        return bk_error_set(error, BK_ETLS_CONFIG, 0, "cert: %d of its certificates cannot be read",
+                            code);
     if (code < 0)
         return fail_config(error, "cert", code);
     code = lib.pk_parse_key(&self->key, s->key.base, s->key.size + 1, NULL, 0 WITH_RANDOM(self));
@@ -704,9 +704,9 @@ static int start(engine_context *self, const bk_tls_settings *s, bk_error *error
     code = lib.ctr_drbg_seed(&self->random, lib.entropy_func, &self->entropy, personal,
                              sizeof personal - 1);
     if (code == 0)
-        code = lib.ssl_config_defaults(
-            &self->config, s->server ? MBEDTLS_SSL_IS_SERVER : MBEDTLS_SSL_IS_CLIENT,
-            MBEDTLS_SSL_TRANSPORT_STREAM, MBEDTLS_SSL_PRESET_DEFAULT);
+        code = lib.ssl_config_defaults(&self->config,
+                                       s->server ? MBEDTLS_SSL_IS_SERVER : MBEDTLS_SSL_IS_CLIENT,
+                                       MBEDTLS_SSL_TRANSPORT_STREAM, MBEDTLS_SSL_PRESET_DEFAULT);
     return code < 0 ? fail_config(error, "mbed TLS", code) : 0;
 }
 

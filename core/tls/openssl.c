@@ -153,13 +153,13 @@ static const char *openssl_version(void) {
 /* SSL_R_…; 1000 and more: an alert of that number, from the peer. */
 static int code_of_reason(int reason) {
     switch (reason) {
-    case 101: /* NO_SUITABLE_KEY_SHARE */
-    case 118: /* NO_SUITABLE_SIGNATURE_ALGORITHM */
-    case 181: /* NO_CIPHERS_AVAILABLE */
-    case 193: /* NO_SHARED_CIPHER */
-    case 295: /* NO_SUITABLE_GROUPS */
-    case 376: /* NO_SHARED_SIGNATURE_ALGORITHMS */
-    case 410: /* NO_SHARED_GROUPS */
+    case 101:       /* NO_SUITABLE_KEY_SHARE */
+    case 118:       /* NO_SUITABLE_SIGNATURE_ALGORITHM */
+    case 181:       /* NO_CIPHERS_AVAILABLE */
+    case 193:       /* NO_SHARED_CIPHER */
+    case 295:       /* NO_SUITABLE_GROUPS */
+    case 376:       /* NO_SHARED_SIGNATURE_ALGORITHMS */
+    case 410:       /* NO_SHARED_GROUPS */
     case 1000 + 40: /* handshake failure */
         return BK_ETLS_CIPHER;
     case 191: /* NO_PROTOCOLS_AVAILABLE */
@@ -218,8 +218,7 @@ static int fail(openssl_tls *self, bk_tls_out *out) {
     if (code == BK_ETLS_UNTRUSTED) {
         long result = bk_ssl.SSL_get_verify_result(self->ssl);
         code = is_wrong_name(result) ? BK_ETLS_WRONG_NAME : code;
-        (void)bk_tls_fail(out, code, "%s: %s", words,
-                          bk_ssl.X509_verify_cert_error_string(result));
+        (void)bk_tls_fail(out, code, "%s: %s", words, bk_ssl.X509_verify_cert_error_string(result));
     } else {
         (void)bk_tls_fail(out, code, "%s", words);
     }
@@ -254,8 +253,8 @@ static int no_password(char *room, int size, int writing, void *arg) {
 static int use_chain(SSL_CTX *ctx, bk_span pem, bk_error *error) {
     bool encrypted = false;
     BIO *bio = bk_ssl.BIO_new_mem_buf(pem.base, (int)pem.size);
-    X509 *leaf = bio == NULL ? NULL
-                             : bk_ssl.PEM_read_bio_X509(bio, NULL, no_password, &encrypted), *next;
+    X509 *leaf = bio == NULL ? NULL : bk_ssl.PEM_read_bio_X509(bio, NULL, no_password, &encrypted),
+         *next;
     int code = 0;
     if (leaf == NULL || bk_ssl.SSL_CTX_use_certificate(ctx, leaf) != 1)
         code = fail_config(error, "cert: no certificate in PEM was found");

@@ -28,11 +28,11 @@ typedef struct tls_transport {
     bk_tls_out out;      /* sealed, on its way */
     char *in;            /* sealed, and not yet taken by the engine */
     size_t in_from, in_used;
-    size_t answers; /* bytes on their way out that the peer, not our side, made us send */
-    int failed;      /* told by the next read or write */
-    int send_failed; /* … by the next write: what comes from the peer can still be read */
-    int lost;        /* … by the next flush: it was not answers alone that could not be sent */
-    int state;  /* what step() returned last */
+    size_t answers;   /* bytes on their way out that the peer, not our side, made us send */
+    int failed;       /* told by the next read or write */
+    int send_failed;  /* … by the next write: what comes from the peer can still be read */
+    int lost;         /* … by the next flush: it was not answers alone that could not be sent */
+    int state;        /* what step() returned last */
     bool for_answers; /* what is written are answers of TLS that lies above */
     bool inner_open, started, ended, lingers, drained, read_eof;
 } tls_transport;
@@ -293,8 +293,7 @@ static int make_engine(tls_transport *self, bk_tls_context *context) {
     const char *name = context->server ? NULL : self->server_name;
     if (name != NULL)
         session = bk_tls_context_session(self->context, self->server_name);
-    int code =
-        context->engine->connection_new(context->state, name, session, &self->engine);
+    int code = context->engine->connection_new(context->state, name, session, &self->engine);
     if (code < 0)
         return fail(self, code, "the engine could not be made");
     self->chosen = bk_tls_context_ref(context);
@@ -589,8 +588,8 @@ static ssize_t tls_write(bk_transport *t, const struct iovec *v, int n) {
     return taken > 0 || code == 0 ? taken : -EAGAIN;
 }
 
-/* Read and drop what comes, until the peer's close_notify: 0; -EAGAIN: it has not come; 1: there may
-   be more, but others are to have their turn. */
+/* Read and drop what comes, until the peer's close_notify: 0; -EAGAIN: it has not come; 1: there
+   may be more, but others are to have their turn. */
 static int drain(tls_transport *self) {
     char sink[1024];
     int code = 1;

@@ -16,14 +16,15 @@
 #define BK_NAMES(X)                                                                                \
     X(data_received)                                                                               \
     X(buffer_updated)                                                                              \
-    X(get_buffer) X(eof_received) X(connection_made) X(connection_lost) X(pause_writing)           \
-        X(resume_writing) X(call_exception_handler) X(_attach) X(_detach) X(_stopping) X(_waiter)  \
-            X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr) X(pause_reading) X(cancelled)     \
-                X(set_result) X(done) X(detach) X(fileno) X(close) X(_transport) X(context)        \
-                    X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read) X(write)       \
-                        X(end) X(_new_engine) X(_loop) X(_eof) X(_exception)                       \
-                            X(_maybe_resume_transport) X(create_future) X(throw)                   \
-                                X(_connection_lost)
+    X(get_buffer)                                                                                  \
+    X(eof_received)                                                                                \
+    X(connection_made) X(connection_lost) X(pause_writing) X(resume_writing)                       \
+        X(call_exception_handler) X(_attach) X(_detach) X(_stopping) X(_waiter) X(_buffer)         \
+            X(_paused) X(_limit) X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result)  \
+                X(done) X(detach) X(fileno) X(close) X(_transport) X(context) X(loop)              \
+                    X(do_handshake) X(take) X(receive) X(handshake) X(read) X(write) X(end)        \
+                        X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)   \
+                            X(create_future) X(throw) X(_connection_lost)
 
 /* Methods of asyncio's streams that ours take the place of. */
 enum {

@@ -136,9 +136,10 @@ static int py_receive(py_tls *self, bk_span *in, bk_tls_out *out) {
     if (in->size == 0)
         return 0;
     PyObject *data = PyBytes_FromStringAndSize(in->base, (Py_ssize_t)in->size);
-    PyObject *result = data == NULL ? NULL
-                                    : PyObject_CallMethodOneArg(
-                                          self->tls->engine, self->tls->module->str_receive, data);
+    PyObject *result =
+        data == NULL
+            ? NULL
+            : PyObject_CallMethodOneArg(self->tls->engine, self->tls->module->str_receive, data);
     *in = (bk_span){(const char *)in->base + in->size, 0};
     int code = finish_call(self, result, out);
     Py_XDECREF(data);
@@ -160,8 +161,8 @@ static int py_handshake(py_tls *self, bk_tls_out *out) {
 static int py_read(py_tls *self, bk_room *room, bk_tls_out *out) {
     PyObject *size = PyLong_FromSize_t(room->size);
     PyObject *result = size == NULL ? NULL
-                                    : PyObject_CallMethodOneArg(
-                                          self->tls->engine, self->tls->module->str_read, size);
+                                    : PyObject_CallMethodOneArg(self->tls->engine,
+                                                                self->tls->module->str_read, size);
     char *data = NULL;
     Py_ssize_t n = 0;
     if (result != NULL && result != Py_None && PyBytes_AsStringAndSize(result, &data, &n) < 0)
@@ -206,8 +207,8 @@ static int py_seal(bk_tls *base, bk_span plain, bk_tls_out *out) {
     py_tls *self = (py_tls *)base;
     PyObject *data = PyBytes_FromStringAndSize(plain.base, (Py_ssize_t)plain.size);
     PyObject *result = data == NULL ? NULL
-                                    : PyObject_CallMethodOneArg(
-                                          self->tls->engine, self->tls->module->str_write, data);
+                                    : PyObject_CallMethodOneArg(self->tls->engine,
+                                                                self->tls->module->str_write, data);
     int code = finish_call(self, result, out);
     Py_XDECREF(data);
     Py_XDECREF(result);

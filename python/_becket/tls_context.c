@@ -28,8 +28,8 @@ static int raise_error(const bk_error *error) {
 }
 
 static int make(LoopObject *loop, PyObject *args, PyObject *kwargs, bk_tls_context **ret_core) {
-    static char *names[] = {"loop",    "engine",  "server_side", "certificate", "key",     "ca",
-                            "verify",  "alpn",    "minimum",     "maximum",     "tickets", NULL};
+    static char *names[] = {"loop",   "engine", "server_side", "certificate", "key",     "ca",
+                            "verify", "alpn",   "minimum",     "maximum",     "tickets", NULL};
     bk_tls_config config = {.size = sizeof config};
     int tickets;
     PyObject *ignored;

@@ -19,7 +19,7 @@ enum {
     BIG_READ = 32 * 1024, /* after a read of this size, the next goes straight into bytes */
     SPARE_BYTES = 256 * 1024,
     TLS_ANSWER_BYTES = 64 * 1024, /* a certificate is the longest */
-    LOST_WRITES_LOGGED = 5, /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
+    LOST_WRITES_LOGGED = 5,       /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
 static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader;
@@ -123,7 +123,8 @@ static PyObject *refill(PyObject *bytes, const void *data, size_t n) {
 static PyObject *make_bytes(LoopObject *loop, const void *data, size_t n) {
     PyObject *last = loop->last;
 #ifndef Py_GIL_DISABLED
-    if (last != NULL && Py_REFCNT(last) == 1 && n <= loop->last_room && n >= loop->last_room / 4 * 3)
+    if (last != NULL && Py_REFCNT(last) == 1 && n <= loop->last_room &&
+        n >= loop->last_room / 4 * 3)
         return refill(last, data, n);
 #endif
     PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
@@ -242,8 +243,8 @@ static void buffered_received(bk_stream *s, const void *data, size_t n) {
     Py_XDECREF(count);
 }
 
-/* Between lending room and filling it, TLS may run Python, which could take the memory away: so what
-   was opened is copied, into room that is asked for when there is something. */
+/* Between lending room and filling it, TLS may run Python, which could take the memory away: so
+   what was opened is copied, into room that is asked for when there is something. */
 static void copied_received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     const char *from = data;
@@ -273,7 +274,8 @@ static void reader_received(bk_stream *s, const void *data, size_t n) {
    sent, even if its transport is closing, and may write a last time then: TLS its close_notify. So
    the stream is closed after that. Answers whether it has to wait. */
 static bool closes_later(TransportObject *t) {
-    return !t->is_pipe && t->tls == NULL && t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED &&
+    return !t->is_pipe && t->tls == NULL && t->stream != NULL &&
+           t->stream->flags & BK_STREAM_BLOCKED &&
            !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED));
 }
 
@@ -383,8 +385,7 @@ static void part_from_socket(TransportObject *t) {
     if (fd == NULL || PyLong_AsLong(fd) != t->fd) {
         PyErr_Clear();
         bk_watch_forget(t->loop->core, t->fd);
-        bk_socket_transport_disown(
-            bk_tls_transport_innermost(bk_stream_transport(t->stream)));
+        bk_socket_transport_disown(bk_tls_transport_innermost(bk_stream_transport(t->stream)));
     }
     Py_XDECREF(fd);
 }
@@ -939,7 +940,8 @@ static PyObject *transport_close(TransportObject *t, PyObject *Py_UNUSED(ignored
     if (t->closing)
         Py_RETURN_NONE;
     t->closing = true;
-    if (t->tls != NULL && !t->tls->open && t->stream != NULL) { /* as asyncio: nothing to wait for */
+    if (t->tls != NULL && !t->tls->open &&
+        t->stream != NULL) { /* as asyncio: nothing to wait for */
         bk_stream_abort(t->stream);
         Py_RETURN_NONE;
     }
@@ -994,8 +996,8 @@ static PyObject *transport_tls_query(TransportObject *t, PyObject *arg) {
     if (room == NULL)
         return PyErr_NoMemory();
     int code = t->stream == NULL ? -ENOTSUP : bk_stream_query(t->stream, (int)what, room, &size);
-    PyObject *answer = code < 0 ? Py_NewRef(Py_None)
-                                : PyBytes_FromStringAndSize(room, (Py_ssize_t)size);
+    PyObject *answer =
+        code < 0 ? Py_NewRef(Py_None) : PyBytes_FromStringAndSize(room, (Py_ssize_t)size);
     PyMem_Free(room);
     return answer;
 }
@@ -1022,8 +1024,8 @@ static int parse_tls(PyObject *args, TlsSpec *ret_spec, PyObject **ret_protocol,
                      PyObject **ret_waiter, const char **ret_data, Py_ssize_t *ret_n) {
     return PyArg_ParseTuple(args, "(OpOOO)OOy#:_start_tls", &ret_spec->context,
                             &ret_spec->server_side, &ret_spec->server_hostname,
-                            &ret_spec->handshake_timeout, &ret_spec->shutdown_timeout,
-                            ret_protocol, ret_waiter, ret_data, ret_n)
+                            &ret_spec->handshake_timeout, &ret_spec->shutdown_timeout, ret_protocol,
+                            ret_waiter, ret_data, ret_n)
                ? 0
                : -1;
 }

@@ -45,21 +45,26 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a protocol", description="Serve a protocol.")
     protocols = serve.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    add_smtp(protocols.add_parser(
-        "smtp",
-        help="receive mail into a Maildir",
-        description="Receive mail by SMTP and store each message as a file in DIR/new. A message "
-        "is acknowledged when it is safely on disk. Ctrl-C ends it.",
-        epilog=ENDPOINTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ))
-    add_demo(commands.add_parser(
-        "demo",
-        help="one SMTP server, in plain and under every TLS engine there is",
-        description="Receive mail as `becket serve smtp` does, on one port in plain and, for each "
-        "TLS engine that is here, on one that is TLS from the start and one with STARTTLS: the "
-        "protocol is the same everywhere. The certificates are made up: no client trusts them.",
-    ))
+    add_smtp(
+        protocols.add_parser(
+            "smtp",
+            help="receive mail into a Maildir",
+            description="Receive mail by SMTP and store each message as a file in DIR/new. A "
+            "message is acknowledged when it is safely on disk. Ctrl-C ends it.",
+            epilog=ENDPOINTS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    add_demo(
+        commands.add_parser(
+            "demo",
+            help="one SMTP server, in plain and under every TLS engine there is",
+            description="Receive mail as `becket serve smtp` does, on one port in plain and, for "
+            "each TLS engine that is here, on one that is TLS from the start and one with "
+            "STARTTLS: the protocol is the same everywhere. The certificates are made up: no "
+            "client trusts them.",
+        )
+    )
     return parser
 
 
@@ -86,7 +91,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """The arguments of all that serve SMTP."""
     parser.add_argument("--hostname", metavar="NAME", help="what to greet with (this host's name)")
     parser.add_argument(
-        "--max-message", type=int, default=0, metavar="BYTES",
+        "--max-message",
+        type=int,
+        default=0,
+        metavar="BYTES",
         help="the largest message that is accepted (25 MiB)",
     )
     parser.add_argument(
@@ -115,8 +123,10 @@ def tell_how_to_send(name: str) -> None:
         host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         say(f"  try: swaks --server {host}:{port}{secure} --to you@example.org")
         if not secure:
-            say(f"  or:  python3 -c \"import smtplib; smtplib.SMTP('{host.strip('[]')}', {port})"
-                ".sendmail('me@example.org', 'you@example.org', 'Subject: hello\\n\\nHello.')\"")
+            say(
+                f"  or:  python3 -c \"import smtplib; smtplib.SMTP('{host.strip('[]')}', {port})"
+                ".sendmail('me@example.org', 'you@example.org', 'Subject: hello\\n\\nHello.')\""
+            )
     elif scheme.endswith("unix"):
         say(f"  try: swaks --socket {rest}{secure} --to you@example.org")
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         """What asyncio's loop has beyond its documentation, and we lean on."""
 
         _csock: socket.socket
+
         def _check_thread(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
@@ -69,8 +70,13 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
     def __init__(self, transport: _becket.Transport) -> None:
         self._protocol_paused = transport._protocol_paused
         for name in (
-            "get_protocol", "set_protocol", "is_closing", "is_reading", "pause_reading",
-            "resume_reading", "write",
+            "get_protocol",
+            "set_protocol",
+            "is_closing",
+            "is_reading",
+            "pause_reading",
+            "resume_reading",
+            "write",
         ):
             setattr(self, name, getattr(transport, name))
 

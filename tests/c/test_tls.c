@@ -122,8 +122,8 @@ static const bk_conform_joint narrow = {"narrow memory", BK_CONFORM_NO_RESET, ma
 
 static void conforms_over(const bk_tls_engine *engine, const char *inner, int allow_truncation) {
     char name[80];
-    const bk_conform_joint *joint_inside = strcmp(inner, narrow.name) == 0 ? &narrow
-                                                                          : support_joint(inner);
+    const bk_conform_joint *joint_inside =
+        strcmp(inner, narrow.name) == 0 ? &narrow : support_joint(inner);
     tls_joint arg = {engine, joint_inside, allow_truncation};
     if (engine == NULL) {
         check_skip("no engine is here");
@@ -222,8 +222,10 @@ static size_t capture_hello(const bk_tls_engine *engine, const char *name, unsig
     bk_transport *ends[2] = {NULL, NULL};
     bk_stream *s = NULL;
     static const bk_protocol nothing = {.size = sizeof nothing, .name = "nothing"};
-    bk_tls_config config = {.size = sizeof config, .engine = engine->name,
-                            .verify = BK_TLS_VERIFY_NONE, .alpn = "h2,http/1.1"};
+    bk_tls_config config = {.size = sizeof config,
+                            .engine = engine->name,
+                            .verify = BK_TLS_VERIFY_NONE,
+                            .alpn = "h2,http/1.1"};
     bk_tls_context *context = NULL;
     CHECK_INT(bk_loop_new(NULL, &loop), 0);
     CHECK_INT(bk_tls_context_new(loop, &config, NULL, &context), 0);
@@ -524,7 +526,9 @@ static void raw_open(raw_peer *p, const bk_tls_engine *engine, int we_serve) {
     bk_transport *ends[2];
     bk_tls_context *context = NULL;
     snprintf(certificate, sizeof certificate, "%s/server.pem", certificates());
-    bk_tls_config config = {.size = sizeof config, .engine = engine->name, .server = we_serve,
+    bk_tls_config config = {.size = sizeof config,
+                            .engine = engine->name,
+                            .server = we_serve,
                             .certificate = we_serve ? certificate : NULL,
                             .verify = BK_TLS_VERIFY_NONE};
     p->ctx = bk_ssl.SSL_CTX_new(bk_ssl.TLS_method());

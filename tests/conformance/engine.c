@@ -1026,7 +1026,10 @@ out:
 
 static void names_of_the_server(bk_conform_case *c) {
     static const char *const names[][2] = {
-        {"localhost", "localhost"}, {"site.test", "site.test"}, {"127.0.0.1", ""}, {"::1", ""},
+        {"localhost", "localhost"},
+        {"site.test", "site.test"},
+        {"127.0.0.1", ""},
+        {"::1", ""},
         {NULL, ""},
     };
     for (size_t i = 0; i < 5 && c->failed == 0 && !conform_excused(c); i++)
@@ -1045,7 +1048,7 @@ static void rsa_server(bk_conform_case *c) {
 /* Nobody is verified, neither for what they are nor for their name. */
 static void unverified_server(bk_conform_case *c) {
     accept_server(c, "stranger.crt", "stranger.key", "elsewhere.test", BK_TLS_VERIFY_NONE,
-           "elsewhere.test");
+                  "elsewhere.test");
 }
 
 static void set_client(tls_link *l, int verify, const char *certificate, const char *key) {
@@ -1159,9 +1162,9 @@ static int another_server(tls_link *l, const char *certificate, const char *key,
 
 static void by_name(bk_conform_case *c) {
     static const char *const names[][2] = {
-        {"other.test", "other.crt"},  {"OTHER.Test", "other.crt"}, {"site.test", "rsa.crt"},
-        {"localhost", "server.crt"},  {"a.b.test", "server.crt"},  {"test", "server.crt"},
-        {"127.0.0.1", "server.crt"},  {NULL, "server.crt"},
+        {"other.test", "other.crt"}, {"OTHER.Test", "other.crt"}, {"site.test", "rsa.crt"},
+        {"localhost", "server.crt"}, {"a.b.test", "server.crt"},  {"test", "server.crt"},
+        {"127.0.0.1", "server.crt"}, {NULL, "server.crt"},
     };
     tls_link l;
     bk_tls_context *other = NULL, *rsa = NULL;
@@ -1407,10 +1410,10 @@ static void plain_http(bk_conform_case *c) {
 static void garbage(bk_conform_case *c) {
     for (int kind = 0; kind < 6 && c->failed == 0 && !conform_excused(c); kind++) {
         static const unsigned char heads[][9] = {
-            {0x17, 3, 3, 0, 20},          /* data, before there is a key */
-            {0x16, 3, 1, 0, 40, 7},       /* a message that does not exist */
+            {0x17, 3, 3, 0, 20},              /* data, before there is a key */
+            {0x16, 3, 1, 0, 40, 7},           /* a message that does not exist */
             {0x16, 3, 1, 0, 40, 1, 0, 0, 36}, /* a hello with nothing sensible in it */
-            {0x16, 3, 1, 0xff, 0xff},     /* a record that is too long */
+            {0x16, 3, 1, 0xff, 0xff},         /* a record that is too long */
         };
         unsigned char bytes[600];
         memset(bytes, kind == 4 ? 0 : 0xff, sizeof bytes);
@@ -1646,8 +1649,8 @@ static void bad_setting(tls_link *l, bool server, bk_tls_config config, int code
     bk_error error = {0, 0, ""};
     config.size = sizeof config;
     config.server = server;
-    config.engine = config.engine == NULL ? (server ? engines->server : engines->client)->name
-                                          : config.engine;
+    config.engine =
+        config.engine == NULL ? (server ? engines->server : engines->client)->name : config.engine;
     if (conform_excused(c) || c->failed > 0)
         return;
     int got = bk_tls_context_new(l->p.loop, &config, &error, &context);
@@ -1835,12 +1838,8 @@ static const conform_entry each_version[] = {
 };
 
 static const conform_entry once[] = {
-    EACH(best_version, 0),
-    EACH(older_version, 0),
-    EACH(no_version_in_common, 0),
-    EACH(key_in_the_same_file, 0),
-    EACH(bad_settings, 0),
-    EACH(bad_arguments, 0),
+    EACH(best_version, 0),         EACH(older_version, 0), EACH(no_version_in_common, 0),
+    EACH(key_in_the_same_file, 0), EACH(bad_settings, 0),  EACH(bad_arguments, 0),
 };
 
 /* Whether an engine makes contexts for a version; what it says if not. */
@@ -1891,6 +1890,6 @@ int bk_conform_engine(const bk_conform_engines *engines, bk_os *os, bk_conform_r
     }
     link_subject subject = {engines, 0};
     snprintf(suite, sizeof suite, "tls, %s serves %s", server, client);
-    return failed + conform_suite(suite, once, (int)(sizeof once / sizeof *once), &subject, os,
-                                  report);
+    return failed +
+           conform_suite(suite, once, (int)(sizeof once / sizeof *once), &subject, os, report);
 }

@@ -46,7 +46,7 @@ struct tls_link {
     const char *name; /* whom the client asks for */
     size_t capacity;  /* of the transports */
     bool plain[2];    /* without TLS: the case starts it in mid-stream, or never does */
-    tls_link *also;       /* another on the same loop: it is closed together with this one */
+    tls_link *also;   /* another on the same loop: it is closed together with this one */
     bk_error error;   /* of the contexts */
     int refused;      /* whose context failed */
     char words[2][240];

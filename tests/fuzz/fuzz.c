@@ -39,8 +39,8 @@ unsigned fuzz_below(fuzz_input *in, unsigned limit) {
 }
 
 size_t fuzz_size(fuzz_input *in) {
-    static const size_t sizes[] = {255, 1000, 4095, 4096, 5000, 16383, 16384, 16385, 40000, 65536,
-                                   70000, 140000};
+    static const size_t sizes[] = {255,   1000,  4095,  4096,  5000,  16383,
+                                   16384, 16385, 40000, 65536, 70000, 140000};
     const size_t count = sizeof sizes / sizeof sizes[0];
     unsigned pick = fuzz_byte(in);
     return pick < 256 - count ? pick : sizes[pick - (256 - count)];

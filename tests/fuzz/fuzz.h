@@ -46,8 +46,8 @@ size_t fuzz_size(fuzz_input *in);
 
 typedef struct fuzz_os {
     bk_os os;
-    long blocks;       /* not given back */
-    unsigned fail_in;  /* so many allocations from now on one fails; 0: none does */
+    long blocks;      /* not given back */
+    unsigned fail_in; /* so many allocations from now on one fails; 0: none does */
 } fuzz_os;
 
 /* The system's own table, but for memory; over it a target lays what else it wants. */

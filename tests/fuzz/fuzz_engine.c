@@ -124,9 +124,9 @@ typedef struct peer {
     bk_tls *tls;
     bk_tls_out out;
     bk_error error;
-    fuzz_fifo wire; /* sent, and on its way to the other */
-    fuzz_fifo in;   /* come, and not yet taken */
-    fuzz_fifo said; /* sealed, and not yet come out at the other */
+    fuzz_fifo wire;   /* sent, and on its way to the other */
+    fuzz_fifo in;     /* come, and not yet taken */
+    fuzz_fifo said;   /* sealed, and not yet come out at the other */
     unsigned rekeyed; /* how often */
     bool opened, ended, heard_end, failed;
     struct peer *other;
@@ -213,7 +213,7 @@ static bool step_once(peer *x, size_t room_size) {
     }
     FUZZ_CHECK(x->opened || !was_open);
     FUZZ_CHECK(got == 0 || x->opened || state < 0); /* it may open, give, and then fail */
-    FUZZ_CHECK(x->other != NULL || !x->opened); /* by one who knows no key */
+    FUZZ_CHECK(x->other != NULL || !x->opened);     /* by one who knows no key */
     FUZZ_CHECK(!x->heard_end || x->other->ended);
     if (got > 0)
         fuzz_fifo_take(&x->other->said, plain, got);

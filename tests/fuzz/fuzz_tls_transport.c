@@ -15,15 +15,15 @@
 #include <stdlib.h>
 
 enum {
-    LEVELS = 4,             /* TLS within TLS within TLS */
-    INNER_FD = 10,          /* no descriptors: nothing is ever asked of the system */
+    LEVELS = 4,    /* TLS within TLS within TLS */
+    INNER_FD = 10, /* no descriptors: nothing is ever asked of the system */
     WAKE_FD = 11,
     FILE_FD = 12,
     HELLOS = 4,
     IDLE_TURNS = 40,        /* in a row, in which there was something to do and nothing was done */
     CALLS_PER_TURN = 20000, /* of the engine and the inner transport */
     MOST_AT_ONCE = 300 * 1000,
-    PATTERN_PERIOD = 65521, /* a prime, so that no size is in step with it */
+    PATTERN_PERIOD = 65521,  /* a prime, so that no size is in step with it */
     MOST_BYTES = 400 * 1000, /* in each direction: more is slow, and says no more */
 };
 
@@ -993,8 +993,8 @@ static void os_make(void) {
 /* A hello, whole, that asks for site.test: what a server that chooses by name looks for. */
 static void make_hello(void) {
     static const uint8_t head[] = {22, 3, 1, 0, 65, 1, 0, 0, 61, 3, 3};
-    static const uint8_t tail[] = {0, 0, 2, 0x13, 1, 1, 0, 0, 18, 0, 0, 0, 14, 0, 12, 0, 0, 9,
-                                   's', 'i', 't', 'e', '.', 't', 'e', 's', 't'};
+    static const uint8_t tail[] = {0,  0, 2, 0x13, 1,   1,   0,   0,   18,  0,   0,   0,   14, 0,
+                                   12, 0, 0, 9,    's', 'i', 't', 'e', '.', 't', 'e', 's', 't'};
     memcpy(w.hello, head, sizeof head);
     memcpy(w.hello + sizeof head + 32, tail, sizeof tail);
     w.hello_bytes = sizeof head + 32 + sizeof tail;
@@ -1158,10 +1158,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     w.in = (fuzz_input){data, n, 0};
     w.now = BK_SECOND;
     os_make();
-    bk_loop_options options = {.size = sizeof options,
-                               .notifier_ops = &notifier_ops,
-                               .os = &w.os.os,
-                               .log = log_nothing};
+    bk_loop_options options = {
+        .size = sizeof options, .notifier_ops = &notifier_ops, .os = &w.os.os, .log = log_nothing};
     FUZZ_CHECK(bk_loop_new(&options, &w.loop) == 0);
     FUZZ_CHECK(bk_tls_engine_add(w.loop, &maker) == 0);
     run();

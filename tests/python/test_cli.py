@@ -25,7 +25,11 @@ def becket_command(
     *arguments: str | Path, stdin: bytes = b"", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, check=False, timeout=100,
+        [*COMMAND, *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=100,
         env=os.environ | (environment or {}),
     )
 
@@ -34,8 +38,11 @@ def becket_command(
 def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """`becket serve smtp …` once it listens, and the endpoints it has told of."""
     with subprocess.Popen(
-        [*COMMAND, "serve", "smtp", *arguments], stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*COMMAND, "serve", "smtp", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stderr is not None
         endpoints = []
@@ -65,32 +72,47 @@ def test_version_and_help() -> None:
         assert word in result.stdout
 
 
-@pytest.mark.parametrize(("arguments", "hint"), [
-    ([], "COMMAND"),
-    (["nonsense"], "serve"),
-    (["serve"], "PROTOCOL"),
-    (["serve", "pop"], "smtp"),
-    (["serve", "smtp"], "--maildir"),
-    (["serve", "smtp", "--maildir", "DIR"], "ENDPOINT"),
-    (["serve", "smtp", "tcp://127.0.0.1:0"], "--maildir"),
-    (["serve", "smtp", "--maildir", "DIR", "--notifier", "no", "tcp://127.0.0.1:0"],
-     becket.notifiers[0]),
-    (["serve", "smtp", "--maildir", "DIR", "--max-message", "much", "tcp://127.0.0.1:0"], "much"),
-    (["serve", "smtp", "--maildir", "DIR", "--max-message", "-1", "tcp://127.0.0.1:0"],
-     "max_message"),
-    (["serve", "smtp", "--maildir", "DIR", "--hostname", "no host", "tcp://127.0.0.1:0"],
-     "'no host'"),
-    (["serve", "smtp", "--maildir", "DIR", "--hostname", "a\nb", "tcp://127.0.0.1:0"], "host name"),
-    (["serve", "smtp", "--maildir", "DIR", "nonsense"], "tcp://"),
-    (["serve", "smtp", "--maildir", "DIR", "gopher://127.0.0.1"], "gopher"),
-    (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:99999"], "99999"),
-    (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1"], "port"),
-    (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:0?color=red"], "backlog"),
-    (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:0?backlog=many"], "backlog"),
-    (["serve", "smtp", "--maildir", "DIR", "unix:"], "unix"),
-    (["serve", "smtp", "--maildir", "DIR", "fd:first"], "fd"),
-    (["serve", "smtp", "--maildir", "DIR", ""], "tcp://"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "serve"),
+        (["serve"], "PROTOCOL"),
+        (["serve", "pop"], "smtp"),
+        (["serve", "smtp"], "--maildir"),
+        (["serve", "smtp", "--maildir", "DIR"], "ENDPOINT"),
+        (["serve", "smtp", "tcp://127.0.0.1:0"], "--maildir"),
+        (
+            ["serve", "smtp", "--maildir", "DIR", "--notifier", "no", "tcp://127.0.0.1:0"],
+            becket.notifiers[0],
+        ),
+        (
+            ["serve", "smtp", "--maildir", "DIR", "--max-message", "much", "tcp://127.0.0.1:0"],
+            "much",
+        ),
+        (
+            ["serve", "smtp", "--maildir", "DIR", "--max-message", "-1", "tcp://127.0.0.1:0"],
+            "max_message",
+        ),
+        (
+            ["serve", "smtp", "--maildir", "DIR", "--hostname", "no host", "tcp://127.0.0.1:0"],
+            "'no host'",
+        ),
+        (
+            ["serve", "smtp", "--maildir", "DIR", "--hostname", "a\nb", "tcp://127.0.0.1:0"],
+            "host name",
+        ),
+        (["serve", "smtp", "--maildir", "DIR", "nonsense"], "tcp://"),
+        (["serve", "smtp", "--maildir", "DIR", "gopher://127.0.0.1"], "gopher"),
+        (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:99999"], "99999"),
+        (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1"], "port"),
+        (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:0?color=red"], "backlog"),
+        (["serve", "smtp", "--maildir", "DIR", "tcp://127.0.0.1:0?backlog=many"], "backlog"),
+        (["serve", "smtp", "--maildir", "DIR", "unix:"], "unix"),
+        (["serve", "smtp", "--maildir", "DIR", "fd:first"], "fd"),
+        (["serve", "smtp", "--maildir", "DIR", ""], "tcp://"),
+    ],
+)
 def test_wrong_arguments(arguments: list[str], hint: str, tmp_path: Path) -> None:
     result = becket_command(*[a.replace("DIR", str(tmp_path / "mail")) for a in arguments])
     text = result.stderr.decode()
@@ -130,8 +152,14 @@ def test_what_cannot_be_done(tmp_path: Path) -> None:
 
 
 def test_a_wrong_notifier_in_the_environment(tmp_path: Path) -> None:
-    result = becket_command("serve", "smtp", "--maildir", tmp_path / "m", "tcp://127.0.0.1:0",
-                            environment={"BECKET_NOTIFIER": "nonsense"})
+    result = becket_command(
+        "serve",
+        "smtp",
+        "--maildir",
+        tmp_path / "m",
+        "tcp://127.0.0.1:0",
+        environment={"BECKET_NOTIFIER": "nonsense"},
+    )
     assert result.returncode == 2
     assert b"BECKET_NOTIFIER" in result.stderr
     assert becket.notifiers[0].encode() in result.stderr
@@ -153,9 +181,18 @@ def test_signals_end_it_in_good_order(tmp_path: Path, number: signal.Signals) ->
 
 @pytest.mark.parametrize("notifier", becket.notifiers)
 def test_it_receives_mail_at_several_endpoints(tmp_path: Path, notifier: str) -> None:
-    with serving("--maildir", tmp_path / "m", "--hostname", "mail.example.org", "--notifier",
-                 notifier, "--max-message", "100000", "tcp://127.0.0.1:0",
-                 "tcp://127.0.0.1:0?backlog=5") as (process, endpoints):
+    with serving(
+        "--maildir",
+        tmp_path / "m",
+        "--hostname",
+        "mail.example.org",
+        "--notifier",
+        notifier,
+        "--max-message",
+        "100000",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:0?backlog=5",
+    ) as (process, endpoints):
         assert len({port_of(endpoint) for endpoint in endpoints}) == 2
         for endpoint in endpoints:
             with smtplib.SMTP("127.0.0.1", port_of(endpoint), timeout=100) as client:
@@ -189,7 +226,9 @@ def test_a_unix_endpoint_and_its_permissions(tmp_path: Path, short_path: str) ->
 def test_a_session_on_the_standard_streams(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "serve", "smtp", "--maildir", tmp_path / "m", "stdio:"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -211,19 +250,26 @@ def test_main_can_be_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert caught.value.code == 0
 
 
-@pytest.mark.parametrize(("name", "hint"), [
-    ("tcp://0.0.0.0:25", "swaks --server 127.0.0.1:25"),
-    ("tcp://[::]:25", "swaks --server [::1]:25"),
-    ("tcp://[::1]:25", "smtplib.SMTP('::1', 25)"),
-    ("unix:/run/mail", "swaks --socket /run/mail"),
-])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tcp://0.0.0.0:25", "swaks --server 127.0.0.1:25"),
+        ("tcp://[::]:25", "swaks --server [::1]:25"),
+        ("tcp://[::1]:25", "smtplib.SMTP('::1', 25)"),
+        ("unix:/run/mail", "swaks --socket /run/mail"),
+    ],
+)
 def test_it_tells_how_to_send(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.tell_how_to_send(name)
     assert hint in capsys.readouterr().err
 
 
 def test_a_host_whose_name_is_no_name_for_smtp(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, expected in (("mail.example.org", "mail.example.org"), ("", "localhost"),
-                           ("büro", "localhost"), ("under_score", "localhost")):
+    for name, expected in (
+        ("mail.example.org", "mail.example.org"),
+        ("", "localhost"),
+        ("büro", "localhost"),
+        ("under_score", "localhost"),
+    ):
         monkeypatch.setattr(socket, "gethostname", lambda n=name: n)
         assert cli.own_hostname() == expected

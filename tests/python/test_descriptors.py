@@ -34,9 +34,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 # ---- Readers and writers ----
 
 
-def test_a_reader_is_called_while_there_is_something(
-    loop: Loop, pipe: tuple[int, int]
-) -> None:
+def test_a_reader_is_called_while_there_is_something(loop: Loop, pipe: tuple[int, int]) -> None:
     a, b = pipe
     calls: list[bytes] = []
     loop.add_reader(a, lambda: calls.append(os.read(a, 1)))
@@ -472,9 +470,11 @@ def test_datagrams(loop: Loop) -> None:
 
     async def main() -> None:
         server, receiving = await loop.create_datagram_endpoint(
-            Datagrams, local_addr=("127.0.0.1", 0))
+            Datagrams, local_addr=("127.0.0.1", 0)
+        )
         client, sending = await loop.create_datagram_endpoint(
-            Datagrams, remote_addr=server.get_extra_info("sockname"))
+            Datagrams, remote_addr=server.get_extra_info("sockname")
+        )
         assert "read=polling" in repr(server)
         client.sendto(b"one whole message")
         data, address = await receiving.got
@@ -494,15 +494,17 @@ def test_subprocesses(loop: Loop) -> None:
     async def main() -> None:
         program = "import sys; sys.stdout.write(sys.stdin.read().upper()); sys.exit(3)"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         out, _ = await process.communicate(b"shout " * 50_000)
         assert out == b"SHOUT " * 50_000
         assert process.returncode == 3
         process = await asyncio.create_subprocess_shell("exec sleep 60")
         process.kill()
         assert await process.wait() == -9
-        many = await asyncio.gather(*(
-            asyncio.create_subprocess_shell(f"exit {i}") for i in range(10)))
+        many = await asyncio.gather(
+            *(asyncio.create_subprocess_shell(f"exit {i}") for i in range(10))
+        )
         assert await asyncio.gather(*(p.wait() for p in many)) == list(range(10))
 
     if sys.version_info < (3, 12):
@@ -521,7 +523,8 @@ def test_a_pipe_within_a_time_limit(loop: Loop) -> None:
         a, b = os.pipe()
         reader = asyncio.StreamReader(loop=loop)
         transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(a, "rb", 0))
+            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(a, "rb", 0)
+        )
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.001)
         os.write(b, b"x")

@@ -33,7 +33,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "MAKEFLAGS")}
     subprocess.run(
         ["make", "install-c", f"PREFIX={prefix}", f"PYTHON={sys.executable}"],
-        cwd=ROOT, env=environment, check=True, capture_output=True,
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     return prefix
 
@@ -45,14 +48,27 @@ def compile_c(source: str, prefix: Path, folder: Path) -> Path:
     environment["PKG_CONFIG_PATH"] = str(pc.parent)
     flags = subprocess.run(
         ["pkg-config", "--cflags", "--libs", "becket"],
-        env=environment, check=True, capture_output=True, text=True,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     program = folder / "program"
     (folder / "program.c").write_text(source)
     subprocess.run(
-        [os.environ.get("CC", "cc"), "-Wall", "-Wextra", "-Werror",
-         str(folder / "program.c"), *flags, f"-Wl,-rpath,{pc.parent.parent}", "-o", str(program)],
-        env=environment, check=True,
+        [
+            os.environ.get("CC", "cc"),
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            str(folder / "program.c"),
+            *flags,
+            f"-Wl,-rpath,{pc.parent.parent}",
+            "-o",
+            str(program),
+        ],
+        env=environment,
+        check=True,
     )
     return program
 
@@ -63,8 +79,14 @@ def running(*command: object, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     plain = command[0] != sys.executable
     environment = {k: v for k, v in os.environ.items() if not (plain and k == "LD_PRELOAD")}
     with subprocess.Popen(
-        [str(word) for word in command], cwd=cwd, env=environment, text=True, bufsize=0,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             yield process
@@ -115,9 +137,13 @@ def test_readme_shows_the_example_in_python() -> None:
 
 def test_echo_in_python(tmp_path: Path) -> None:
     # On a port of the test's own.
-    source = (ROOT / "examples/echo_asyncio.py").read_text().replace(
-        'Echo, "127.0.0.1", 7000)', 'Echo, "127.0.0.1", 0)\n'
-        "    print(server.sockets[0].getsockname()[1], flush=True)"
+    source = (
+        (ROOT / "examples/echo_asyncio.py")
+        .read_text()
+        .replace(
+            'Echo, "127.0.0.1", 7000)',
+            'Echo, "127.0.0.1", 0)\n    print(server.sockets[0].getsockname()[1], flush=True)',
+        )
     )
     (tmp_path / "echo.py").write_text(source)
     with running(sys.executable, "-W", "error", "echo.py", cwd=tmp_path) as server:
@@ -126,5 +152,3 @@ def test_echo_in_python(tmp_path: Path) -> None:
         with client:
             client.sendall(b"hello")
             assert client.recv(100) == b"hello"
-
-

@@ -417,8 +417,11 @@ def test_debug_mode_names_slow_callbacks(loop: Loop, caplog: pytest.LogCaptureFi
         loop.call_soon(slow)
         run(loop, turns())
     assert any(
-        r.message.startswith("Executing <Handle ") and ".slow() at " in r.message
-        and r.message.endswith(" seconds") and " took " in r.message for r in caplog.records
+        r.message.startswith("Executing <Handle ")
+        and ".slow() at " in r.message
+        and r.message.endswith(" seconds")
+        and " took " in r.message
+        for r in caplog.records
     )
     caplog.clear()
     loop.slow_callback_duration = 60  # type: ignore[attr-defined]
@@ -466,11 +469,20 @@ def test_debug_mode_is_switched(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> 
     run(loop, turns())
     assert not loop.get_debug()
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
-    assert subprocess.run(
-        [sys.executable, "-c", "import becket; loop = becket.EventLoop(); print(loop.get_debug());"
-         "h = loop.call_soon(int); print(h._source_traceback is not None); loop.close()"],
-        capture_output=True, text=True, check=True,
-    ).stdout == "True\nTrue\n"
+    assert (
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import becket; loop = becket.EventLoop(); print(loop.get_debug());"
+                "h = loop.call_soon(int); print(h._source_traceback is not None); loop.close()",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        == "True\nTrue\n"
+    )
 
 
 # ---- Making one ----
@@ -488,8 +500,11 @@ def test_repr_tells_the_state(loop: Loop, kind: str) -> None:
 def test_a_notifier_is_taken_by_name() -> None:
     assert becket.notifiers
     for name in becket.notifiers:
-        for loop in (becket.EventLoop(name), becket.EventLoop(notifier=name),
-                     becket.new_event_loop(name)):
+        for loop in (
+            becket.EventLoop(name),
+            becket.EventLoop(notifier=name),
+            becket.new_event_loop(name),
+        ):
             assert loop.notifier == name
             assert isinstance(loop, asyncio.AbstractEventLoop)
             loop.close()
@@ -523,8 +538,11 @@ def test_a_loop_is_initialised_once(becket_loop: becket.EventLoop) -> None:
 
 def in_environment(value: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"BECKET_NOTIFIER": value},
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        env=os.environ | {"BECKET_NOTIFIER": value},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -562,8 +580,9 @@ def test_run_and_runner() -> None:
         assert isinstance(runner.run(main())[0], becket.EventLoop)
         assert runner.run(asyncio.sleep(0, "again")) == "again"
     if sys.version_info >= (3, 12):
-        assert isinstance(asyncio.run(main(), loop_factory=becket.new_event_loop)[0],
-                          becket.EventLoop)
+        assert isinstance(
+            asyncio.run(main(), loop_factory=becket.new_event_loop)[0], becket.EventLoop
+        )
 
 
 def test_run_refuses_what_is_no_coroutine_and_a_running_loop() -> None:
@@ -612,7 +631,12 @@ def test_a_policy_can_make_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_public_names() -> None:
     assert set(becket.__all__) == {
-        "EventLoop", "__version__", "new_event_loop", "notifiers", "run", "tls",
+        "EventLoop",
+        "__version__",
+        "new_event_loop",
+        "notifiers",
+        "run",
+        "tls",
     }
     assert isinstance(becket.__version__, str)
     assert isinstance(becket.notifiers, tuple)

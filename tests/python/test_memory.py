@@ -200,6 +200,7 @@ def test_the_collector_runs_at_any_moment(becket_loop: Loop) -> None:
     before = gc.get_threshold()
     gc.set_threshold(1, 1, 1)
     try:
+
         async def main() -> None:
             near, far = Recorder(loop), BufferedRecorder(loop)
             await pair(loop, near, far)
@@ -288,14 +289,18 @@ async def main():
     print("parent", flush=True)
 becket.run(main())
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True,
-                            text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    )
     assert result.stdout == "child\nparent\n"
 
 
 def test_the_interpreter_ends_with_a_loop_in_any_state() -> None:
     for state in (
-        "", "loop.call_later(9, print)", "loop.call_soon(print)", "loop.close()",
+        "",
+        "loop.call_later(9, print)",
+        "loop.call_soon(print)",
+        "loop.close()",
         "loop.run_until_complete(asyncio.sleep(0))",
         "import socket; a, b = socket.socketpair(); loop.run_until_complete("
         "loop.create_connection(asyncio.Protocol, sock=a))",
@@ -306,7 +311,9 @@ def test_the_interpreter_ends_with_a_loop_in_any_state() -> None:
         result = subprocess.run(
             [sys.executable, "-c", f"import asyncio, becket\nloop = becket.EventLoop()\n{state}"],
             env=os.environ | {"PYTHONWARNINGS": "ignore"},
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (result.returncode, result.stderr) == (0, ""), state
 

@@ -139,12 +139,11 @@ def test_a_timer_that_starts_a_timer_that_is_due_lets_others_run(loop: Loop) -> 
     assert len(calls) == 1000
 
 
-@settings(max_examples=30, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.tuples(st.integers(0, 8), st.booleans(), st.integers(0, 8)), max_size=60))
-def test_any_timers_and_cancellations(
-    kind: str, plan: list[tuple[int, bool, int]]
-) -> None:
+def test_any_timers_and_cancellations(kind: str, plan: list[tuple[int, bool, int]]) -> None:
     """Those that are not cancelled run once, in the order of their times."""
     loop = make_loop(kind)
     calls: list[tuple[int, int]] = []
@@ -178,8 +177,10 @@ def test_sleep_never_ends_early(loop: Loop) -> None:
             start = loop.time()
             await asyncio.sleep(microseconds / 1e6)
             # asyncio's loop may be early by the resolution of its clock
-            assert loop.time() - start >= microseconds / 1e6 - time.get_clock_info(
-                "monotonic").resolution
+            assert (
+                loop.time() - start
+                >= microseconds / 1e6 - time.get_clock_info("monotonic").resolution
+            )
 
     run(loop, main())
 
@@ -189,9 +190,12 @@ def test_sleep_never_ends_early(loop: Loop) -> None:
 
 def test_cancel_before_it_runs(loop: Loop) -> None:
     calls: list[int] = []
-    handles: list[Any] = [loop.call_soon(calls.append, 1), loop.call_later(0, calls.append, 2),
-                          loop.call_at(loop.time(), calls.append, 3),
-                          loop.call_soon_threadsafe(calls.append, 4)]
+    handles: list[Any] = [
+        loop.call_soon(calls.append, 1),
+        loop.call_later(0, calls.append, 2),
+        loop.call_at(loop.time(), calls.append, 3),
+        loop.call_soon_threadsafe(calls.append, 4),
+    ]
     for handle in handles:
         assert not handle.cancelled()
         assert handle.cancel() is None
@@ -339,8 +343,12 @@ def test_debug_mode_refuses_what_cannot_be_called(loop: Loop) -> None:
     loop.set_debug(True)
     work = coroutine()
     for wrong in (work, coroutine, 1, None):
-        for way in (loop.call_soon, loop.call_soon_threadsafe, functools.partial(loop.call_at, 0),
-                    functools.partial(loop.call_later, 0)):
+        for way in (
+            loop.call_soon,
+            loop.call_soon_threadsafe,
+            functools.partial(loop.call_at, 0),
+            functools.partial(loop.call_later, 0),
+        ):
             with pytest.raises(TypeError):
                 way(wrong)  # type: ignore[operator]
     work.close()
@@ -477,9 +485,15 @@ def test_a_context_may_be_given(loop: Loop) -> None:
     seen: list[str] = []
     context = contextvars.copy_context()
     context.run(name.set, "given")
-    handles = [way(lambda: seen.append(name.get()), context=context) for way in (
-        loop.call_soon, loop.call_soon_threadsafe, functools.partial(loop.call_later, 0),
-        functools.partial(loop.call_at, 0))]
+    handles = [
+        way(lambda: seen.append(name.get()), context=context)
+        for way in (
+            loop.call_soon,
+            loop.call_soon_threadsafe,
+            functools.partial(loop.call_later, 0),
+            functools.partial(loop.call_at, 0),
+        )
+    ]
     handles.append(loop.call_soon(lambda: seen.append(name.get()), context=None))
     if sys.version_info >= (3, 12):
         assert all(handle.get_context() is context for handle in handles[:4])
@@ -680,8 +694,11 @@ def test_threads_race_with_close(kind: str, no_leaks: None) -> None:
         started = threading.Barrier(4)
         errors: list[BaseException] = []
 
-        def work(loop: Loop = loop, started: threading.Barrier = started,
-                 errors: list[BaseException] = errors) -> None:
+        def work(
+            loop: Loop = loop,
+            started: threading.Barrier = started,
+            errors: list[BaseException] = errors,
+        ) -> None:
             started.wait()
             try:
                 while True:
@@ -722,8 +739,12 @@ def test_executors(loop: Loop) -> None:
             mine = await loop.run_in_executor(pool, threading.get_ident)
         with pytest.raises(ZeroDivisionError):
             await loop.run_in_executor(None, lambda: 1 / 0)
-        return [mine, await asyncio.gather(*(
-            loop.run_in_executor(None, operator.mul, i, i) for i in range(100)))]
+        return [
+            mine,
+            await asyncio.gather(
+                *(loop.run_in_executor(None, operator.mul, i, i) for i in range(100))
+            ),
+        ]
 
     ident, squares = run(loop, main())
     assert ident != threading.get_ident()
@@ -741,7 +762,8 @@ def test_getaddrinfo_and_getnameinfo(loop: Loop) -> None:
         with pytest.raises(socket.gaierror):
             await loop.getaddrinfo("host.invalid.", 80, flags=socket.AI_NUMERICHOST)
         host, service = await loop.getnameinfo(
-            ("127.0.0.1", 9), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+            ("127.0.0.1", 9), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        )
         assert (host, service) == ("127.0.0.1", "9")
 
     run(loop, main())

@@ -163,14 +163,16 @@ def test_close_in_the_factory_and_in_connection_made(becket_loop: Loop) -> None:
             servers: list[Any] = []
 
             class Closing(Echo):
-                def connection_made(self, transport: Any, inside: str = inside,
-                                    servers: list[Any] = servers) -> None:
+                def connection_made(
+                    self, transport: Any, inside: str = inside, servers: list[Any] = servers
+                ) -> None:
                     super().connection_made(transport)
                     if inside == "connection_made":
                         servers[0].close()
 
-            def factory(inside: str = inside, servers: list[Any] = servers,
-                        protocol: type[Echo] = Closing) -> Echo:
+            def factory(
+                inside: str = inside, servers: list[Any] = servers, protocol: type[Echo] = Closing
+            ) -> Echo:
                 if inside == "factory":
                     servers[0].close()
                 return protocol()
@@ -188,6 +190,7 @@ def test_close_in_the_factory_and_in_connection_made(becket_loop: Loop) -> None:
 
 def test_wait_closed_waits_for_the_connections(loop: Loop) -> None:
     """In Python 3.12.1 and later; before, it returned at once."""
+
     async def main() -> None:
         serving = Serving(loop)
         address = await serving.start()
@@ -261,9 +264,7 @@ def test_a_factory_that_fails_costs_one_connection(becket_loop: Loop) -> None:
     run(loop, main())
 
 
-def test_connection_made_that_fails_does_not_stop_the_server(
-    loop: Loop, reports: Reports
-) -> None:
+def test_connection_made_that_fails_does_not_stop_the_server(loop: Loop, reports: Reports) -> None:
     async def main() -> None:
         made: list[Any] = []
 
@@ -351,8 +352,11 @@ def test_connections_have_the_context_of_their_server(loop: Loop) -> None:
 
 def test_several_addresses_and_a_given_socket(loop: Loop) -> None:
     async def main() -> None:
-        server = await loop.create_server(Echo, ["127.0.0.1", "127.0.0.2"], 0) if (
-            sys.platform.startswith("linux")) else await loop.create_server(Echo, "127.0.0.1", 0)
+        server = (
+            await loop.create_server(Echo, ["127.0.0.1", "127.0.0.2"], 0)
+            if (sys.platform.startswith("linux"))
+            else await loop.create_server(Echo, "127.0.0.1", 0)
+        )
         for sock in server.sockets:
             client = await connect(loop, sock.getsockname())
             client.transport.write(b"x")
@@ -417,11 +421,16 @@ def test_connecting_by_name_and_from_a_local_address(loop: Loop) -> None:
         serving = Serving(loop)
         host, port = await serving.start()
         _, client = await loop.create_connection(
-            lambda: Recorder(loop), "localhost", port, family=socket.AF_INET,
-            local_addr=("127.0.0.1", 0))
+            lambda: Recorder(loop),
+            "localhost",
+            port,
+            family=socket.AF_INET,
+            local_addr=("127.0.0.1", 0),
+        )
         assert client.transport.get_extra_info("peername") == (host, port)
         _, eyeballs = await loop.create_connection(
-            lambda: Recorder(loop), "localhost", port, happy_eyeballs_delay=0.25)
+            lambda: Recorder(loop), "localhost", port, happy_eyeballs_delay=0.25
+        )
         await until(lambda: len(serving.protocols) == 2)
         await serving.end()
         await client.lost
@@ -515,6 +524,7 @@ def test_no_descriptor_left_to_accept_with(
     loop: Loop, reports: Reports, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is told, the server lives on, and who waited is served once there is room again."""
+
     async def main() -> None:
         server = await loop.create_server(Echo, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()

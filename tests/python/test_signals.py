@@ -262,9 +262,10 @@ def test_ctrl_c_in_a_program_that_computes(kind: str) -> None:
         while time.monotonic() < end:
             await asyncio.sleep(0)
 
-    with pytest.raises(KeyboardInterrupt), asyncio.Runner(
-        loop_factory=lambda: make_loop(kind)
-    ) as runner:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=lambda: make_loop(kind)) as runner,
+    ):
         runner.run(main())
 
 

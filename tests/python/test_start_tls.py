@@ -28,7 +28,9 @@ from test_tls import (
 
 BIG = 8 << 20
 PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
-    "tcp": tcp_pair, "unix": socket.socketpair}
+    "tcp": tcp_pair,
+    "unix": socket.socketpair,
+}
 
 
 @pytest.fixture(params=[*VERSIONS.values()], ids=[*VERSIONS])
@@ -36,23 +38,28 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
     return request.param  # type: ignore[no-any-return]
 
 
-async def plain(
-    loop: Loop, near: Recorder, far: Recorder, sockets: str = "tcp"
-) -> tuple[Any, Any]:
+async def plain(loop: Loop, near: Recorder, far: Recorder, sockets: str = "tcp") -> tuple[Any, Any]:
     """Two transports without TLS."""
     a, b = PAIRS[sockets]()
     return await over(loop, near, a), await over(loop, far, b)
 
 
 async def attempt(
-    loop: Loop, near: Recorder, far: Recorder, client: ssl.SSLContext, server: ssl.SSLContext,
-    *, hostname: str = "localhost", **options: Any
+    loop: Loop,
+    near: Recorder,
+    far: Recorder,
+    client: ssl.SSLContext,
+    server: ssl.SSLContext,
+    *,
+    hostname: str = "localhost",
+    **options: Any,
 ) -> tuple[Any, Any]:
     """Start TLS at both ends: their new transports, or how they failed."""
     ours, theirs = await asyncio.gather(
         loop.start_tls(near.transport, near, client, server_hostname=hostname, **options),
         loop.start_tls(far.transport, far, server, server_side=True, **options),
-        return_exceptions=True)
+        return_exceptions=True,
+    )
     return ours, theirs
 
 
@@ -63,14 +70,19 @@ async def start(loop: Loop, tls: Certificates, near: Recorder, far: Recorder) ->
 
 
 async def start_peer(
-    loop: Loop, tls: Certificates, near: Recorder, transport: Any, sock: socket.socket,
-    **options: Any
+    loop: Loop,
+    tls: Certificates,
+    near: Recorder,
+    transport: Any,
+    sock: socket.socket,
+    **options: Any,
 ) -> tuple[Any, Peer]:
     """Start TLS as a client, with a peer by hand."""
     peer = Peer(loop, sock, tls.server())
     near.transport, _ = await asyncio.gather(
         loop.start_tls(transport, near, tls.client(), server_hostname="localhost", **options),
-        peer.handshake())
+        peer.handshake(),
+    )
     return near.transport, peer
 
 
@@ -80,8 +92,12 @@ async def start_peer(
 @pytest.mark.parametrize("sockets", PAIRS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_tls_begins(
-    loop: Loop, tls: Certificates, version: ssl.TLSVersion, *, sockets: str,
-    protocol: type[Recorder]
+    loop: Loop,
+    tls: Certificates,
+    version: ssl.TLSVersion,
+    *,
+    sockets: str,
+    protocol: type[Recorder],
 ) -> None:
     async def main() -> None:
         near, far = protocol(loop), protocol(loop)
@@ -124,6 +140,7 @@ def test_tls_begins(
 
 def test_what_goes_over_the_wire(loop: Loop, tls: Certificates) -> None:
     """What was written before goes in plain, and first; nothing in plain follows it."""
+
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(loop)
@@ -132,8 +149,9 @@ def test_what_goes_over_the_wire(loop: Loop, tls: Certificates) -> None:
         sent = pattern(BIG)
         transport.write(sent)
         assert transport.get_write_buffer_size() > 0
-        task = asyncio.ensure_future(loop.start_tls(
-            transport, near, tls.client(), server_hostname="localhost"))
+        task = asyncio.ensure_future(
+            loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
+        )
         await turns(5)
         assert not task.done()
         assert await receive(loop, b, BIG) == sent
@@ -149,14 +167,16 @@ def test_what_goes_over_the_wire(loop: Loop, tls: Certificates) -> None:
 
 def test_tls_begins_while_writing_is_paused(becket_loop: Loop, tls: Certificates) -> None:
     """asyncio's own reports a failed assertion, and the protocol never hears resume_writing()."""
+
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(becket_loop)
         transport = await over(becket_loop, near, a)
         transport.write(bytes(BIG))
         assert near.calls == ["made", "pause"]
-        task = asyncio.ensure_future(becket_loop.start_tls(
-            transport, near, tls.client(), server_hostname="localhost"))
+        task = asyncio.ensure_future(
+            becket_loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
+        )
         assert await receive(becket_loop, b, BIG) == bytes(BIG)
         peer = await Peer(becket_loop, b, tls.server()).handshake()
         near.transport = await task
@@ -172,6 +192,7 @@ def test_tls_begins_while_writing_is_paused(becket_loop: Loop, tls: Certificates
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_data_with_the_last_of_the_handshake(loop: Loop, tls: Certificates, side: str) -> None:
     """It comes to the protocol, be it that start_tls() has not yet returned."""
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         await plain(loop, near, far)
@@ -180,8 +201,12 @@ def test_data_with_the_last_of_the_handshake(loop: Loop, tls: Certificates, side
         async def one(end_: Recorder, server: bool) -> None:
             context = tls.server() if server else tls.client(maximum_version=V12)
             end_.transport = await loop.start_tls(
-                end_.transport, end_, context, server_side=server,
-                server_hostname=None if server else "localhost")
+                end_.transport,
+                end_,
+                context,
+                server_side=server,
+                server_hostname=None if server else "localhost",
+            )
             end_.transport.write(b"at once")
 
         await asyncio.gather(one(near, False), one(far, True))
@@ -212,9 +237,7 @@ def test_much_data_follows(
     run(loop, main())
 
 
-def test_the_handshake_byte_by_byte(
-    loop: Loop, tls: Certificates, version: ssl.TLSVersion
-) -> None:
+def test_the_handshake_byte_by_byte(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> None:
     async def main() -> None:
         a, b = tcp_pair()
         b.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -223,7 +246,8 @@ def test_the_handshake_byte_by_byte(
         peer = Peer(loop, b, tls.server(maximum_version=version), piece=1)
         near.transport, _ = await asyncio.gather(
             loop.start_tls(transport, near, tls.client(), server_hostname="localhost"),
-            peer.handshake())
+            peer.handshake(),
+        )
         await peer.write(b"hello")
         assert await near.received(5) == b"hello"
         await peer.unwrap()
@@ -236,6 +260,7 @@ def test_the_handshake_byte_by_byte(
 
 def test_a_hello_that_is_there_already(loop: Loop, tls: Certificates) -> None:
     """A client that does not wait for the answer to its STARTTLS, while reading is paused."""
+
     async def main() -> None:
         a, b = tcp_pair()
         far = Recorder(loop)
@@ -248,7 +273,8 @@ def test_a_hello_that_is_there_already(loop: Loop, tls: Certificates) -> None:
         await turns(5)
         assert far.data == b""
         far.transport, _ = await asyncio.gather(
-            loop.start_tls(transport, far, tls.server(), server_side=True), peer.handshake())
+            loop.start_tls(transport, far, tls.server(), server_side=True), peer.handshake()
+        )
         assert far.transport.is_reading()
         await peer.write(b"hello")
         assert await far.received(5) == b"hello"
@@ -262,6 +288,7 @@ def test_a_hello_that_is_there_already(loop: Loop, tls: Certificates) -> None:
 
 def test_another_protocol_takes_over(loop: Loop, tls: Certificates) -> None:
     """One that was not there before, and is not told connection_made()."""
+
     async def main() -> None:
         a, b = tcp_pair()
         before, after = Recorder(loop), ViewRecorder(loop)
@@ -313,13 +340,15 @@ def test_tls_in_tls(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> N
 
 def test_tls_in_tls_by_hand(loop: Loop, tls: Certificates) -> None:
     """The inner ciphertext is the outer one's data."""
+
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(loop)
         outer, peer = await start_peer(loop, tls, near, await over(loop, near, a), b)
         inner = Peer(loop, b, tls.server("other"))
-        task = asyncio.ensure_future(loop.start_tls(outer, near, tls.client(),
-                                                    server_hostname="other.test"))
+        task = asyncio.ensure_future(
+            loop.start_tls(outer, near, tls.client(), server_hostname="other.test")
+        )
         while True:
             try:
                 inner.tls.do_handshake()
@@ -350,30 +379,58 @@ class NotATransport:
     pass
 
 
-@pytest.mark.parametrize("options, error, words", [
-    ({"context": None}, TypeError,
-     "sslcontext is expected to be an instance of ssl.SSLContext, got None"),
-    ({"context": True}, TypeError,
-     "sslcontext is expected to be an instance of ssl.SSLContext, got True"),
-    ({"transport": NotATransport()}, TypeError,
-     r"transport <.*NotATransport object at .*> is not supported by start_tls\(\)"),
-    ({"transport": None}, TypeError, r"transport None is not supported by start_tls\(\)"),
-    ({"ssl_handshake_timeout": 0}, ValueError,
-     "ssl_handshake_timeout should be a positive number, got 0"),
-    ({"ssl_handshake_timeout": -1.5}, ValueError,
-     "ssl_handshake_timeout should be a positive number, got -1.5"),
-    ({"ssl_shutdown_timeout": 0}, ValueError,
-     "ssl_shutdown_timeout should be a positive number, got 0"),
-    ({"server_side": True}, ssl.SSLError,
-     "Cannot create a server socket with a PROTOCOL_TLS_CLIENT context"),
-    ({"server_hostname": ".localhost"}, ValueError, None),
-    ({"server_hostname": "a\0b"}, TypeError, None),
-])
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        (
+            {"context": None},
+            TypeError,
+            "sslcontext is expected to be an instance of ssl.SSLContext, got None",
+        ),
+        (
+            {"context": True},
+            TypeError,
+            "sslcontext is expected to be an instance of ssl.SSLContext, got True",
+        ),
+        (
+            {"transport": NotATransport()},
+            TypeError,
+            r"transport <.*NotATransport object at .*> is not supported by start_tls\(\)",
+        ),
+        ({"transport": None}, TypeError, r"transport None is not supported by start_tls\(\)"),
+        (
+            {"ssl_handshake_timeout": 0},
+            ValueError,
+            "ssl_handshake_timeout should be a positive number, got 0",
+        ),
+        (
+            {"ssl_handshake_timeout": -1.5},
+            ValueError,
+            "ssl_handshake_timeout should be a positive number, got -1.5",
+        ),
+        (
+            {"ssl_shutdown_timeout": 0},
+            ValueError,
+            "ssl_shutdown_timeout should be a positive number, got 0",
+        ),
+        (
+            {"server_side": True},
+            ssl.SSLError,
+            "Cannot create a server socket with a PROTOCOL_TLS_CLIENT context",
+        ),
+        ({"server_hostname": ".localhost"}, ValueError, None),
+        ({"server_hostname": "a\0b"}, TypeError, None),
+    ],
+)
 def test_arguments_that_cannot_be(
-    loop: Loop, tls: Certificates, options: dict[str, Any], error: type[Exception],
-    words: str | None
+    loop: Loop,
+    tls: Certificates,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: str | None,
 ) -> None:
     """They change nothing: the connection goes on in plain."""
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         await plain(loop, near, far)
@@ -393,6 +450,7 @@ def test_arguments_that_cannot_be(
 
 def test_a_pipe_is_not_taken(loop: Loop, tls: Certificates) -> None:
     """It has one direction."""
+
     async def main() -> None:
         reading, writing = os.pipe()
         near = Recorder(loop)
@@ -401,8 +459,7 @@ def test_a_pipe_is_not_taken(loop: Loop, tls: Certificates) -> None:
             transport, _ = await loop.connect_read_pipe(lambda: near, pipe)
             try:
                 with pytest.raises(TypeError, match=r"is not supported by start_tls\(\)"):
-                    await loop.start_tls(transport, near, tls.client(),
-                                         server_hostname="localhost")
+                    await loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
             finally:
                 transport.close()
                 await turns(5)
@@ -418,6 +475,7 @@ def test_a_certificate_that_is_refused(
     loop: Loop, tls: Certificates, version: ssl.TLSVersion
 ) -> None:
     """It raises, and the connection is over: the protocol hears connection_lost()."""
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         old = await plain(loop, near, far)
@@ -441,8 +499,9 @@ def test_a_peer_without_tls(loop: Loop, tls: Certificates) -> None:
         near = Recorder(loop)
         transport = await over(loop, near, a)
         b.send(b"502 not me\r\n")
-        task = asyncio.ensure_future(loop.start_tls(transport, near, tls.client(),
-                                                    server_hostname="localhost"))
+        task = asyncio.ensure_future(
+            loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
+        )
         with pytest.raises(ssl.SSLError) as caught:
             await task
         assert caught.value.reason == "WRONG_VERSION_NUMBER"
@@ -460,8 +519,7 @@ def test_a_peer_that_leaves(loop: Loop, tls: Certificates, how: str) -> None:
         a, b = tcp_pair()
         far = Recorder(loop)
         transport = await over(loop, far, a)
-        task = asyncio.ensure_future(loop.start_tls(transport, far, tls.server(),
-                                                    server_side=True))
+        task = asyncio.ensure_future(loop.start_tls(transport, far, tls.server(), server_side=True))
         await turns(5)
         if how == "close":
             b.close()
@@ -484,10 +542,16 @@ def test_a_handshake_that_takes_too_long(loop: Loop, tls: Certificates) -> None:
         near = Recorder(loop)
         transport = await over(loop, near, a)
         with pytest.raises(ConnectionAbortedError) as caught:
-            await loop.start_tls(transport, near, tls.client(), server_hostname="localhost",
-                                 ssl_handshake_timeout=0.125)
+            await loop.start_tls(
+                transport,
+                near,
+                tls.client(),
+                server_hostname="localhost",
+                ssl_handshake_timeout=0.125,
+            )
         assert str(caught.value) == (
-            "SSL handshake is taking longer than 0.125 seconds: aborting the connection")
+            "SSL handshake is taking longer than 0.125 seconds: aborting the connection"
+        )
         assert transport.is_closing()
         await receive(loop, b)  # it ends
         await until(lambda: a.fileno() < 0)
@@ -504,8 +568,9 @@ def test_a_handshake_that_is_cancelled(loop: Loop, tls: Certificates) -> None:
         a, b = tcp_pair()
         near = Recorder(loop)
         transport = await over(loop, near, a)
-        task = asyncio.ensure_future(loop.start_tls(transport, near, tls.client(),
-                                                    server_hostname="localhost"))
+        task = asyncio.ensure_future(
+            loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
+        )
         await turns(5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -525,8 +590,9 @@ def test_the_old_transport_closes_during_the_handshake(loop: Loop, tls: Certific
             a, b = tcp_pair()
             near = Recorder(loop)
             transport = await over(loop, near, a)
-            task = asyncio.ensure_future(loop.start_tls(transport, near, tls.client(),
-                                                        server_hostname="localhost"))
+            task = asyncio.ensure_future(
+                loop.start_tls(transport, near, tls.client(), server_hostname="localhost")
+            )
             await turns(5)
             getattr(transport, way)()
             await asyncio.wait([task])
@@ -593,8 +659,9 @@ def test_a_peer_that_does_not_answer_close_notify(loop: Loop, tls: Certificates)
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(loop)
-        transport, _ = await start_peer(loop, tls, near, await over(loop, near, a), b,
-                                        ssl_shutdown_timeout=0.1)
+        transport, _ = await start_peer(
+            loop, tls, near, await over(loop, near, a), b, ssl_shutdown_timeout=0.1
+        )
         transport.close()
         error = await near.lost
         assert type(error) is TimeoutError
@@ -678,8 +745,12 @@ def test_smtp_by_streams(
         await ask(b"EHLO me", b"250 STARTTLS")
         await ask(b"STARTTLS", b"220 go ahead")
         before = writer.transport
-        await writer.start_tls(tls.client(maximum_version=version), server_hostname="localhost",
-                               ssl_handshake_timeout=5, **SHUTDOWN)
+        await writer.start_tls(
+            tls.client(maximum_version=version),
+            server_hostname="localhost",
+            ssl_handshake_timeout=5,
+            **SHUTDOWN,
+        )
         assert writer.transport is not before
         assert writer.get_extra_info("ssl_object").version() in VERSIONS
         assert writer.get_extra_info("peercert")["subject"] == ((("commonName", "localhost"),),)
@@ -729,6 +800,7 @@ def test_streams_whose_handshake_fails(loop: Loop, tls: Certificates) -> None:
 
 def test_start_tls_waits_for_drain(loop: Loop, tls: Certificates) -> None:
     """What a stream has written before goes in plain, however much there is of it."""
+
     async def main() -> None:
         a, b = tcp_pair()
         reader, writer = await asyncio.open_connection(sock=a)
@@ -809,6 +881,7 @@ def test_plain_text_before_tls_is_not_read_under_it(
 
 def test_plain_text_in_the_segment_of_a_hello(loop: Loop, tls: Certificates) -> None:
     """What the protocol has not been given when TLS begins is for TLS, and is no handshake."""
+
     async def main() -> None:
         a, b = tcp_pair()
         far = Recorder(loop)
@@ -844,8 +917,7 @@ def test_a_closed_connection_is_freed_without_the_collector(
         old = await over(becket_loop, protocol, a)
         new, peer = await start_peer(becket_loop, tls, protocol, old, b)
         protocol.transport = None
-        known = [weakref.ref(one) for one in
-                 (protocol, old, new, new.get_extra_info("ssl_object"))]
+        known = [weakref.ref(one) for one in (protocol, old, new, new.get_extra_info("ssl_object"))]
         gc.collect()
         gc.disable()
         try:

@@ -34,9 +34,11 @@ async def open_stream(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """As asyncio.open_connection(sock=…) does it, with classes of our choice."""
     reader = (DerivedReader if reader_kind == "derived reader" else asyncio.StreamReader)(
-        limit=limit, loop=loop)
-    protocol = (DerivedProtocol if reader_kind == "derived protocol"
-                else asyncio.StreamReaderProtocol)(reader, loop=loop)
+        limit=limit, loop=loop
+    )
+    protocol = (
+        DerivedProtocol if reader_kind == "derived protocol" else asyncio.StreamReaderProtocol
+    )(reader, loop=loop)
     transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
@@ -237,6 +239,7 @@ def test_a_reset_is_raised_where_it_is_awaited(loop: Loop, reader_kind: str) -> 
 
 def test_an_abandoned_reader(loop: Loop, reader_kind: str) -> None:
     """Nobody will read what comes; it is dropped, and the connection goes on."""
+
     async def main() -> None:
         a, b = tcp_pair()
         reader, writer = await open_stream(loop, a, reader_kind)
@@ -277,8 +280,7 @@ def test_any_pieces_arrive_whole(loop: Loop, reader_kind: str) -> None:
         a, b = tcp_pair()
         reader, writer = await open_stream(loop, a, reader_kind, limit=5000)
         _, far = await open_stream(loop, b)
-        sent = b"".join(
-            chance.randbytes(chance.choice((1, 10, 1000, 30_000))) for _ in range(500))
+        sent = b"".join(chance.randbytes(chance.choice((1, 10, 1000, 30_000))) for _ in range(500))
 
         async def send() -> None:
             at = 0
@@ -499,6 +501,7 @@ def test_sendfile(loop: Loop, tmp_path: Any) -> None:
 
 def test_a_reader_that_was_replaced_is_not_fed_any_more(loop: Loop, reader_kind: str) -> None:
     """set_protocol() in mid-stream, as start_tls() does it."""
+
     async def main() -> None:
         a, b = tcp_pair()
         reader, writer = await open_stream(loop, a, reader_kind)
@@ -522,7 +525,8 @@ def test_the_standard_streams_as_pipes(loop: Loop) -> None:
         a, b = os.pipe()
         reader = asyncio.StreamReader(loop=loop)
         transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(a, "rb", 0))
+            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), os.fdopen(a, "rb", 0)
+        )
         os.write(b, b"one\ntwo\n")
         assert await reader.readline() == b"one\n"
         assert await reader.readline() == b"two\n"

@@ -59,15 +59,27 @@ class ViewEcho(ViewRecorder):
 class Peer:
     """The other end, by hand: a socket, and beside it ssl's engine between two MemoryBIOs."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, context: ssl.SSLContext, *,
-                 hostname: str | None = None, session: ssl.SSLSession | None = None,
-                 piece: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        *,
+        hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
+        piece: int = 1 << 20,
+    ) -> None:
         sock.setblocking(False)
         self.loop, self.sock, self.piece = loop, sock, piece
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         server = context.protocol is ssl.PROTOCOL_TLS_SERVER
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=server,
-                                    server_hostname=hostname, session=session)
+        self.tls = context.wrap_bio(
+            self.incoming,
+            self.outgoing,
+            server_side=server,
+            server_hostname=hostname,
+            session=session,
+        )
 
     async def flush(self) -> None:
         """Send what waits; small pieces one by one, so that each is received by itself."""
@@ -131,16 +143,24 @@ class Peer:
 
 
 async def attempt(
-    loop: Loop, client: ssl.SSLContext, server: ssl.SSLContext, near: Recorder, far: Recorder,
-    *, hostname: str = "localhost", **options: Any
+    loop: Loop,
+    client: ssl.SSLContext,
+    server: ssl.SSLContext,
+    near: Recorder,
+    far: Recorder,
+    *,
+    hostname: str = "localhost",
+    **options: Any,
 ) -> list[Any]:
     """Connect two protocols by TLS over TCP: for each of them None, or how it failed."""
     a, b = tcp_pair()
     results = await asyncio.gather(
-        loop.create_connection(lambda: near, sock=a, ssl=client, server_hostname=hostname,
-                               **options),
+        loop.create_connection(
+            lambda: near, sock=a, ssl=client, server_hostname=hostname, **options
+        ),
         loop.connect_accepted_socket(lambda: far, b, ssl=server, **options),
-        return_exceptions=True)
+        return_exceptions=True,
+    )
     failed = [result if isinstance(result, BaseException) else None for result in results]
     if any(failed):
         await turns(5)  # for what a protocol is told afterwards
@@ -148,8 +168,13 @@ async def attempt(
 
 
 async def connect(
-    loop: Loop, tls: Certificates, near: Recorder, far: Recorder, *,
-    version: ssl.TLSVersion = V13, **options: Any
+    loop: Loop,
+    tls: Certificates,
+    near: Recorder,
+    far: Recorder,
+    *,
+    version: ssl.TLSVersion = V13,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """The same, where nothing is to fail."""
     client, server = tls.client(maximum_version=version), tls.server()
@@ -158,17 +183,24 @@ async def connect(
 
 
 async def with_peer(
-    loop: Loop, tls: Certificates, near: asyncio.BaseProtocol, *,
-    version: ssl.TLSVersion = V13, piece: int = 1 << 20, **options: Any
+    loop: Loop,
+    tls: Certificates,
+    near: asyncio.BaseProtocol,
+    *,
+    version: ssl.TLSVersion = V13,
+    piece: int = 1 << 20,
+    **options: Any,
 ) -> tuple[Any, Peer]:
     """A client's transport, and its peer by hand."""
     a, b = tcp_pair()
     b.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer = Peer(loop, b, tls.server(maximum_version=version), piece=piece)
     (transport, _), _ = await asyncio.gather(
-        loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                               server_hostname="localhost", **options),
-        peer.handshake())
+        loop.create_connection(
+            lambda: near, sock=a, ssl=tls.client(), server_hostname="localhost", **options
+        ),
+        peer.handshake(),
+    )
     return transport, peer
 
 
@@ -181,8 +213,10 @@ async def end(*recorders: Recorder) -> None:
 
 
 async def serving(
-    loop: Loop, context: ssl.SSLContext, factory: Callable[[], asyncio.BaseProtocol] = Echo,
-    **options: Any
+    loop: Loop,
+    context: ssl.SSLContext,
+    factory: Callable[[], asyncio.BaseProtocol] = Echo,
+    **options: Any,
 ) -> tuple[Any, int]:
     """A server, and its port."""
     server = await loop.create_server(factory, "127.0.0.1", 0, ssl=context, **options)
@@ -269,7 +303,8 @@ def test_servers_and_clients_by_tcp(loop: Loop, tls: Certificates) -> None:
             near = Recorder(loop)
             arguments: dict[str, Any] = {"ssl": tls.client(), **options}
             transport, protocol = await loop.create_connection(
-                lambda: near, host, port, **arguments)
+                lambda: near, host, port, **arguments
+            )
             assert protocol is near
             assert transport is near.transport
             transport.write(b"hello")
@@ -288,8 +323,9 @@ def test_servers_and_clients_by_unix(loop: Loop, tls: Certificates, short_path: 
     async def main() -> None:
         server = await loop.create_unix_server(Echo, short_path, ssl=tls.server())
         near = Recorder(loop)
-        await loop.create_unix_connection(lambda: near, short_path, ssl=tls.client(),
-                                          server_hostname="site.test")
+        await loop.create_unix_connection(
+            lambda: near, short_path, ssl=tls.client(), server_hostname="site.test"
+        )
         near.transport.write(b"hello")
         assert await near.received(5) == b"hello"
         assert near.transport.get_extra_info("peername") == short_path
@@ -298,8 +334,9 @@ def test_servers_and_clients_by_unix(loop: Loop, tls: Certificates, short_path: 
         assert await near.lost is None
         other = Recorder(loop)
         with pytest.raises(ssl.SSLCertVerificationError):
-            await loop.create_unix_connection(lambda: other, short_path, ssl=tls.client(),
-                                              server_hostname="other.test")
+            await loop.create_unix_connection(
+                lambda: other, short_path, ssl=tls.client(), server_hostname="other.test"
+            )
         server.close()
         await server.wait_closed()
 
@@ -350,12 +387,15 @@ def test_no_name(loop: Loop, tls: Certificates) -> None:
 
 def test_no_name_is_verified_by_nobody(loop: Loop, tls: Certificates) -> None:
     """Documented: an empty server_hostname disables the matching of names."""
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         client = tls.client()
         assert client.check_hostname
         assert await attempt(loop, client, tls.server("other"), near, far, hostname="") == [
-            None, None]
+            None,
+            None,
+        ]
         assert near.transport.get_extra_info("ssl_object").server_hostname is None
         await end(near, far)
         near, far = Recorder(loop), Recorder(loop)
@@ -365,12 +405,15 @@ def test_no_name_is_verified_by_nobody(loop: Loop, tls: Certificates) -> None:
     run(loop, main())
 
 
-@pytest.mark.parametrize("name, error", [
-    (".localhost", ValueError),
-    ("a\0b", TypeError),
-    ("a..b", UnicodeError),
-    ("x" * 300, UnicodeError),
-])
+@pytest.mark.parametrize(
+    "name, error",
+    [
+        (".localhost", ValueError),
+        ("a\0b", TypeError),
+        ("a..b", UnicodeError),
+        ("x" * 300, UnicodeError),
+    ],
+)
 def test_names_that_cannot_be(
     loop: Loop, tls: Certificates, name: str, error: type[Exception]
 ) -> None:
@@ -378,8 +421,9 @@ def test_names_that_cannot_be(
         a, b = tcp_pair()
         near = Recorder(loop)
         with pytest.raises(error):
-            await loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                         server_hostname=name)
+            await loop.create_connection(
+                lambda: near, sock=a, ssl=tls.client(), server_hostname=name
+            )
         assert near.calls == []
         a.close()
         b.close()
@@ -408,15 +452,17 @@ def test_ssl_true_trusts_whom_the_system_trusts(
         await end(near)
         # Without a name it is for any, but from an authority that is trusted.
         near = Recorder(loop)
-        transport, _ = await loop.create_connection(lambda: near, "127.0.0.1", port, ssl=True,
-                                                    server_hostname="")
+        transport, _ = await loop.create_connection(
+            lambda: near, "127.0.0.1", port, ssl=True, server_hostname=""
+        )
         context = transport.get_extra_info("sslcontext")
         assert context.verify_mode is ssl.CERT_REQUIRED
         assert not context.check_hostname
         await end(near)
         with pytest.raises(ssl.SSLCertVerificationError):
-            await loop.create_connection(lambda: Recorder(loop), "127.0.0.1", port, ssl=True,
-                                         server_hostname="other.test")
+            await loop.create_connection(
+                lambda: Recorder(loop), "127.0.0.1", port, ssl=True, server_hostname="other.test"
+            )
         server.close()
         await server.wait_closed()
 
@@ -435,7 +481,8 @@ def test_streams(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> None
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls.server())
         port = server.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=tls.client(maximum_version=version))
+            "127.0.0.1", port, ssl=tls.client(maximum_version=version)
+        )
         for line in (b"one\n", b"two\n", b"x" * 50000 + b"\n"):
             writer.write(line)
             await writer.drain()
@@ -492,50 +539,90 @@ NAME = "server_hostname is only meaningful with ssl"
 NOT_BOOL = "ssl argument must be an SSLContext or None"
 POSITIVE = "should be a positive number, got"
 WAYS = {
-    "connect": lambda loop, sock, **options: loop.create_connection(
-        Echo, sock=sock, **options),
+    "connect": lambda loop, sock, **options: loop.create_connection(Echo, sock=sock, **options),
     "connect by name": lambda loop, sock, **options: loop.create_connection(
-        Echo, *sock.getpeername(), **options),
+        Echo, *sock.getpeername(), **options
+    ),
     "connect unix": lambda loop, sock, **options: loop.create_unix_connection(
-        Echo, sock=sock, **options),
-    "accepted": lambda loop, sock, **options: loop.connect_accepted_socket(
-        Echo, sock, **options),
-    "server": lambda loop, sock, **options: loop.create_server(
-        Echo, "127.0.0.1", 0, **options),
+        Echo, sock=sock, **options
+    ),
+    "accepted": lambda loop, sock, **options: loop.connect_accepted_socket(Echo, sock, **options),
+    "server": lambda loop, sock, **options: loop.create_server(Echo, "127.0.0.1", 0, **options),
     "unix server": lambda loop, sock, **options: loop.create_unix_server(
-        Echo, "/nowhere/at/all", **options),
+        Echo, "/nowhere/at/all", **options
+    ),
 }
 
 
-@pytest.mark.parametrize("way, options, error, words", [
-    *((way, {"ssl_handshake_timeout": 1}, ValueError, HANDSHAKE) for way in WAYS),
-    *((way, {"ssl_shutdown_timeout": 1}, ValueError, SHUTDOWN) for way in WAYS),
-    *((way, {"ssl": name, timeout: value, **({} if name == "server" else {"server_hostname": ""})},
-       ValueError, f"{timeout} {POSITIVE} {value}")
-      for way, name in [("connect", "client"), ("accepted", "server")]
-      for timeout in ("ssl_handshake_timeout", "ssl_shutdown_timeout") for value in (0, -1)),
-    ("connect", {"server_hostname": "localhost"}, ValueError, NAME),
-    ("connect unix", {"server_hostname": "localhost"}, ValueError, NAME),
-    ("connect", {"ssl": "client"}, ValueError,
-     "You must set server_hostname when using ssl without a host"),
-    ("connect unix", {"ssl": "client"}, ValueError,
-     "you have to pass server_hostname when using ssl"),
-    ("connect", {"ssl": "server", "server_hostname": "localhost"}, ssl.SSLError,
-     "Cannot create a client socket with a PROTOCOL_TLS_SERVER context"),
-    ("accepted", {"ssl": "client"}, ssl.SSLError,
-     "Cannot create a server socket with a PROTOCOL_TLS_CLIENT context"),
-    ("accepted", {"ssl": True}, ValueError, "Server side SSL needs a valid SSLContext"),
-    *((way, {"ssl": value}, TypeError, NOT_BOOL)
-      for way in ("server", "unix server") for value in (True, False)),
-])
+@pytest.mark.parametrize(
+    "way, options, error, words",
+    [
+        *((way, {"ssl_handshake_timeout": 1}, ValueError, HANDSHAKE) for way in WAYS),
+        *((way, {"ssl_shutdown_timeout": 1}, ValueError, SHUTDOWN) for way in WAYS),
+        *(
+            (
+                way,
+                {
+                    "ssl": name,
+                    timeout: value,
+                    **({} if name == "server" else {"server_hostname": ""}),
+                },
+                ValueError,
+                f"{timeout} {POSITIVE} {value}",
+            )
+            for way, name in [("connect", "client"), ("accepted", "server")]
+            for timeout in ("ssl_handshake_timeout", "ssl_shutdown_timeout")
+            for value in (0, -1)
+        ),
+        ("connect", {"server_hostname": "localhost"}, ValueError, NAME),
+        ("connect unix", {"server_hostname": "localhost"}, ValueError, NAME),
+        (
+            "connect",
+            {"ssl": "client"},
+            ValueError,
+            "You must set server_hostname when using ssl without a host",
+        ),
+        (
+            "connect unix",
+            {"ssl": "client"},
+            ValueError,
+            "you have to pass server_hostname when using ssl",
+        ),
+        (
+            "connect",
+            {"ssl": "server", "server_hostname": "localhost"},
+            ssl.SSLError,
+            "Cannot create a client socket with a PROTOCOL_TLS_SERVER context",
+        ),
+        (
+            "accepted",
+            {"ssl": "client"},
+            ssl.SSLError,
+            "Cannot create a server socket with a PROTOCOL_TLS_CLIENT context",
+        ),
+        ("accepted", {"ssl": True}, ValueError, "Server side SSL needs a valid SSLContext"),
+        *(
+            (way, {"ssl": value}, TypeError, NOT_BOOL)
+            for way in ("server", "unix server")
+            for value in (True, False)
+        ),
+    ],
+)
 def test_arguments_that_cannot_be(
-    loop: Loop, tls: Certificates, *, way: str, options: dict[str, Any],
-    error: type[Exception], words: str
+    loop: Loop,
+    tls: Certificates,
+    *,
+    way: str,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: str,
 ) -> None:
     async def main() -> None:
         made = {"client": tls.client(check_hostname=False), "server": tls.server()}
-        given = {name: made[value] if isinstance(value, str) and name == "ssl" else value
-                 for name, value in options.items()}
+        given = {
+            name: made[value] if isinstance(value, str) and name == "ssl" else value
+            for name, value in options.items()
+        }
         a, b = tcp_pair()
         with pytest.raises(error, match=words):
             await WAYS[way](loop, a, **given)
@@ -551,8 +638,9 @@ def test_a_socket_that_ssl_has_wrapped_is_not_taken(
 ) -> None:
     async def main() -> None:
         a, b = tcp_pair()
-        with tls.client().wrap_socket(a, server_hostname="localhost",
-                                      do_handshake_on_connect=False) as wrapped:
+        with tls.client().wrap_socket(
+            a, server_hostname="localhost", do_handshake_on_connect=False
+        ) as wrapped:
             with pytest.raises(TypeError, match="Socket cannot be of type SSLSocket"):
                 await WAYS[way](loop, wrapped)
         b.close()
@@ -590,8 +678,11 @@ def test_extra_info(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> N
         assert certificate["issuer"] == ((("commonName", "tests, intermediate"),),)
         assert certificate["version"] == 3
         assert certificate["subjectAltName"] == (
-            ("DNS", "localhost"), ("DNS", "site.test"), ("IP Address", "127.0.0.1"),
-            ("IP Address", "0:0:0:0:0:0:0:1"))
+            ("DNS", "localhost"),
+            ("DNS", "site.test"),
+            ("IP Address", "127.0.0.1"),
+            ("IP Address", "0:0:0:0:0:0:0:1"),
+        )
         assert certificate == near.transport.get_extra_info("ssl_object").getpeercert()
         await end(near, far)
 
@@ -607,8 +698,9 @@ def test_the_ssl_object(loop: Loop, tls: Certificates, version: ssl.TLSVersion) 
         for one in (ours, theirs):
             assert one.version() == name
             assert one.cipher()[1] == name
-            assert one.cipher() in [(c["name"], c["protocol"], c["strength_bits"])
-                                    for c in one.context.get_ciphers()]
+            assert one.cipher() in [
+                (c["name"], c["protocol"], c["strength_bits"]) for c in one.context.get_ciphers()
+            ]
             assert one.cipher()[0] in [shared[0] for shared in theirs.shared_ciphers()]
             assert one.selected_alpn_protocol() is None
             assert one.compression() is None
@@ -665,8 +757,7 @@ def test_a_certificate_that_was_not_verified(loop: Loop, tls: Certificates) -> N
         client = tls.client(check_hostname=False, verify_mode=ssl.CERT_NONE)
         near, far = Recorder(loop), Recorder(loop)
         server = tls.server("stranger")
-        assert await attempt(loop, client, server, near, far, hostname="other.test") == [
-            None, None]
+        assert await attempt(loop, client, server, near, far, hostname="other.test") == [None, None]
         assert near.transport.get_extra_info("peercert") == {}
         theirs = near.transport.get_extra_info("ssl_object")
         assert theirs.getpeercert(True) == tls.der("stranger")
@@ -713,6 +804,7 @@ def test_a_class_of_ones_own_for_connections(loop: Loop, tls: Certificates) -> N
 
 def test_a_context_that_stands_for_another(loop: Loop, tls: Certificates) -> None:
     """As truststore's does, which overrides wrap_bio() and is empty itself."""
+
     class Standing(ssl.SSLContext):
         inner: ssl.SSLContext
 
@@ -763,8 +855,10 @@ def test_a_context_by_name(loop: Loop, tls: Certificates, version: ssl.TLSVersio
                 connection.context = other
 
         server.sni_callback = choose
-        for name, leaf, context in [("localhost", "server", server),
-                                    ("other.test", "other", other)]:
+        for name, leaf, context in [
+            ("localhost", "server", server),
+            ("other.test", "other", other),
+        ]:
             near, far = Recorder(loop), Recorder(loop)
             client = tls.client(maximum_version=version)
             assert await attempt(loop, client, server, near, far, hostname=name) == [None, None]
@@ -787,7 +881,8 @@ def test_what_a_name_callback_is_given(loop: Loop, tls: Certificates) -> None:
     async def main() -> None:
         server = tls.server()
         server.sni_callback = lambda connection, name, context: seen.append(
-            (connection, connection.server_side, context))
+            (connection, connection.server_side, context)
+        )
         near, far = Recorder(loop), Recorder(loop)
         assert await attempt(loop, tls.client(), server, near, far) == [None, None]
         assert len(seen) == 1
@@ -799,15 +894,18 @@ def test_what_a_name_callback_is_given(loop: Loop, tls: Certificates) -> None:
     run(loop, main())
 
 
-@pytest.mark.parametrize("answer, error", [
-    (ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME, None),
-    (ssl.ALERT_DESCRIPTION_ACCESS_DENIED, None),
-    (ZeroDivisionError("mine"), ZeroDivisionError),
-    ("text", TypeError),
-], ids=["unrecognized_name", "access_denied", "raises", "wrong type"])
+@pytest.mark.parametrize(
+    "answer, error",
+    [
+        (ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME, None),
+        (ssl.ALERT_DESCRIPTION_ACCESS_DENIED, None),
+        (ZeroDivisionError("mine"), ZeroDivisionError),
+        ("text", TypeError),
+    ],
+    ids=["unrecognized_name", "access_denied", "raises", "wrong type"],
+)
 def test_a_name_callback_refuses(
-    loop: Loop, tls: Certificates, unraisable: list[Any], answer: Any,
-    error: type[Exception] | None
+    loop: Loop, tls: Certificates, unraisable: list[Any], answer: Any, error: type[Exception] | None
 ) -> None:
     async def main() -> None:
         server = tls.server()
@@ -830,16 +928,24 @@ def test_a_name_callback_refuses(
     run(loop, main())
 
 
-@pytest.mark.parametrize("ours, theirs, agreed", [
-    (["h2", "http/1.1"], ["http/1.1"], "http/1.1"),
-    (["http/1.1", "h2"], ["h2", "http/1.1"], "h2"),  # the server's preference counts
-    (["h2"], ["smtp"], None),
-    (["h2"], None, None),
-    (None, ["h2"], None),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, agreed",
+    [
+        (["h2", "http/1.1"], ["http/1.1"], "http/1.1"),
+        (["http/1.1", "h2"], ["h2", "http/1.1"], "h2"),  # the server's preference counts
+        (["h2"], ["smtp"], None),
+        (["h2"], None, None),
+        (None, ["h2"], None),
+    ],
+)
 def test_alpn(
-    loop: Loop, tls: Certificates, version: ssl.TLSVersion, *, ours: list[str] | None,
-    theirs: list[str] | None, agreed: str | None
+    loop: Loop,
+    tls: Certificates,
+    version: ssl.TLSVersion,
+    *,
+    ours: list[str] | None,
+    theirs: list[str] | None,
+    agreed: str | None,
 ) -> None:
     async def main() -> None:
         client, server = tls.client(maximum_version=version), tls.server()
@@ -857,8 +963,9 @@ def test_alpn(
     run(loop, main())
 
 
-@pytest.mark.parametrize("mode", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED],
-                         ids=["optional", "required"])
+@pytest.mark.parametrize(
+    "mode", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["optional", "required"]
+)
 @pytest.mark.parametrize("name", ["client", None])
 def test_client_certificates(
     loop: Loop, tls: Certificates, version: ssl.TLSVersion, mode: ssl.VerifyMode, name: str | None
@@ -928,7 +1035,9 @@ def test_a_client_learns_why_its_certificate_was_refused(
         near = Recorder(loop)
         ours, theirs = await asyncio.gather(
             loop.create_connection(lambda: near, sock=a, ssl=client, server_hostname="localhost"),
-            peer.handshake(), return_exceptions=True)
+            peer.handshake(),
+            return_exceptions=True,
+        )
         assert isinstance(theirs, ssl.SSLError)
         if version is V12:
             assert near.calls == []
@@ -937,12 +1046,15 @@ def test_a_client_learns_why_its_certificate_was_refused(
             ours = await near.lost
             assert near.calls == ["made", "lost"]
         assert isinstance(ours, ssl.SSLError)
-        assert ours.reason == {
-            ("missing", V12): "SSLV3_ALERT_HANDSHAKE_FAILURE",
-            ("missing", V13): "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-            ("stranger", V12): "TLSV1_ALERT_UNKNOWN_CA",
-            ("stranger", V13): "TLSV1_ALERT_UNKNOWN_CA",
-        }[kind_of_end, version]
+        assert (
+            ours.reason
+            == {
+                ("missing", V12): "SSLV3_ALERT_HANDSHAKE_FAILURE",
+                ("missing", V13): "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+                ("stranger", V12): "TLSV1_ALERT_UNKNOWN_CA",
+                ("stranger", V13): "TLSV1_ALERT_UNKNOWN_CA",
+            }[kind_of_end, version]
+        )
         b.close()
 
     run(loop, main())
@@ -950,6 +1062,7 @@ def test_a_client_learns_why_its_certificate_was_refused(
 
 def test_a_certificate_is_asked_for_later(loop: Loop, tls: Certificates) -> None:
     """Post-handshake authentication, of TLS 1.3."""
+
     async def main() -> None:
         client = tls.client("client", post_handshake_auth=True)
         server = tls.server(verify_mode=ssl.CERT_REQUIRED, post_handshake_auth=True)
@@ -997,8 +1110,10 @@ def test_a_certificate_is_not_asked_for_later_of_who_does_not_offer_it(
         theirs = far.transport.get_extra_info("ssl_object")
         with pytest.raises(ssl.SSLError) as caught:
             theirs.verify_client_post_handshake()
-        assert caught.value.reason == {
-            V12: "WRONG_SSL_VERSION", V13: "EXTENSION_NOT_RECEIVED"}[version]
+        assert (
+            caught.value.reason
+            == {V12: "WRONG_SSL_VERSION", V13: "EXTENSION_NOT_RECEIVED"}[version]
+        )
         far.transport.write(b"no harm")
         assert await near.received(7) == b"no harm"
         await end(near, far)
@@ -1018,8 +1133,9 @@ def test_keys_are_logged(
         near.transport.write(b"hello")
         assert await far.received(5) == b"hello"
         label = {V12: "CLIENT_RANDOM", V13: "CLIENT_HANDSHAKE_TRAFFIC_SECRET"}[version]
-        ours, theirs = ([line for line in path.read_text().splitlines() if line[:1] != "#"]
-                        for path in paths)
+        ours, theirs = (
+            [line for line in path.read_text().splitlines() if line[:1] != "#"] for path in paths
+        )
         assert sorted(ours) == sorted(theirs)
         assert label in [line.split()[0] for line in ours]
         await end(near, far)
@@ -1037,8 +1153,9 @@ def test_messages_are_watched(loop: Loop, tls: Certificates) -> None:
         assert await attempt(loop, client, tls.server(), near, far) == [None, None]
         ours = near.transport.get_extra_info("ssl_object")
         assert {message[0] for message in seen} == {ours}
-        told = [(direction, kind.name) for _, direction, _, _, kind, _ in seen
-                if hasattr(kind, "name")]
+        told = [
+            (direction, kind.name) for _, direction, _, _, kind, _ in seen if hasattr(kind, "name")
+        ]
         assert told.index(("write", "CLIENT_HELLO")) < told.index(("read", "SERVER_HELLO"))
         assert ("read", "CERTIFICATE") in told
         assert told.count(("write", "FINISHED")) == told.count(("read", "FINISHED")) == 1
@@ -1049,20 +1166,25 @@ def test_messages_are_watched(loop: Loop, tls: Certificates) -> None:
     run(loop, main())
 
 
-@pytest.mark.parametrize("ours, theirs, agreed", [
-    ({"maximum_version": V12}, {}, "TLSv1.2"),
-    ({}, {"maximum_version": V12}, "TLSv1.2"),
-    ({"minimum_version": V13}, {}, "TLSv1.3"),
-    ({}, {"minimum_version": V13}, "TLSv1.3"),
-    ({}, {}, "TLSv1.3"),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, agreed",
+    [
+        ({"maximum_version": V12}, {}, "TLSv1.2"),
+        ({}, {"maximum_version": V12}, "TLSv1.2"),
+        ({"minimum_version": V13}, {}, "TLSv1.3"),
+        ({}, {"minimum_version": V13}, "TLSv1.3"),
+        ({}, {}, "TLSv1.3"),
+    ],
+)
 def test_versions(
     loop: Loop, tls: Certificates, ours: dict[str, Any], theirs: dict[str, Any], agreed: str
 ) -> None:
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         assert await attempt(loop, tls.client(**ours), tls.server(**theirs), near, far) == [
-            None, None]
+            None,
+            None,
+        ]
         for one in (near, far):
             assert one.transport.get_extra_info("ssl_object").version() == agreed
         await end(near, far)
@@ -1070,10 +1192,13 @@ def test_versions(
     run(loop, main())
 
 
-@pytest.mark.parametrize("ours, theirs", [
-    ({"maximum_version": V12}, {"minimum_version": V13}),
-    ({"minimum_version": V13}, {"maximum_version": V12}),
-])
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ({"maximum_version": V12}, {"minimum_version": V13}),
+        ({"minimum_version": V13}, {"maximum_version": V12}),
+    ],
+)
 def test_no_version_in_common(
     loop: Loop, tls: Certificates, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
@@ -1090,7 +1215,9 @@ def test_no_version_in_common(
         peer = Peer(loop, b, server)
         we, they = await asyncio.gather(
             loop.create_connection(lambda: near, sock=a, ssl=client, server_hostname="localhost"),
-            peer.handshake(), return_exceptions=True)
+            peer.handshake(),
+            return_exceptions=True,
+        )
         assert isinstance(they, ssl.SSLError)
         assert isinstance(we, ssl.SSLError)
         assert we.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
@@ -1121,6 +1248,7 @@ def test_no_cipher_in_common(loop: Loop, tls: Certificates) -> None:
 
 def test_sessions_are_resumed(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> None:
     """By a client that can: asyncio's interface has no place for a session."""
+
     async def main() -> None:
         server, client = tls.server(), tls.client(maximum_version=version)
         session = None
@@ -1128,8 +1256,9 @@ def test_sessions_are_resumed(loop: Loop, tls: Certificates, version: ssl.TLSVer
             a, b = tcp_pair()
             far = Recorder(loop)
             peer = Peer(loop, a, client, hostname="localhost", session=session)
-            await asyncio.gather(loop.connect_accepted_socket(lambda: far, b, ssl=server),
-                                 peer.handshake())
+            await asyncio.gather(
+                loop.connect_accepted_socket(lambda: far, b, ssl=server), peer.handshake()
+            )
             assert far.transport.get_extra_info("ssl_object").session_reused is reused
             assert peer.tls.session_reused is reused
             far.transport.write(b"hello")
@@ -1157,8 +1286,9 @@ def test_the_number_of_tickets(loop: Loop, tls: Certificates, count: int) -> Non
         a, b = tcp_pair()
         far = Recorder(loop)
         peer = Peer(loop, a, client, hostname="localhost")
-        await asyncio.gather(loop.connect_accepted_socket(lambda: far, b, ssl=server),
-                             peer.handshake())
+        await asyncio.gather(
+            loop.connect_accepted_socket(lambda: far, b, ssl=server), peer.handshake()
+        )
         far.transport.write(b"hello")
         assert await peer.read(5) == b"hello"
         assert seen.count("NEWSESSION_TICKET") == count
@@ -1172,26 +1302,48 @@ def test_the_number_of_tickets(loop: Loop, tls: Certificates, count: int) -> Non
 # ---- Handshakes that fail ----
 
 
-@pytest.mark.parametrize("certificate, name, code, words", [
-    ("stranger", "localhost", 18, "self-signed certificate"),
-    ("expired", "localhost", 10, "certificate has expired"),
-    ("server", "other.test", 62,
-     "Hostname mismatch, certificate is not valid for 'other.test'."),
-    ("other", "localhost", 62, "Hostname mismatch, certificate is not valid for 'localhost'."),
-    ("server", "127.0.0.2", 64,
-     "IP address mismatch, certificate is not valid for '127.0.0.2'."),
-    ("other", "127.0.0.1", 64,
-     "IP address mismatch, certificate is not valid for '127.0.0.1'."),
-])
+@pytest.mark.parametrize(
+    "certificate, name, code, words",
+    [
+        ("stranger", "localhost", 18, "self-signed certificate"),
+        ("expired", "localhost", 10, "certificate has expired"),
+        (
+            "server",
+            "other.test",
+            62,
+            "Hostname mismatch, certificate is not valid for 'other.test'.",
+        ),
+        ("other", "localhost", 62, "Hostname mismatch, certificate is not valid for 'localhost'."),
+        (
+            "server",
+            "127.0.0.2",
+            64,
+            "IP address mismatch, certificate is not valid for '127.0.0.2'.",
+        ),
+        (
+            "other",
+            "127.0.0.1",
+            64,
+            "IP address mismatch, certificate is not valid for '127.0.0.1'.",
+        ),
+    ],
+)
 def test_certificates_that_are_refused(
-    loop: Loop, tls: Certificates, version: ssl.TLSVersion, *, certificate: str, name: str,
-    code: int, words: str
+    loop: Loop,
+    tls: Certificates,
+    version: ssl.TLSVersion,
+    *,
+    certificate: str,
+    name: str,
+    code: int,
+    words: str,
 ) -> None:
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         client = tls.client(maximum_version=version)
-        ours, theirs = await attempt(loop, client, tls.server(certificate), near, far,
-                                     hostname=name)
+        ours, theirs = await attempt(
+            loop, client, tls.server(certificate), near, far, hostname=name
+        )
         assert type(ours) is ssl.SSLCertVerificationError
         assert ours.verify_code == code
         assert ours.verify_message == words
@@ -1207,6 +1359,7 @@ def test_certificates_that_are_refused(
 
 def test_whom_nobody_trusts(loop: Loop, tls: Certificates) -> None:
     """A context without authorities."""
+
     async def main() -> None:
         near, far = Recorder(loop), Recorder(loop)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -1224,18 +1377,21 @@ def test_an_alert_tells_the_peer_of_a_handshake_why_it_failed(
     becket_loop: Loop, tls: Certificates, side: str
 ) -> None:
     """asyncio's own closes the connection before the alert is sent."""
+
     async def main() -> None:
         loop = becket_loop
         a, b = tcp_pair()
         near = Recorder(loop)
         if side == "client":
             peer = Peer(loop, b, tls.server("stranger"))
-            work: Any = loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                               server_hostname="localhost")
+            work: Any = loop.create_connection(
+                lambda: near, sock=a, ssl=tls.client(), server_hostname="localhost"
+            )
         else:
             peer = Peer(loop, b, tls.client(maximum_version=V12), hostname="localhost")
-            work = loop.connect_accepted_socket(lambda: near, a,
-                                                ssl=tls.server(minimum_version=V13))
+            work = loop.connect_accepted_socket(
+                lambda: near, a, ssl=tls.server(minimum_version=V13)
+            )
         ours, theirs = await asyncio.gather(work, peer.handshake(), return_exceptions=True)
         if theirs is peer:  # the server's handshake was over when the client looked
             with pytest.raises(ssl.SSLError) as caught:
@@ -1244,8 +1400,10 @@ def test_an_alert_tells_the_peer_of_a_handshake_why_it_failed(
         b.close()
         assert isinstance(ours, ssl.SSLError)
         assert isinstance(theirs, ssl.SSLError)
-        assert theirs.reason == {"client": "TLSV1_ALERT_UNKNOWN_CA",
-                                 "server": "TLSV1_ALERT_PROTOCOL_VERSION"}[side]
+        assert (
+            theirs.reason
+            == {"client": "TLSV1_ALERT_UNKNOWN_CA", "server": "TLSV1_ALERT_PROTOCOL_VERSION"}[side]
+        )
         assert near.calls == []
 
     run(becket_loop, main())
@@ -1305,8 +1463,13 @@ def test_a_bad_client_is_no_matter_to_others(
         if how == "wrong certificate":
             client = tls.client()
             with pytest.raises(ssl.SSLCertVerificationError):
-                await loop.create_connection(lambda: Recorder(loop), "127.0.0.1", port, ssl=client,
-                                             server_hostname="other.test")
+                await loop.create_connection(
+                    lambda: Recorder(loop),
+                    "127.0.0.1",
+                    port,
+                    ssl=client,
+                    server_hostname="other.test",
+                )
         else:
             sock = socket.create_connection(("127.0.0.1", port))
             await until(lambda: made)
@@ -1345,8 +1508,9 @@ def test_a_peer_without_tls(loop: Loop, tls: Certificates) -> None:
         near = Recorder(loop)
         b.send(b"220 localhost ESMTP\r\n")
         with pytest.raises(ssl.SSLError) as caught:
-            await loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                         server_hostname="localhost")
+            await loop.create_connection(
+                lambda: near, sock=a, ssl=tls.client(), server_hostname="localhost"
+            )
         assert type(caught.value) is ssl.SSLError
         assert caught.value.reason == "WRONG_VERSION_NUMBER"
         assert caught.value.library == "SSL"
@@ -1368,8 +1532,9 @@ def test_a_peer_that_leaves_during_the_handshake(
         near = Recorder(loop)
         if side == "client":
             peer = Peer(loop, b, tls.server())
-            work: Any = loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                               server_hostname="localhost")
+            work: Any = loop.create_connection(
+                lambda: near, sock=a, ssl=tls.client(), server_hostname="localhost"
+            )
         else:
             peer = Peer(loop, b, tls.client(), hostname="localhost")
             work = loop.connect_accepted_socket(lambda: near, a, ssl=tls.server())
@@ -1395,11 +1560,14 @@ def test_a_peer_that_leaves_during_the_handshake(
             reset(b)
         with pytest.raises(ConnectionError) as caught:
             await task
-        assert type(caught.value) in {
-            "close": (ConnectionResetError,),
-            # What was to be written meanwhile may have met the broken connection first.
-            "reset": (ConnectionResetError, BrokenPipeError),
-        }[how]
+        assert (
+            type(caught.value)
+            in {
+                "close": (ConnectionResetError,),
+                # What was to be written meanwhile may have met the broken connection first.
+                "reset": (ConnectionResetError, BrokenPipeError),
+            }[how]
+        )
         if how == "close":
             assert caught.value.args == ()
         assert near.calls == []
@@ -1414,16 +1582,22 @@ def test_a_handshake_that_takes_too_long(loop: Loop, tls: Certificates, side: st
         a, b = tcp_pair()
         near = Recorder(loop)
         if side == "client":
-            work: Any = loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                               server_hostname="localhost",
-                                               ssl_handshake_timeout=0.125)
+            work: Any = loop.create_connection(
+                lambda: near,
+                sock=a,
+                ssl=tls.client(),
+                server_hostname="localhost",
+                ssl_handshake_timeout=0.125,
+            )
         else:
-            work = loop.connect_accepted_socket(lambda: near, a, ssl=tls.server(),
-                                                ssl_handshake_timeout=0.125)
+            work = loop.connect_accepted_socket(
+                lambda: near, a, ssl=tls.server(), ssl_handshake_timeout=0.125
+            )
         with pytest.raises(ConnectionAbortedError) as caught:
             await work
         assert str(caught.value) == (
-            "SSL handshake is taking longer than 0.125 seconds: aborting the connection")
+            "SSL handshake is taking longer than 0.125 seconds: aborting the connection"
+        )
         assert caught.value.errno is None
         assert near.calls == []
         await receive(loop, b)  # it ends
@@ -1466,8 +1640,9 @@ def test_a_handshake_that_is_cancelled(loop: Loop, tls: Certificates, side: str)
         a, b = tcp_pair()
         near = Recorder(loop)
         if side == "client":
-            work: Any = loop.create_connection(lambda: near, sock=a, ssl=tls.client(),
-                                               server_hostname="localhost")
+            work: Any = loop.create_connection(
+                lambda: near, sock=a, ssl=tls.client(), server_hostname="localhost"
+            )
         else:
             work = loop.connect_accepted_socket(lambda: near, a, ssl=tls.server())
         task = asyncio.ensure_future(work)

@@ -68,8 +68,10 @@ def test_an_echo(
         near.transport.write(sent)
         data = await near.received(size)
         assert hashlib.sha256(data).digest() == hashlib.sha256(sent).digest()
-        assert near.calls.count("data") == len(near.calls) - near.calls.count(
-            "pause") - near.calls.count("resume") - 1
+        assert (
+            near.calls.count("data")
+            == len(near.calls) - near.calls.count("pause") - near.calls.count("resume") - 1
+        )
         near.transport.close()
         assert await near.lost is None
 
@@ -100,6 +102,7 @@ def test_writing_in_connection_made(
     loop: Loop, tls: Certificates, version: ssl.TLSVersion, *, size: int, close: bool
 ) -> None:
     """A greeting, from both; some say no more than that."""
+
     class Greeting(Recorder):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -157,7 +160,8 @@ def test_a_stream_that_is_read_slowly(loop: Loop, tls: Certificates) -> None:
     async def main() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls.server())
         reader, writer = await asyncio.open_connection(
-            *server.sockets[0].getsockname(), ssl=tls.client(), limit=1000)
+            *server.sockets[0].getsockname(), ssl=tls.client(), limit=1000
+        )
         data = bytearray()
         while piece := await reader.read(5000):
             data += piece
@@ -236,6 +240,7 @@ def test_ciphertext_byte_by_byte(
     loop: Loop, tls: Certificates, version: ssl.TLSVersion, protocol: type[Recorder]
 ) -> None:
     """The handshake, data, and the end."""
+
     async def main() -> None:
         near = protocol(loop)
         transport, peer = await with_peer(loop, tls, near, version=version, piece=1)
@@ -275,12 +280,12 @@ def test_records_that_come_together_and_in_parts(
 
 def test_data_in_the_segment_that_ends_the_handshake(loop: Loop, tls: Certificates) -> None:
     """A client may send with its Finished: it comes after connection_made()."""
+
     async def main() -> None:
         a, b = tcp_pair()
         far = Recorder(loop)
         peer = Peer(loop, a, tls.client(), hostname="localhost")
-        task = asyncio.ensure_future(
-            loop.connect_accepted_socket(lambda: far, b, ssl=tls.server()))
+        task = asyncio.ensure_future(loop.connect_accepted_socket(lambda: far, b, ssl=tls.server()))
         with pytest.raises(ssl.SSLWantReadError):
             peer.tls.do_handshake()
         await peer.flush()
@@ -323,6 +328,7 @@ def test_buffers_of_any_size(loop: Loop, tls: Certificates, size: int) -> None:
 
 def test_a_buffer_that_is_a_bytearray(becket_loop: Loop, tls: Certificates) -> None:
     """asyncio's own reads what comes after the first record into a copy, and loses it."""
+
     async def main() -> None:
         near = BufferedRecorder(becket_loop, size=1 << 16)
         _, peer = await with_peer(becket_loop, tls, near)
@@ -382,8 +388,9 @@ def test_the_protocol_is_switched_amid_data(loop: Loop, tls: Certificates) -> No
     run(loop, main())
 
 
-@pytest.mark.parametrize("method", ["data_received", "get_buffer", "buffer_updated",
-                                    "eof_received"])
+@pytest.mark.parametrize(
+    "method", ["data_received", "get_buffer", "buffer_updated", "eof_received"]
+)
 def test_an_exception_in_a_callback_ends_that_connection_only(
     loop: Loop, tls: Certificates, reports: Reports, method: str
 ) -> None:
@@ -412,8 +419,11 @@ def test_an_exception_in_a_callback_ends_that_connection_only(
         assert await near.lost is error
         context = reports.take()
         assert set(context) == {"message", "exception", "transport", "protocol"}
-        assert context["message"] == ("Error calling eof_received()" if method == "eof_received"
-                                      else "Fatal error on SSL protocol")
+        assert context["message"] == (
+            "Error calling eof_received()"
+            if method == "eof_received"
+            else "Fatal error on SSL protocol"
+        )
         assert context["exception"] is error
         assert near.calls.count("lost") == 1
         peer.transport.write(b"still here")
@@ -457,6 +467,7 @@ def test_reading_is_paused_in_a_callback(
     loop: Loop, tls: Certificates, protocol: type[Recorder]
 ) -> None:
     """What TLS has opened already is not given to who does not want it; none of it is lost."""
+
     class Pausing(protocol):  # type: ignore[misc, valid-type]
         def note_data(self, data: bytes) -> None:
             super().note_data(data)
@@ -501,8 +512,10 @@ def test_a_paused_reader_holds_the_writer_back(loop: Loop, tls: Certificates) ->
         assert near.calls == ["made"]
         assert far.calls == ["made", "pause"]
         near.transport.resume_reading()
-        assert hashlib.sha256(await near.received(total)).digest() == hashlib.sha256(
-            sent * (total // len(sent))).digest()
+        assert (
+            hashlib.sha256(await near.received(total)).digest()
+            == hashlib.sha256(sent * (total // len(sent))).digest()
+        )
         assert far.calls == ["made", "pause", "resume"]
         assert far.transport.get_write_buffer_size() == 0
         await end(near, far)
@@ -516,6 +529,7 @@ def test_the_end_while_reading_is_paused(
     loop: Loop, tls: Certificates, protocol: type[Recorder], how: str
 ) -> None:
     """It waits its turn behind the data."""
+
     async def main() -> None:
         near = protocol(loop)
         transport, peer = await with_peer(loop, tls, near)
@@ -560,8 +574,10 @@ def test_writing_is_paused_and_resumed(
             transport.write(b"")
             assert near.calls == ["pause"]
             data = await peer.read(total)
-            assert hashlib.sha256(data).digest() == hashlib.sha256(
-                sent * (total // len(sent))).digest()
+            assert (
+                hashlib.sha256(data).digest()
+                == hashlib.sha256(sent * (total // len(sent))).digest()
+            )
             await until(lambda: "resume" in near.calls)
             assert near.calls == ["pause", "resume"]
             await until(lambda: transport.get_write_buffer_size() == 0)
@@ -587,8 +603,10 @@ def test_streams_drain(loop: Loop, tls: Certificates) -> None:
             if not task.done():
                 break
         assert not task.done()
-        assert hashlib.sha256(await peer.read(total)).digest() == hashlib.sha256(
-            sent * (total // len(sent))).digest()
+        assert (
+            hashlib.sha256(await peer.read(total)).digest()
+            == hashlib.sha256(sent * (total // len(sent))).digest()
+        )
         await task
         writer.close()
         await peer.unwrap()
@@ -745,8 +763,12 @@ def test_abort_drops_what_is_queued(loop: Loop, tls: Certificates) -> None:
 
 def test_closing_again_does_nothing(loop: Loop, tls: Certificates) -> None:
     async def main() -> None:
-        for ways in (["close", "close"], ["abort", "abort"], ["close", "abort"],
-                     ["abort", "close"]):
+        for ways in (
+            ["close", "close"],
+            ["abort", "abort"],
+            ["close", "abort"],
+            ["abort", "close"],
+        ):
             near, far = Recorder(loop), Recorder(loop)
             transport, _ = await connect(loop, tls, near, far)
             for way in ways:
@@ -761,9 +783,7 @@ def test_closing_again_does_nothing(loop: Loop, tls: Certificates) -> None:
     run(loop, main())
 
 
-def test_the_peer_closes(
-    loop: Loop, tls: Certificates, version: ssl.TLSVersion
-) -> None:
+def test_the_peer_closes(loop: Loop, tls: Certificates, version: ssl.TLSVersion) -> None:
     async def main() -> None:
         near = Recorder(loop)
         transport, peer = await with_peer(loop, tls, near, version=version)
@@ -829,7 +849,8 @@ def test_a_connection_is_not_kept_half_open(
         assert await near.lost is None
         assert near.calls == ["made", "eof", "lost"]
         assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == [
-            "returning true from eof_received() has no effect when using ssl"]
+            "returning true from eof_received() has no effect when using ssl"
+        ]
         peer.sock.close()
 
     run(loop, main())
@@ -839,6 +860,7 @@ def test_a_connection_that_was_cut_off(
     loop: Loop, tls: Certificates, version: ssl.TLSVersion
 ) -> None:
     """Without close_notify: asyncio takes it for an end like any other."""
+
     async def main() -> None:
         near = Recorder(loop)
         _, peer = await with_peer(loop, tls, near, version=version)
@@ -876,14 +898,16 @@ def test_a_connection_that_was_reset(loop: Loop, tls: Certificates) -> None:
     run(loop, main())
 
 
-@pytest.mark.parametrize("garbage, reason", [
-    (b"\x17\x03\x03\x00\x20" + bytes(32), "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
-    (b"plain text, not TLS\r\n", "WRONG_VERSION_NUMBER"),
-])
-def test_what_cannot_be_opened(
-    loop: Loop, tls: Certificates, garbage: bytes, reason: str
-) -> None:
+@pytest.mark.parametrize(
+    "garbage, reason",
+    [
+        (b"\x17\x03\x03\x00\x20" + bytes(32), "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"),
+        (b"plain text, not TLS\r\n", "WRONG_VERSION_NUMBER"),
+    ],
+)
+def test_what_cannot_be_opened(loop: Loop, tls: Certificates, garbage: bytes, reason: str) -> None:
     """The protocol is told; a peer's mistake is not reported."""
+
     async def main() -> None:
         near = Recorder(loop)
         _, peer = await with_peer(loop, tls, near)
@@ -940,6 +964,7 @@ def test_a_peer_that_does_not_answer_close_notify(
     loop: Loop, tls: Certificates, queued: int
 ) -> None:
     """Nor, with data queued, reads it."""
+
     async def main() -> None:
         near = Recorder(loop)
         transport, peer = await with_peer(loop, tls, near, ssl_shutdown_timeout=0.1)
@@ -968,12 +993,12 @@ def test_the_time_for_the_end_ends_with_it(loop: Loop, tls: Certificates) -> Non
     run(loop, main())
 
 
-@pytest.mark.parametrize("method", ["connection_made", "data_received", "eof_received",
-                                    "connection_lost", "pause_writing"])
+@pytest.mark.parametrize(
+    "method",
+    ["connection_made", "data_received", "eof_received", "connection_lost", "pause_writing"],
+)
 @pytest.mark.parametrize("way", ["close", "abort"])
-def test_closing_in_any_callback(
-    loop: Loop, tls: Certificates, method: str, way: str
-) -> None:
+def test_closing_in_any_callback(loop: Loop, tls: Certificates, method: str, way: str) -> None:
     class Closing(Recorder):
         pass
 
@@ -1057,6 +1082,7 @@ if sys.version_info >= (3, 13):
 
 def test_a_loop_that_is_closed_with_connections_open(kind: str, tls: Certificates) -> None:
     """They warn that nobody closed them, and leave no descriptor open."""
+
     def leave() -> None:
         loop = make_loop(kind)
         run(loop, connect(loop, tls, Recorder(loop), Recorder(loop)))
@@ -1103,6 +1129,7 @@ def test_a_closed_connection_is_freed_without_the_collector(
     becket_loop: Loop, tls: Certificates, way: str
 ) -> None:
     """asyncio's own leaves cycles in some of these."""
+
     class Plain(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             self.transport: Any = transport
@@ -1113,8 +1140,10 @@ def test_a_closed_connection_is_freed_without_the_collector(
     async def main() -> None:
         protocol = Plain()
         transport, peer = await with_peer(becket_loop, tls, protocol)
-        known = [weakref.ref(one) for one in
-                 (protocol, transport, transport.get_extra_info("ssl_object"))]
+        known = [
+            weakref.ref(one)
+            for one in (protocol, transport, transport.get_extra_info("ssl_object"))
+        ]
         gc.collect()
         gc.disable()
         try:

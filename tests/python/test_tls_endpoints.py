@@ -151,9 +151,11 @@ def test_the_demo_serves_mail_under_every_engine(
         for name, port in [*demo.ports.items(), ("unix", 0)]:
             where = ("127.0.0.1", port) if port else short_path
             # The largest takes tlslite a while, and what it is for is seen with the others.
-            some = shapes if not name.startswith("tlslite") else {
-                shape: text for shape, text in shapes.items() if len(text) < 1_000_000
-            }
+            some = (
+                shapes
+                if not name.startswith("tlslite")
+                else {shape: text for shape, text in shapes.items() if len(text) < 1_000_000}
+            )
             with Session(where, unverifying() if name.endswith(" tls") else None) as session:
                 if name.endswith("starttls"):
                     session.starttls(context=unverifying())
@@ -174,9 +176,21 @@ def test_the_demo_numbers_its_ports(tmp_path: Path) -> None:
     """--port is the first of them; what is taken is told, and nothing goes on without it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = subprocess.run(
-            [sys.executable, "-m", "becket", "demo", "--port", str(taken.getsockname()[1] - 1),
-             "--maildir", tmp_path / "m"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE,
+            [
+                sys.executable,
+                "-m",
+                "becket",
+                "demo",
+                "--port",
+                str(taken.getsockname()[1] - 1),
+                "--maildir",
+                tmp_path / "m",
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
     assert done.returncode == 1, done.stderr
     assert "in use" in done.stderr
@@ -229,8 +243,12 @@ for endpoint in sys.argv[2:]:
 def said_by(*arguments: str | Path, environment: dict[str, str] | None = None) -> tuple[int, str]:
     """The exit status of a Python program, and what it says on standard error."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *arguments], stdin=subprocess.DEVNULL,
-        capture_output=True, encoding="utf-8", check=False, timeout=PATIENCE,
+        [sys.executable, "-X", "dev", "-W", "error", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=PATIENCE,
         env=os.environ | (environment or {}),
     )
     assert done.stdout == ""
@@ -248,7 +266,7 @@ def read_complaint(said: str, endpoint: str) -> tuple[str, str]:
         at = len(lines[-1]) - 1
         before, after = lines[-2][:at], lines[-2][at:]
         start = max(before.rfind("?"), before.rfind("&"))
-        option = before[start + 1:] + after.partition("&")[0] if start >= 0 else ""
+        option = before[start + 1 :] + after.partition("&")[0] if start >= 0 else ""
     return text.removeprefix("becket: "), option
 
 
@@ -257,7 +275,13 @@ def complaint(
 ) -> tuple[int, str, str]:
     """How the command ends, what it says of the last of the endpoints, and where the mark is."""
     status, said = said_by(
-        "-m", "becket", "serve", "smtp", "--maildir", folder / "Maildir", *endpoints,
+        "-m",
+        "becket",
+        "serve",
+        "smtp",
+        "--maildir",
+        folder / "Maildir",
+        *endpoints,
         environment=environment,
     )
     return status, *read_complaint(said, endpoints[-1])
@@ -319,22 +343,25 @@ def test_wrong_options(tmp_path: Path, scheme: str) -> None:
     assert not faults, "\n".join(map(str, faults))
 
 
-@pytest.mark.parametrize("endpoint, words", [
-    ("tls+gopher://127.0.0.1:0?cert=dev", ["tls+gopher", "tls", "starttls"]),
-    ("tls+tls://127.0.0.1:0?cert=dev", ["tls+tls"]),
-    ("gopher+tls://127.0.0.1:0?cert=dev", ["gopher+tls"]),
-    ("tls+://127.0.0.1:0?cert=dev", ["tls+"]),
-    ("tcp://127.0.0.1:0?cert=dev", ["tcp", "cert", "backlog"]),
-    ("tls://127.0.0.1:99999?cert=dev", ["99999"]),
-    ("tls:?cert=dev", ["tls: is followed by //, as in tls://127.0.0.1:7000"]),
-    ("tls://127.0.0.1?cert=dev", ["a port is missing: tls://host:port"]),
-    ("starttls://127.0.0.1:0/x?cert=dev", ["starttls has no path: starttls://host:port"]),
-    ("tls+unix:?cert=dev", ["a path is missing: tls+unix:path"]),
-    ("tls+unix://h/x?cert=dev", ["tls+unix has no host: tls+unix:path or tls+unix:///path"]),
-    ("tls+stdio:x?cert=dev", ["nothing follows tls+stdio:"]),
-    ("starttls+fd:x?cert=dev", ["starttls+fd: is followed by", "as in starttls+fd:3"]),
-    ("tls+unix:/tmp/x?cert=dev&backlog=5&colour=red", ["colour", "mode", "cert"]),
-])
+@pytest.mark.parametrize(
+    "endpoint, words",
+    [
+        ("tls+gopher://127.0.0.1:0?cert=dev", ["tls+gopher", "tls", "starttls"]),
+        ("tls+tls://127.0.0.1:0?cert=dev", ["tls+tls"]),
+        ("gopher+tls://127.0.0.1:0?cert=dev", ["gopher+tls"]),
+        ("tls+://127.0.0.1:0?cert=dev", ["tls+"]),
+        ("tcp://127.0.0.1:0?cert=dev", ["tcp", "cert", "backlog"]),
+        ("tls://127.0.0.1:99999?cert=dev", ["99999"]),
+        ("tls:?cert=dev", ["tls: is followed by //, as in tls://127.0.0.1:7000"]),
+        ("tls://127.0.0.1?cert=dev", ["a port is missing: tls://host:port"]),
+        ("starttls://127.0.0.1:0/x?cert=dev", ["starttls has no path: starttls://host:port"]),
+        ("tls+unix:?cert=dev", ["a path is missing: tls+unix:path"]),
+        ("tls+unix://h/x?cert=dev", ["tls+unix has no host: tls+unix:path or tls+unix:///path"]),
+        ("tls+stdio:x?cert=dev", ["nothing follows tls+stdio:"]),
+        ("starttls+fd:x?cert=dev", ["starttls+fd: is followed by", "as in starttls+fd:3"]),
+        ("tls+unix:/tmp/x?cert=dev&backlog=5&colour=red", ["colour", "mode", "cert"]),
+    ],
+)
 def test_wrong_schemes(tmp_path: Path, endpoint: str, words: list[str]) -> None:
     """Advice is in terms of the scheme that was written, not of the one behind TLS."""
     status, text, _ = complaint(tmp_path, endpoint)
@@ -371,8 +398,19 @@ def files(tls: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.key").write_text((folder / "server.key").read_text()[:100])
     for name, command in (("encrypted", "pkcs8 -topk8"), ("encrypted.old", "ec -aes128")):
         subprocess.run(
-            ["openssl", *command.split(), "-in", "server.key", "-passout", "pass:secret",
-             "-out", f"{name}.key"], cwd=folder, check=True, capture_output=True,
+            [
+                "openssl",
+                *command.split(),
+                "-in",
+                "server.key",
+                "-passout",
+                "pass:secret",
+                "-out",
+                f"{name}.key",
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
         )
     (folder / "encrypted.pem").write_text(
         (folder / "server.crt").read_text() + (folder / "encrypted.key").read_text()
@@ -440,9 +478,7 @@ def test_min_that_the_library_has_not(tmp_path: Path) -> None:
             with greet(server.address, unverifying()) as sock:
                 assert sock.version() == "TLSv1.3"
         return
-    status, text, option = complaint(
-        tmp_path, "tls://127.0.0.1:0?cert=dev&min=1.3&engine=mbedtls"
-    )
+    status, text, option = complaint(tmp_path, "tls://127.0.0.1:0?cert=dev&min=1.3&engine=mbedtls")
     assert (status, option) == (2, "min=1.3")
     assert re.match(r"min: .*mbed TLS.* 1\.3", text)
 
@@ -451,11 +487,17 @@ def test_nothing_stays_behind_where_one_is_wrong(tmp_path: Path, short_path: str
     """Those that were listening already are gone."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-    for wrong in ("tls://127.0.0.1:0?cert=/none", "starttls+stdio:?cert=/none",
-                  f"tls+unix:{short_path}3?cert=/none"):
+    for wrong in (
+        "tls://127.0.0.1:0?cert=/none",
+        "starttls+stdio:?cert=/none",
+        f"tls+unix:{short_path}3?cert=/none",
+    ):
         status, text, _ = complaint(
-            tmp_path, f"tls://127.0.0.1:{port}?cert=dev", f"tls+unix:{short_path}?cert=dev",
-            f"starttls+unix:{short_path}2?cert=dev", wrong,
+            tmp_path,
+            f"tls://127.0.0.1:{port}?cert=dev",
+            f"tls+unix:{short_path}?cert=dev",
+            f"starttls+unix:{short_path}2?cert=dev",
+            wrong,
         )
         assert (status, "/none" in text) == (1, True), text
         for path in (short_path, f"{short_path}2", f"{short_path}3"):
@@ -477,8 +519,10 @@ def test_certificate_and_key(
     quoted = str(pem).replace("%", "%25").replace(" ", "%20").replace("&", "%26")
     quoted = quoted.replace("#", "%23").replace("?", "%3F")
     files = f"cert={tls.path(f'{name}.crt')}&key={tls.path(f'{name}.key')}"
-    where = [f"{scheme}://127.0.0.1:0?engine={engine}&{option}" for option in
-             (files, f"cert={quoted}", f"key={quoted}&cert={quoted}")]
+    where = [
+        f"{scheme}://127.0.0.1:0?engine={engine}&{option}"
+        for option in (files, f"cert={quoted}", f"key={quoted}&cert={quoted}")
+    ]
     with MailServer(tmp_path, *where) as server:
         assert len(server.addresses) == len(where)
         for number, address in enumerate(server.addresses):
@@ -559,6 +603,7 @@ def test_whom_the_system_trusts(tmp_path: Path, tls: Certificates, engine: str) 
 
 def test_alpn(tmp_path: Path, tls: Certificates, engine: str, version: ssl.TLSVersion) -> None:
     with MailServer(tmp_path, endpoint(tls, engine, "alpn=smtp,x-mail")) as server:
+
         def agreed(*offered: str) -> str | None:
             context = only(tls.client(), version)
             if offered:
@@ -619,8 +664,10 @@ def test_certificate_for_development(tmp_path: Path, engine: str, scheme: str) -
     """It is told that nobody trusts it, nobody does, and it serves those who do not care."""
     with MailServer(tmp_path, f"{scheme}://127.0.0.1:0?cert=dev&engine={engine}") as server:
         host, port = server.address
-        assert (f"{scheme}://{host}:{port}: a certificate for development, which no client trusts"
-                in server.lines)
+        assert (
+            f"{scheme}://{host}:{port}: a certificate for development, which no client trusts"
+            in server.lines
+        )
         for number in range(3):
             with pytest.raises(ssl.SSLCertVerificationError):
                 if scheme == "tls":
@@ -693,6 +740,7 @@ def test_sighup(tmp_path: Path, tls: Certificates, site: Site, engine: str) -> N
     with MailServer(
         tmp_path, site.endpoint(engine, "reload=0"), expected=f"{AGAIN}|{STAYS}"
     ) as server:
+
         def sees(name: str) -> bool:
             return seen_certificate(server.address, tls.client()) == tls.der(name)
 
@@ -746,9 +794,12 @@ def test_files_that_change_by_themselves(
             session.starttls(context=tls.client())
             return session.sock.getpeercert(binary_form=True) == tls.der(name)
 
-    with MailServer(
-        tmp_path, site.endpoint(engine, "reload=1", scheme=scheme), expected=f"{AGAIN}|{STAYS}"
-    ) as server, Wire(server.address) as begun:
+    with (
+        MailServer(
+            tmp_path, site.endpoint(engine, "reload=1", scheme=scheme), expected=f"{AGAIN}|{STAYS}"
+        ) as server,
+        Wire(server.address) as begun,
+    ):
         if scheme == "tls":
             begun.start_tls(tls.client())
         assert begun.codes(1) == ["220"]
@@ -792,8 +843,10 @@ def test_symlinks_that_are_replaced(tmp_path: Path, tls: Certificates) -> None:
             fresh.rename(tmp_path / "live" / f"site.{ending}")
 
     install(1, "server")
-    where = (f"tls://127.0.0.1:0?cert={tmp_path}/live/site.crt&key={tmp_path}/live/site.key"
-             "&engine=openssl&reload=1")
+    where = (
+        f"tls://127.0.0.1:0?cert={tmp_path}/live/site.crt&key={tmp_path}/live/site.key"
+        "&engine=openssl&reload=1"
+    )
     with MailServer(tmp_path, where, expected=f"{AGAIN}|{STAYS}") as server:
         assert seen_certificate(server.address, tls.client()) == tls.der("server")
         install(2, "rsa")
@@ -841,19 +894,26 @@ def test_sighup_with_endpoints_of_every_kind(
     see_to("openssl")
     unix = f"tls+unix:{short_path}?cert={site.crt}&key={site.key}&reload=0"
     with MailServer(
-        tmp_path, "tcp://127.0.0.1:0", "tls://127.0.0.1:0?cert=dev", unix,
+        tmp_path,
+        "tcp://127.0.0.1:0",
+        "tls://127.0.0.1:0?cert=dev",
+        unix,
         site.endpoint("openssl", "reload=0"),
-        site.endpoint("openssl", "reload=0", scheme="starttls"), expected=AGAIN,
+        site.endpoint("openssl", "reload=0", scheme="starttls"),
+        expected=AGAIN,
     ) as server:
         before = seen_certificate(server.addresses[1], unverifying())
         site.install("rsa")
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("was read again", 3)
         told = sorted(s.partition(": the")[0] for s in server.lines if "read again" in s)
-        assert told == sorted([
-            f"tls+unix:{short_path}", f"tls://127.0.0.1:{server.addresses[3][1]}",
-            f"starttls://127.0.0.1:{server.addresses[4][1]}",
-        ])
+        assert told == sorted(
+            [
+                f"tls+unix:{short_path}",
+                f"tls://127.0.0.1:{server.addresses[3][1]}",
+                f"starttls://127.0.0.1:{server.addresses[4][1]}",
+            ]
+        )
         assert seen_certificate(server.addresses[1], unverifying()) == before
         assert seen_certificate(short_path, tls.client()) == tls.der("rsa")
         assert seen_certificate(server.addresses[3], tls.client()) == tls.der("rsa")
@@ -923,6 +983,7 @@ def replies(said: bytes) -> list[bytes]:
 @contextmanager
 def undisturbed(server: MailServer, tls: Certificates) -> Iterator[None]:
     """What is done within leaves nothing open, and others are served before and after."""
+
     def serve(sender: str) -> None:
         with Session(server.address, tls.client()) as session:
             send(session, sender)
@@ -932,9 +993,7 @@ def undisturbed(server: MailServer, tls: Certificates) -> Iterator[None]:
     yield
     serve("after@example.org")
     server.wait_for_descriptors(before)
-    assert read_by_sender(server.maildir) == {
-        "before@example.org": TEXT, "after@example.org": TEXT
-    }
+    assert read_by_sender(server.maildir) == {"before@example.org": TEXT, "after@example.org": TEXT}
 
 
 def record(kind: int, content: bytes, size: int | None = None) -> bytes:
@@ -954,8 +1013,8 @@ NO_TLS = {
     "an empty record": record(22, b""),
     "empty records": record(22, b"") * 20_000,
     "a record too large": record(22, bytes(65_535)),
-    "a hello too large":
-        record(22, b"\x01\xff\xff\xff" + bytes(16_000)) + record(22, bytes(16_000)) * 20,
+    "a hello too large": record(22, b"\x01\xff\xff\xff" + bytes(16_000))
+    + record(22, bytes(16_000)) * 20,
     "a fatal alert": record(21, b"\x02\x28"),
     "warnings": record(21, b"\x01\x5a") * 20_000,
     "changes of cipher": record(20, b"\x01") * 20_000,
@@ -1000,6 +1059,7 @@ def test_clients_that_leave_in_mid_handshake(
     server: MailServer, tls: Certificates, engine: str, version: ssl.TLSVersion
 ) -> None:
     """After so many bytes of what they have to say, some of it after the server's answer."""
+
     class Enough(Exception):
         pass
 
@@ -1036,6 +1096,7 @@ def test_silent_clients_are_dropped(
     where = endpoint(tls, engine, "handshake=1", scheme=scheme)
     first = hello(tls.client())
     with MailServer(tmp_path, where) as server, ExitStack() as stack:
+
         def session() -> Session:
             secure = tls.client() if scheme == "tls" else None
             opened = stack.enter_context(Session(server.address, secure))
@@ -1073,7 +1134,7 @@ def test_many_silent_clients(server: MailServer, tls: Certificates) -> None:
     with undisturbed(server, tls):
         silent = [open_socket(server.address) for _ in range(200)]
         for number, sock in enumerate(silent):
-            sock.sendall(first[:number % 4 * 50])
+            sock.sendall(first[: number % 4 * 50])
         with Session(server.address, tls.client()) as session:
             assert session.noop()[0] == 250
         for number, sock in enumerate(silent):
@@ -1085,6 +1146,7 @@ def test_bytes_one_by_one(
 ) -> None:
     """The handshake too; and what comes back is read in pieces."""
     with open_socket(server.address) as sock:
+
         def carry(data: bytes) -> None:
             for byte in data:
                 sock.sendall(bytes([byte]))
@@ -1109,9 +1171,19 @@ def test_renegotiation_is_refused(server: MailServer, tls: Certificates) -> None
     with undisturbed(server, tls):
         environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
         with subprocess.Popen(
-            ["openssl", "s_client", "-tls1_2", "-legacy_renegotiation", "-CAfile",
-             tls.path("ca.crt"), "-connect", f"127.0.0.1:{server.address[1]}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [
+                "openssl",
+                "s_client",
+                "-tls1_2",
+                "-legacy_renegotiation",
+                "-CAfile",
+                tls.path("ca.crt"),
+                "-connect",
+                f"127.0.0.1:{server.address[1]}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=environment,
         ) as process:
             guard = threading.Timer(PATIENCE, process.kill)
@@ -1142,6 +1214,7 @@ def test_renegotiation_is_refused(server: MailServer, tls: Certificates) -> None
 
 def test_truncated_connections(server: MailServer, tls: Certificates) -> None:
     """Ends without close_notify, wherever they come: no part of a message is taken for a whole."""
+
     def talk(lines: list[bytes], by_reset: bool) -> None:
         sock = greet(server.address, tls.client())
         sock.recv(1000)
@@ -1167,8 +1240,10 @@ def test_records_that_were_tampered_with(
     server: MailServer, tls: Certificates, engine: str, version: ssl.TLSVersion
 ) -> None:
     """Nothing of what is in them, or comes after them, is taken for the client's."""
-    commands = (b"EHLO x\r\nMAIL FROM:<evil@example.org>\r\nRCPT TO:<you@example.org>\r\n"
-                b"DATA\r\n", b"evil\r\n.\r\n")
+    commands = (
+        b"EHLO x\r\nMAIL FROM:<evil@example.org>\r\nRCPT TO:<you@example.org>\r\nDATA\r\n",
+        b"evil\r\n.\r\n",
+    )
 
     def flipped(data: bytes) -> bytes:
         return data[:-1] + bytes([data[-1] ^ 1])
@@ -1265,7 +1340,9 @@ EVIL = (
 def test_starttls_is_offered_where_it_is_there(tmp_path: Path, tls: Certificates) -> None:
     see_to("openssl")
     with MailServer(
-        tmp_path, "tcp://127.0.0.1:0", endpoint(tls, "openssl"),
+        tmp_path,
+        "tcp://127.0.0.1:0",
+        endpoint(tls, "openssl"),
         endpoint(tls, "openssl", scheme="starttls"),
     ) as server:
         plain, secure, later = server.addresses
@@ -1394,9 +1471,7 @@ def test_hostile_handshakes_after_starttls(starttls: MailServer, tls: Certificat
 
 
 @pytest.mark.parametrize("scheme", ["tls+unix", "starttls+unix"])
-def test_unix(
-    tmp_path: Path, tls: Certificates, short_path: str, engine: str, scheme: str
-) -> None:
+def test_unix(tmp_path: Path, tls: Certificates, short_path: str, engine: str, scheme: str) -> None:
     files = f"cert={tls.path('server.crt')}&key={tls.path('server.key')}&engine={engine}"
     with MailServer(tmp_path, f"{scheme}:{short_path}?mode=600&{files}") as server:
         assert server.address == short_path
@@ -1416,9 +1491,24 @@ def test_unix(
 def test_stdio(tmp_path: Path, tls: Certificates, engine: str, scheme: str) -> None:
     """As inetd has it; each direction is a pipe of its own."""
     with subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "becket", "serve", "smtp", "--maildir",
-         tmp_path / "m", endpoint(tls, engine, scheme=scheme).replace("//127.0.0.1:0", "")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        [
+            sys.executable,
+            "-X",
+            "dev",
+            "-W",
+            "error",
+            "-m",
+            "becket",
+            "serve",
+            "smtp",
+            "--maildir",
+            tmp_path / "m",
+            endpoint(tls, engine, scheme=scheme).replace("//127.0.0.1:0", ""),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     ) as process:
         guard = threading.Timer(PATIENCE, process.kill)
         guard.start()
@@ -1434,8 +1524,10 @@ def test_stdio(tmp_path: Path, tls: Certificates, engine: str, scheme: str) -> N
         assert b"250 " in client.read_until(b"250 ENHANCEDSTATUSCODES\r\n")
         for command, code in (
             (b"MAIL FROM:<me@example.org>\r\n", b"250 "),
-            (b"RCPT TO:<you@example.org>\r\n", b"250 "), (b"DATA\r\n", b"354 "),
-            (TEXT * 10_000 + b".\r\n", b"250 "), (b"QUIT\r\n", b"221 "),
+            (b"RCPT TO:<you@example.org>\r\n", b"250 "),
+            (b"DATA\r\n", b"354 "),
+            (TEXT * 10_000 + b".\r\n", b"250 "),
+            (b"QUIT\r\n", b"221 "),
         ):
             client.write(command)
             assert client.read_until(b"\r\n").startswith(code)

@@ -38,17 +38,27 @@ def context(
     """What is given to ssl=, for that engine."""
     if name in CORE:
         return tls.Context(
-            engine=name, server_side=server_side, minimum=version, maximum=version,
+            engine=name,
+            server_side=server_side,
+            minimum=version,
+            maximum=version,
             certificate=certificates.path("server.pem") if server_side else None,
             ca=None if server_side else certificates.path("ca.crt"),
         )
     pem = Path(certificates.path("server.pem")).read_bytes() if server_side else b""
-    return tls.find(name).make_context(tls.Settings(
-        server_side=server_side, certificate=pem, key=pem,
-        ca=b"" if server_side else Path(certificates.path("ca.crt")).read_bytes(),
-        verify=ssl.CERT_NONE if server_side else ssl.CERT_REQUIRED, alpn=(),
-        minimum=version, maximum=version, tickets=True,
-    ))
+    return tls.find(name).make_context(
+        tls.Settings(
+            server_side=server_side,
+            certificate=pem,
+            key=pem,
+            ca=b"" if server_side else Path(certificates.path("ca.crt")).read_bytes(),
+            verify=ssl.CERT_NONE if server_side else ssl.CERT_REQUIRED,
+            alpn=(),
+            minimum=version,
+            maximum=version,
+            tickets=True,
+        )
+    )
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,14 +82,14 @@ async def echo(server_context: Any, client_context: Any, data: bytes) -> tuple[b
         return back, cipher
 
 
-def agreed(
-    server: str, client: str, version: ssl.TLSVersion, certificates: Certificates
-) -> bool:
+def agreed(server: str, client: str, version: ssl.TLSVersion, certificates: Certificates) -> bool:
     """Whether the two talk TLS of that version, and only that, to each other."""
     data = bytes(range(256)) * (SIZE // 256) + bytes(SIZE % 256)
     try:
-        contexts = [context(server, True, certificates, version),
-                    context(client, False, certificates, version)]
+        contexts = [
+            context(server, True, certificates, version),
+            context(client, False, certificates, version),
+        ]
         back, cipher = becket.run(echo(*contexts, data))
     except (ValueError, ssl.SSLError):
         return False

@@ -106,8 +106,17 @@ def test_closing_again_does_nothing(loop: Loop) -> None:
     run(loop, main())
 
 
-@pytest.mark.parametrize("method", ["connection_made", "data_received", "eof_received",
-                                    "connection_lost", "pause_writing", "resume_writing"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "connection_made",
+        "data_received",
+        "eof_received",
+        "connection_lost",
+        "pause_writing",
+        "resume_writing",
+    ],
+)
 @pytest.mark.parametrize("way", ["close", "abort"])
 def test_closing_in_any_callback(loop: Loop, kind: str, method: str, way: str) -> None:
     if kind == REFERENCE and method == "resume_writing":
@@ -163,8 +172,9 @@ def test_closing_in_any_callback(loop: Loop, kind: str, method: str, way: str) -
     run(loop, main())
 
 
-@pytest.mark.parametrize("method", ["data_received", "eof_received", "get_buffer",
-                                    "buffer_updated"])
+@pytest.mark.parametrize(
+    "method", ["data_received", "eof_received", "get_buffer", "buffer_updated"]
+)
 def test_an_exception_in_a_callback_ends_that_connection_only(
     loop: Loop, reports: Reports, method: str
 ) -> None:
@@ -307,6 +317,7 @@ def test_a_reset_while_writing_is_the_reason(loop: Loop) -> None:
 
 def test_failing_to_send_shows_at_once(loop: Loop) -> None:
     """A coroutine that writes without end and looks at is_closing() must come to know."""
+
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(loop)
@@ -389,7 +400,8 @@ def test_addresses_of_other_families(loop: Loop, short_path: str) -> None:
         with listening:
             near = Recorder(loop)
             transport, _ = await loop.create_connection(
-                lambda: near, "::1", listening.getsockname()[1])
+                lambda: near, "::1", listening.getsockname()[1]
+            )
             assert transport.get_extra_info("peername") == listening.getsockname()
             assert len(transport.get_extra_info("sockname")) == 4
             transport.abort()
@@ -715,6 +727,7 @@ def test_what_the_caller_does_to_its_buffer_after_write_does_not_matter(
 
 def test_what_is_received_can_be_written_and_kept(loop: Loop) -> None:
     """An echo of the very object, and of slices of it, while the queue is full."""
+
     class Slices(Echo):
         def data_received(self, data: bytes) -> None:
             view = memoryview(data)
@@ -758,7 +771,8 @@ def test_what_is_no_data_is_a_type_error(loop: Loop, wrong: Any) -> None:
         with pytest.raises(TypeError) as caught:
             near.transport.write(wrong)
         assert str(caught.value) == (
-            f"data argument must be a bytes-like object, not '{type(wrong).__name__}'")
+            f"data argument must be a bytes-like object, not '{type(wrong).__name__}'"
+        )
         near.transport.write(b"goes on")
         assert await far.received(7) == b"goes on"
         await end(near, far)
@@ -970,6 +984,7 @@ def test_close_sends_what_is_queued_and_abort_does_not(loop: Loop) -> None:
 
 def test_a_protocol_may_write_a_last_time_when_its_queue_has_gone(loop: Loop) -> None:
     """It was told to pause, the transport was closed, and it is told to go on: TLS ends so."""
+
     class Late(Recorder):
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -1178,6 +1193,7 @@ def test_a_slow_reader_gets_everything(loop: Loop) -> None:
 
 def test_what_is_received_is_exactly_as_long_as_it_says(loop: Loop) -> None:
     """Large reads go straight into bytes objects: they must be whole, hashable, and its own."""
+
     class Keeping(Recorder):
         def data_received(self, data: bytes) -> None:
             assert type(data) is bytes
@@ -1196,7 +1212,8 @@ def test_what_is_received_is_exactly_as_long_as_it_says(loop: Loop) -> None:
             await far.received(size)
         assert b"".join(pieces) == bytes(far.data)
         assert far.data == b"".join(
-            pattern(length) for length in (10, 100_000, 1, 300_000, 50, 2_000_000, 3))
+            pattern(length) for length in (10, 100_000, 1, 300_000, 50, 2_000_000, 3)
+        )
         assert len({hash(piece) for piece in pieces}) == len(set(pieces))
         await end(near, far)
 
@@ -1209,9 +1226,12 @@ def test_a_thousand_connections_at_once(loop: Loop, kind: str) -> None:
         address = server.sockets[0].getsockname()
         clients = [Recorder(loop) for _ in range(count)]
         for at in range(0, count, 100):
-            await asyncio.gather(*(
-                loop.create_connection(lambda c=client: c, *address)  # type: ignore[misc]
-                for client in clients[at : at + 100]))
+            await asyncio.gather(
+                *(
+                    loop.create_connection(lambda c=client: c, *address)  # type: ignore[misc]
+                    for client in clients[at : at + 100]
+                )
+            )
         for number, client in enumerate(clients):
             client.transport.write(b"%d" % number)
         for number, client in enumerate(clients):
@@ -1272,6 +1292,7 @@ def test_a_socket_object_is_closed_with_its_transport(loop: Loop) -> None:
 
 def test_a_socket_whose_owner_closed_it_does_not_close_another(becket_loop: Loop) -> None:
     """The number may belong to somebody else by the time the transport ends."""
+
     async def main() -> None:
         a, b = tcp_pair()
         near = Recorder(becket_loop)

@@ -49,14 +49,27 @@ class MailServer(Server):
     """``becket serve smtp`` at some endpoints, into a Maildir in *folder*."""
 
     def __init__(
-        self, folder: Path, *endpoints: str, options: Iterable[object] = (), expected: str = "",
+        self,
+        folder: Path,
+        *endpoints: str,
+        options: Iterable[object] = (),
+        expected: str = "",
         **settings: object,
     ) -> None:
         self.maildir = folder / "Maildir"
         self.addresses: list[Address] = []
         super().__init__(
-            "-m", "becket", "serve", "smtp", "--maildir", self.maildir, "--hostname",
-            "mx.example.org", *options, *endpoints, **settings,
+            "-m",
+            "becket",
+            "serve",
+            "smtp",
+            "--maildir",
+            self.maildir,
+            "--hostname",
+            "mx.example.org",
+            *options,
+            *endpoints,
+            **settings,
             expected=f"{SAID}|{DEVELOPMENT}" + (f"|{expected}" if expected else ""),
         )
 
@@ -85,8 +98,17 @@ class Demo(Server):
         self.maildir = folder / "Maildir"
         self.path = path
         super().__init__(
-            "-m", "becket", "demo", "--port", 0, "--unix", path, "--maildir", self.maildir,
-            "--hostname", "mx.example.org",
+            "-m",
+            "becket",
+            "demo",
+            "--port",
+            0,
+            "--unix",
+            path,
+            "--maildir",
+            self.maildir,
+            "--hostname",
+            "mx.example.org",
             expected=rf"{SAID}|{DEVELOPMENT}|plain +\S+|\w+: .*\d.*|\w+, (start)?tls +\S+",
         )
 
@@ -111,7 +133,7 @@ def read_maildir(folder: Path) -> list[tuple[str, bytes]]:
         content = file.read_bytes()
         ours = OURS.match(content)
         assert ours, f"{file.name} begins with {content[:300]!r}"
-        messages.append((ours["sender"].decode(), content[ours.end():]))
+        messages.append((ours["sender"].decode(), content[ours.end() :]))
     return messages
 
 
@@ -169,7 +191,7 @@ def smtp_source_payload(size: int) -> bytes:
     text = bytearray(b"X" * size)
     for end in range(80, size, 80):
         text[end - 80] = ord("0") + end // 80 % 10
-        text[end - 2:end] = b"\r\n"
+        text[end - 2 : end] = b"\r\n"
     return bytes(text)
 
 
@@ -216,7 +238,9 @@ class ByHand:
     some, and gives none at their end."""
 
     def __init__(
-        self, context: ssl.SSLContext, send: Callable[[bytes], object],
+        self,
+        context: ssl.SSLContext,
+        send: Callable[[bytes], object],
         receive: Callable[[], bytes],
     ) -> None:
         self._send = send

@@ -37,8 +37,14 @@ def run_program(name: str, *arguments: object, status: int = 0, data: str = "") 
     environment.pop("LD_PRELOAD", None)
     done = subprocess.run(
         [find_program(name), *map(str, arguments)],
-        input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-        encoding="utf-8", errors="replace", timeout=PATIENCE, check=False,
+        input=data,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        encoding="utf-8",
+        errors="replace",
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == status, f"{name}: exit status {done.returncode}\n{done.stdout}"
     return done.stdout
@@ -51,7 +57,10 @@ class Server:
     that is not 0."""
 
     def __init__(
-        self, *arguments: object, expected: str, pass_fds: Sequence[int] = (),
+        self,
+        *arguments: object,
+        expected: str,
+        pass_fds: Sequence[int] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
         self.lines: list[str] = []
@@ -61,9 +70,13 @@ class Server:
         self._ended_by: int | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
-            encoding="utf-8", errors="replace", pass_fds=pass_fds,
+            encoding="utf-8",
+            errors="replace",
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -79,6 +92,7 @@ class Server:
 
     def wait_for(self, pattern: str, count: int = 1) -> re.Match[str]:
         """Wait until that many of its lines match; returns the last of these matches."""
+
         def found() -> list[re.Match[str]]:
             return [m for m in map(re.compile(pattern).search, self.lines) if m]
 
@@ -121,7 +135,8 @@ class Server:
     def check(self) -> None:
         """What it said and how it ended; only after it has."""
         unexpected = [
-            line for line in self.lines
+            line
+            for line in self.lines
             if not self._expected.fullmatch(line) and not SLOW.fullmatch(line)
         ]
         assert not unexpected, "the server said:\n" + "\n".join(unexpected[:100])

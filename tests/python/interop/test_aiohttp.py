@@ -49,9 +49,24 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("certificate")
     files = folder / "certificate.pem", folder / "key.pem"
     run_program(
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-        "-nodes", "-days", 2, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-        "-out", files[0], "-keyout", files[1],
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        2,
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-out",
+        files[0],
+        "-keyout",
+        files[1],
     )
     return files
 
@@ -121,7 +136,8 @@ def test_server_and_client(short_path, request, kind, what):
     async def main() -> None:
         context = ssl.create_default_context(cafile=pair[0]) if pair else True
         connector = (
-            aiohttp.UnixConnector(server.path) if kind == "unix"
+            aiohttp.UnixConnector(server.path)
+            if kind == "unix"
             else aiohttp.TCPConnector(ssl=context)
         )
         base = f"https://localhost:{server.port}" if pair else f"http://127.0.0.1:{server.port}"
@@ -137,6 +153,7 @@ def test_sessions_at_once(server):
         connector = aiohttp.TCPConnector(limit=50)
         base = f"http://127.0.0.1:{server.port}"
         async with aiohttp.ClientSession(base, connector=connector) as session:
+
             async def echo(number: int) -> None:
                 body = f"{number} ".encode() * (number * 7)
                 assert await read(session.post("/echo", data=body)) == (200, body)
@@ -184,7 +201,8 @@ def test_tls_with_another_client(short_path, certificate):
 def test_clients_that_leave(server):
     """In the middle of a request, a response and a WebSocket; no handler stays behind."""
     for request in (
-        b"GET / HT", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
+        b"GET / HT",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
         b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
@@ -202,6 +220,7 @@ def test_clients_that_leave(server):
 
 def test_server_that_leaves(short_path):
     """It is ended with a client in the middle of a response: that client learns of it."""
+
     async def main() -> None:
         base = f"http://127.0.0.1:{server.port}"
         async with aiohttp.ClientSession(base) as session, session.get("/endless") as response:

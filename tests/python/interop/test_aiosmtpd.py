@@ -55,8 +55,18 @@ def test_smtp_source(server, kind):
     """1,000 messages of 10 kB over 20 sessions at once."""
     where = f"inet:127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
     run_program(
-        "smtp-source", "-s", 20, "-m", 1000, "-l", 10_000, "-f", "from@example.org",
-        "-t", "to@example.org", where,
+        "smtp-source",
+        "-s",
+        20,
+        "-m",
+        1000,
+        "-l",
+        10_000,
+        "-f",
+        "from@example.org",
+        "-t",
+        "to@example.org",
+        where,
     )
     messages = server.read()
     assert Counter(people for people, _ in messages) == {"from@example.org\nto@example.org": 1000}
@@ -73,8 +83,19 @@ def test_smtp_source_with_long_sessions(server, kind, tmp_path):
     file.write_bytes(b"Subject: kept\n\n.\n..\n" + b"line\n" * 50 + b".last\n")
     where = f"inet:127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
     run_program(
-        "smtp-source", "-d", "-s", 20, "-m", 1000, "-F", file, "-f", "from@example.org",
-        "-t", "to@example.org", where,
+        "smtp-source",
+        "-d",
+        "-s",
+        20,
+        "-m",
+        1000,
+        "-F",
+        file,
+        "-f",
+        "from@example.org",
+        "-t",
+        "to@example.org",
+        where,
     )
     expected = file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n"
     assert Counter(server.read()) == {("from@example.org\nto@example.org", expected): 1000}
@@ -87,9 +108,9 @@ def test_smtplib_every_shape_in_one_session(server, kind):
     with Session(server.address(kind)) as session:
         for sender, text in shapes.items():
             session.sendmail(sender, ["a@example.org", "b@example.org"], text)
-    assert digest(dict(server.read())) == digest({
-        f"{sender}\na@example.org\nb@example.org": text for sender, text in shapes.items()
-    })
+    assert digest(dict(server.read())) == digest(
+        {f"{sender}\na@example.org\nb@example.org": text for sender, text in shapes.items()}
+    )
 
 
 @BOTH

@@ -47,8 +47,17 @@ class SmtpServer(Server):
         self.maildir = folder / "Maildir"
         self.path = path
         super().__init__(
-            "-m", "becket", "serve", "smtp", "--maildir", self.maildir,
-            "--hostname", "mx.example.org", *options, "tcp://127.0.0.1:0", f"unix:{self.path}",
+            "-m",
+            "becket",
+            "serve",
+            "smtp",
+            "--maildir",
+            self.maildir,
+            "--hostname",
+            "mx.example.org",
+            *options,
+            "tcp://127.0.0.1:0",
+            f"unix:{self.path}",
             expected=SAID,
         )
 
@@ -89,8 +98,14 @@ def test_swaks(server, kind, tmp_path):
     where = ["--server", f"127.0.0.1:{server.port}"] if kind == "tcp" else ["--socket", server.path]
     for sender in ("a@example.org", "b@example.org"):
         run_program(
-            "swaks", *where, "--from", sender, "--to", "x@example.org,y@example.org",
-            "--data", f"@{message}",
+            "swaks",
+            *where,
+            "--from",
+            sender,
+            "--to",
+            "x@example.org,y@example.org",
+            "--data",
+            f"@{message}",
         )
     # swaks makes the line ends, and adds an empty line of its own.
     expected = message.read_bytes().replace(b"\n", b"\r\n") + b"\r\n"
@@ -151,17 +166,32 @@ def test_many_recipients(server):
     server.wait_for(re.escape(f"to {', '.join(recipients[:100])}, "))
 
 
-@pytest.mark.parametrize("kind, notifier", [
-    *(("tcp", notifier) for notifier in becket.notifiers), ("unix", None),
-])
+@pytest.mark.parametrize(
+    "kind, notifier",
+    [
+        *(("tcp", notifier) for notifier in becket.notifiers),
+        ("unix", None),
+    ],
+)
 def test_smtp_source(tmp_path, short_path, kind, notifier):
     """1,000 messages of 10 kB over 20 sessions at once, a new connection each."""
     options = ["--notifier", notifier] if notifier else []
     with SmtpServer(tmp_path, short_path, *options) as server:
         where = f"inet:127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
         said = run_program(
-            "smtp-source", "-c", "-s", 20, "-m", 1000, "-l", 10_000, "-f", "from@example.org",
-            "-t", "to@example.org", where,
+            "smtp-source",
+            "-c",
+            "-s",
+            20,
+            "-m",
+            1000,
+            "-l",
+            10_000,
+            "-f",
+            "from@example.org",
+            "-t",
+            "to@example.org",
+            where,
         )
         assert said.split()[-1].endswith("1000")
         messages = read_maildir(server.maildir)
@@ -182,8 +212,21 @@ def test_smtp_source_with_long_sessions(server, kind, tmp_path):
     file.write_bytes(b"Subject: kept\n\n.\n..\n" + b"line\n" * 500 + b".last\n")
     where = f"inet:127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
     run_program(
-        "smtp-source", "-d", "-s", 20, "-m", 1000, "-F", file, "-r", 3, "-f", "from@example.org",
-        "-t", "to@example.org", where,
+        "smtp-source",
+        "-d",
+        "-s",
+        20,
+        "-m",
+        1000,
+        "-F",
+        file,
+        "-r",
+        3,
+        "-f",
+        "from@example.org",
+        "-t",
+        "to@example.org",
+        where,
     )
     expected = file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n"  # one more is its own
     assert Counter(read_maildir(server.maildir)) == {("from@example.org", expected): 1000}
@@ -196,6 +239,7 @@ def test_smtp_source_with_long_sessions(server, kind, tmp_path):
 def test_pipelining(server, kind):
     """RFC 2920: groups of commands in one write, the end of a message and what follows in another;
     each reply in its turn."""
+
     def group(sender: str) -> bytes:
         return f"MAIL FROM:<{sender}>\r\nRCPT TO:<x@example.org>\r\nDATA\r\n".encode()
 
@@ -224,8 +268,10 @@ def test_slow_client_beside_fast_ones(server):
     with Wire(server.address("tcp")) as wire:
         assert wire.codes(1) == ["220"]
         for line, code in (
-            (b"EHLO slow.example.org\r\n", "250"), (b"MAIL FROM:<slow@example.org>\r\n", "250"),
-            (b"RCPT TO:<you@example.org>\r\n", "250"), (b"DATA\r\n", "354"),
+            (b"EHLO slow.example.org\r\n", "250"),
+            (b"MAIL FROM:<slow@example.org>\r\n", "250"),
+            (b"RCPT TO:<you@example.org>\r\n", "250"),
+            (b"DATA\r\n", "354"),
         ):
             wire.send_bytes_singly(line)
             assert wire.reply()[:3] == code
@@ -280,14 +326,32 @@ SMUGGLED = (
 )
 # What some server somewhere has taken for the end of a message. With a CR or LF on its own…
 BARE_ENDS = [
-    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\r", b"\r.\n", b"\n.\r",
-    b"\r\n.\r\r\n", b"\r\n\n.\r\n", b"\r\n\r.\r\n", b"\n\n.\n\n",
-    b"\r\n.\r\x00\n", b"\r\x00\n.\r\n",
+    b"\n.\n",
+    b"\n.\r\n",
+    b"\r\n.\n",
+    b"\r.\r",
+    b"\r.\r\n",
+    b"\r\n.\r",
+    b"\r.\n",
+    b"\n.\r",
+    b"\r\n.\r\r\n",
+    b"\r\n\n.\r\n",
+    b"\r\n\r.\r\n",
+    b"\n\n.\n\n",
+    b"\r\n.\r\x00\n",
+    b"\r\x00\n.\r\n",
 ]
 # … and without: parts of a message as others are.
 QUIET_ENDS = [
-    b"\r\n.\x00\r\n", b"\r\n\x00.\r\n", b"\r\n. \r\n", b"\r\n .\r\n", b"\r\n..\r\n",
-    b"\r\n.\xa0\r\n", b"\r\n.\x0b\r\n", b"\r\n.\x85\r\n", b"\x85.\x85",
+    b"\r\n.\x00\r\n",
+    b"\r\n\x00.\r\n",
+    b"\r\n. \r\n",
+    b"\r\n .\r\n",
+    b"\r\n..\r\n",
+    b"\r\n.\xa0\r\n",
+    b"\r\n.\x0b\r\n",
+    b"\r\n.\x85\r\n",
+    b"\x85.\x85",
     b"\r\n\xe2\x80\xa8.\r\n",
 ]
 
@@ -315,8 +379,11 @@ def test_smuggling(server, way):
 def test_commands_end_in_crlf_only(server):
     """Neither may commands be smuggled into a command."""
     for line in (
-        b"NOOP\nMAIL FROM:<evil@example.org>\r\n", b"NOOP\rMAIL FROM:<evil@example.org>\r\n",
-        b"NOOP\n\r\n", b"NOOP\r\r\n", b"NO\x00OP\r\n",
+        b"NOOP\nMAIL FROM:<evil@example.org>\r\n",
+        b"NOOP\rMAIL FROM:<evil@example.org>\r\n",
+        b"NOOP\n\r\n",
+        b"NOOP\r\r\n",
+        b"NO\x00OP\r\n",
     ):
         with Wire(server.address("tcp")) as wire:
             assert wire.ask(b"")[:3] == "220"
@@ -398,6 +465,7 @@ def test_kill_among_many_messages(tmp_path, short_path):
 def test_signal_in_mid_session(tmp_path, short_path, kind, number):
     """It ends at once and cleanly, whatever its clients are at; only whole messages are stored."""
     with SmtpServer(tmp_path, short_path) as server, contextlib.ExitStack() as stack:
+
         def wire() -> Wire:
             return stack.enter_context(Wire(server.address(kind)))
 
@@ -468,7 +536,9 @@ def small_disk(tmp_path):
         pytest.skip("mount is not installed")
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=256k", "becket-test", folder],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")

@@ -81,10 +81,21 @@ def test_swaks_that_verifies(server, scheme, tls, message):
         if version == "tlsv1_3" and not speaks_tls_1_3(server, scheme, tls):
             continue
         said = run_program(
-            "swaks", "--server", f"localhost:{server.port}", "--from", f"{version}@example.org",
-            "--to", "x@example.org,y@example.org", "--data", f"@{message}",
-            "--tlsc" if scheme == "tls" else "--tls", "--tls-protocol", version,
-            "--tls-verify", "--tls-ca-path", tls.path("ca.crt"),
+            "swaks",
+            "--server",
+            f"localhost:{server.port}",
+            "--from",
+            f"{version}@example.org",
+            "--to",
+            "x@example.org,y@example.org",
+            "--data",
+            f"@{message}",
+            "--tlsc" if scheme == "tls" else "--tls",
+            "--tls-protocol",
+            version,
+            "--tls-verify",
+            "--tls-ca-path",
+            tls.path("ca.crt"),
         )
         assert f"TLS started with cipher {version.replace('tlsv1_', 'TLSv1.')}:" in said
     for text in read_by_sender(server.maildir).values():
@@ -102,12 +113,27 @@ def speaks_tls_1_3(server, scheme, tls) -> bool:
 @BOTH
 def test_curl(server, scheme, tls, tmp_path, engine):
     """With the largest message too; and it refuses one whose certificate it does not trust."""
+
     def curl(sender: str, file: Path, *options: object, status: int = 0) -> str:
         url = f"{'smtps' if scheme == 'tls' else 'smtp'}://localhost:{server.port}/curl.example.org"
         return run_program(
-            "curl", "--url", url, "--ssl-reqd", "--silent", "--show-error", "--ipv4",
-            "--max-time", PATIENCE, "--mail-from", sender, "--mail-rcpt", "you@example.org",
-            "--upload-file", file, *options, status=status,
+            "curl",
+            "--url",
+            url,
+            "--ssl-reqd",
+            "--silent",
+            "--show-error",
+            "--ipv4",
+            "--max-time",
+            PATIENCE,
+            "--mail-from",
+            sender,
+            "--mail-rcpt",
+            "you@example.org",
+            "--upload-file",
+            file,
+            *options,
+            status=status,
         )
 
     shapes = every_shape()
@@ -132,12 +158,24 @@ def test_openssl_s_client(server, scheme, tls):
     begin = "EHLO client.example.org\r\nMAIL FROM:<{}@example.org>\r\nrcpt TO:<you@example.org>\r\n"
     for version in ["tls1_2"] + (["tls1_3"] if speaks_tls_1_3(server, scheme, tls) else []):
         said = run_program(
-            "openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", f"-{version}",
-            "-CAfile", tls.path("ca.crt"), "-verify_return_error", "-verify_hostname", "localhost",
-            "-servername", "localhost", "-quiet", "-crlf",
+            "openssl",
+            "s_client",
+            "-connect",
+            f"127.0.0.1:{server.port}",
+            f"-{version}",
+            "-CAfile",
+            tls.path("ca.crt"),
+            "-verify_return_error",
+            "-verify_hostname",
+            "localhost",
+            "-servername",
+            "localhost",
+            "-quiet",
+            "-crlf",
             *(["-starttls", "smtp", "-name", "x.example.org"] if scheme == "starttls" else []),
-            data=(begin.format(version) + "DATA\r\nSubject: x\r\n\r\nhello\r\n.\r\nQUIT\r\n")
-            .replace("\r\n", "\n"),
+            data=(
+                begin.format(version) + "DATA\r\nSubject: x\r\n\r\nhello\r\n.\r\nQUIT\r\n"
+            ).replace("\r\n", "\n"),
         )
         assert "verify return:1" in said
         assert "221 " in said, said
@@ -159,8 +197,15 @@ def test_posttls_finger(server, scheme, tls, tmp_path, monkeypatch):
 
     def established(level: str, ca: str, *names: str) -> str:
         said = run_program(
-            "posttls-finger", "-c", "-l", level, "-F", tls.path(ca),
-            *(["-w"] if scheme == "tls" else []), f"[127.0.0.1]:{server.port}", *names,
+            "posttls-finger",
+            "-c",
+            "-l",
+            level,
+            "-F",
+            tls.path(ca),
+            *(["-w"] if scheme == "tls" else []),
+            f"[127.0.0.1]:{server.port}",
+            *names,
         )
         found = re.search(r"(\w+) TLS connection established to 127\.0\.0\.1", said)
         return found[1] if found else said
@@ -221,7 +266,13 @@ def aiosmtpd(tmp_path, tls, scheme):
     with socket.create_server(("127.0.0.1", 0)) as sock:  # its controller needs a number
         port = sock.getsockname()[1]
     with Server(
-        "-c", AIOSMTPD, HERE, port, kept, tls.path("server.pem"), scheme,
+        "-c",
+        AIOSMTPD,
+        HERE,
+        port,
+        kept,
+        tls.path("server.pem"),
+        scheme,
         expected="listening|ended",
     ) as server:
         server.wait_for("listening")
@@ -249,9 +300,19 @@ def test_aiosmtpd(aiosmtpd, scheme, tls):
 @BOTH
 def test_swaks_to_aiosmtpd(aiosmtpd, scheme, tls, message):
     run_program(
-        "swaks", "--server", f"localhost:{aiosmtpd.port}", "--from", "a@example.org",
-        "--to", "b@example.org", "--data", f"@{message}", "--tls-verify",
-        "--tls-ca-path", tls.path("ca.crt"), "--tlsc" if scheme == "tls" else "--tls",
+        "swaks",
+        "--server",
+        f"localhost:{aiosmtpd.port}",
+        "--from",
+        "a@example.org",
+        "--to",
+        "b@example.org",
+        "--data",
+        f"@{message}",
+        "--tls-verify",
+        "--tls-ca-path",
+        tls.path("ca.crt"),
+        "--tlsc" if scheme == "tls" else "--tls",
     )
     (file,) = aiosmtpd.kept.glob("*.data")
     assert file.read_bytes() == CRLF + b"\r\n"
@@ -285,9 +346,25 @@ class WebServer(Server):
             )
         else:
             super().__init__(
-                "-m", "uvicorn", "--loop", "becket:EventLoop", "--http", kind, "--lifespan", "off",
-                "--no-access-log", "--no-use-colors", "--port", 0, "--app-dir", HERE,
-                "--ssl-certfile", crt, "--ssl-keyfile", key, "asgi_app:app",
+                "-m",
+                "uvicorn",
+                "--loop",
+                "becket:EventLoop",
+                "--http",
+                kind,
+                "--lifespan",
+                "off",
+                "--no-access-log",
+                "--no-use-colors",
+                "--port",
+                0,
+                "--app-dir",
+                HERE,
+                "--ssl-certfile",
+                crt,
+                "--ssl-keyfile",
+                key,
+                "asgi_app:app",
                 expected=r"INFO: +(Started server process|Finished server process) \[\d+\]"
                 r"|INFO: +(Shutting down|Waiting for .* to (close|complete)).*"
                 r"|INFO: +Uvicorn running on .*",
@@ -309,8 +386,16 @@ def web(request, short_path, tls):
 def test_curl_to_web_servers(web, tls, tmp_path):
     def curl(path: str, *options: object, trust: object = ("--insecure",), status: int = 0) -> str:
         return run_program(
-            "curl", "--silent", "--show-error", "--ipv4", "--max-time", PATIENCE, *trust, *options,
-            f"https://localhost:{web.port}{path}", status=status,
+            "curl",
+            "--silent",
+            "--show-error",
+            "--ipv4",
+            "--max-time",
+            PATIENCE,
+            *trust,
+            *options,
+            f"https://localhost:{web.port}{path}",
+            status=status,
         )
 
     assert curl("/loop") == "becket.loop.EventLoop"

@@ -25,8 +25,21 @@ def server(request):
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     with Server(
-        "-m", "uvicorn", "--loop", "becket:EventLoop", "--http", request.param, "--lifespan", "off",
-        "--no-access-log", "--no-use-colors", "--port", 0, "--app-dir", HERE, "asgi_app:app",
+        "-m",
+        "uvicorn",
+        "--loop",
+        "becket:EventLoop",
+        "--http",
+        request.param,
+        "--lifespan",
+        "off",
+        "--no-access-log",
+        "--no-use-colors",
+        "--port",
+        0,
+        "--app-dir",
+        HERE,
+        "asgi_app:app",
         expected=SAID,
     ) as server:
         server.port = int(server.wait_for(r"running on http://127\.0\.0\.1:(\d+)")[1])
@@ -54,9 +67,14 @@ def test_every_route_on_one_connection(server):
             body = os.urandom(size)
             assert ask(connection, "POST", "/echo", body) == (200, body)
         pieces = [os.urandom(size) for size in (1, 100_000, 7, 65_536)]
-        assert ask(connection, "POST", "/echo", iter(pieces), encode_chunked=True, headers={
-            "Transfer-Encoding": "chunked"
-        }) == (200, b"".join(pieces))
+        assert ask(
+            connection,
+            "POST",
+            "/echo",
+            iter(pieces),
+            encode_chunked=True,
+            headers={"Transfer-Encoding": "chunked"},
+        ) == (200, b"".join(pieces))
         streamed = b"".join(b"%d:%s\n" % (n, b"s" * (n * 100)) for n in range(100))
         assert ask(connection, "GET", "/stream") == (200, streamed)
         assert ask(connection, "GET", "/large") == (200, bytes(range(256)) * 40_000)
@@ -87,8 +105,10 @@ def test_pipelined_requests(server):
 def test_clients_that_leave(server):
     """In the middle of a request, of a large response, of a streamed one."""
     for request in (
-        b"GET / HT", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
-        b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HT",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
+        b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
     ):
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
             sock.sendall(request)
