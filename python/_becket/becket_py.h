@@ -18,13 +18,14 @@
     X(buffer_updated)                                                                              \
     X(get_buffer)                                                                                  \
     X(eof_received)                                                                                \
-    X(connection_made) X(connection_lost) X(pause_writing) X(resume_writing)                       \
-        X(call_exception_handler) X(_attach) X(_detach) X(_stopping) X(_waiter) X(_buffer)         \
-            X(_paused) X(_limit) X(_stream_reader_wr) X(pause_reading) X(cancelled) X(set_result)  \
-                X(done) X(detach) X(fileno) X(close) X(_transport) X(context) X(loop)              \
-                    X(do_handshake) X(take) X(receive) X(handshake) X(read) X(write) X(end)        \
-                        X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)   \
-                            X(create_future) X(throw) X(_connection_lost)
+    X(connection_made)                                                                             \
+    X(connection_lost)                                                                             \
+    X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach) X(_detach)             \
+        X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)               \
+            X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)       \
+                X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake)   \
+                    X(read) X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception)          \
+                        X(_maybe_resume_transport) X(create_future) X(throw) X(_connection_lost)
 
 /* Methods of asyncio's streams that ours take the place of. */
 enum {
@@ -118,8 +119,10 @@ typedef struct TransportObject {
     PyObject *protocol, *context, *server;
     PyObject *socket; /* socket.socket, once somebody asked, or if it came with one; or the pipe */
     PyObject *reader; /* weak reference to the StreamReader that is filled from here */
-    PyObject *error;  /* the exception for connection_lost() */
-    TlsState *tls;    /* NULL: plain */
+    PyObject
+        *reading;    /* who waits in that reader for more (reads.c): borrowed, and takes it back */
+    PyObject *error; /* the exception for connection_lost() */
+    TlsState *tls;   /* NULL: plain */
     struct TransportObject *above; /* start_tls() made it: the connection is there now */
     struct TransportObject *below; /* … of this one, until the connection is lost */
     int fd;
@@ -173,6 +176,7 @@ TransportObject *transport_new(LoopObject *loop, PyObject *protocol, PyObject *c
 int transport_attach(TransportObject *t, bk_stream *s);
 int transport_adopt_protocol(TransportObject *t, PyObject *protocol);
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
+PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n); /* for one protocol */
 void transport_fail(TransportObject *t, const char *message);
 void transport_made(TransportObject *t);
 bool transport_is_ours(const bk_stream *s);
@@ -201,10 +205,12 @@ PyObject *loop_add_tls_engine(LoopObject *loop, PyObject *type);
 /* streams.c */
 bool reader_recognise(TransportObject *t);
 int reader_feed(TransportObject *t, const char *data, size_t n);
+int reader_wake(module_state *state, PyObject *fields);
 PyObject *reader_own_method(module_state *state, int which);
 
 /* reads.c */
 extern PyType_Spec read_spec, done_spec, reader_spec, reader_protocol_spec;
+int read_offer(TransportObject *t, PyObject *reader, const char *data, size_t n);
 
 /* listener.c */
 extern PyType_Spec listener_spec;

@@ -158,12 +158,13 @@ static int module_exec(PyObject *module) {
     X(loop_type)                                                                                   \
     X(handle_type)                                                                                 \
     X(timer_handle_type)                                                                           \
-    X(transport_type) X(listener_type) X(smtp_type) X(tls_context_type) X(future_type)             \
-        X(task_type) X(buffered_protocol) X(reader_protocol) X(reader_type) X(transport_socket)    \
-            X(socket_type) X(extract_stack) X(create_task) X(base_loop) X(logger) X(ssl_object)    \
-                X(ssl_want_read) X(openssl_version) X(tls_error_code) X(tls_exception_of)          \
-                    X(tls_core_context) X(read_type) X(done_type) X(our_reader)                    \
-                        X(our_reader_protocol) X(done)
+    X(transport_type)                                                                              \
+    X(listener_type)                                                                               \
+    X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+        X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)      \
+            X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read)                   \
+                X(openssl_version) X(tls_error_code) X(tls_exception_of) X(tls_core_context)       \
+                    X(read_type) X(done_type) X(our_reader) X(our_reader_protocol) X(done)
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     module_state *state = PyModule_GetState(module);

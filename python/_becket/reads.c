@@ -17,13 +17,16 @@ enum { SOME, EXACTLY, UNTIL, LINE, NEXT };
 typedef struct ReadObject {
     PyObject_HEAD module_state *state;
     PyObject *reader;
-    PyObject *fields;    /* its dictionary */
-    PyObject *separator; /* until: bytes; NULL: a newline */
-    Py_ssize_t count;    /* some: at most so many; exactly: so many */
-    Py_ssize_t searched; /* where no separator begins */
-    PyObject *future;    /* what is waited for, … */
-    PyObject *waiting;   /* … and the iterator over it */
-    PyObject *own;       /* asyncio's coroutine, once the rest is left to it */
+    PyObject *fields;        /* its dictionary */
+    PyObject *separator;     /* until: bytes; NULL: a newline */
+    Py_ssize_t count;        /* some: at most so many; exactly: so many */
+    Py_ssize_t searched;     /* where no separator begins */
+    PyObject *future;        /* what is waited for, … */
+    PyObject *waiting;       /* … and the iterator over it */
+    TransportObject *feeder; /* … and who knows that we wait */
+    PyObject *buffer;        /* the reader's, … */
+    PyObject *result;        /* … and what came while it was empty, and did not go through it */
+    PyObject *own;           /* asyncio's coroutine, once the rest is left to it */
     uint8_t kind;
     bool started, waited, over;
 } ReadObject;
@@ -123,10 +126,8 @@ static outcome take(ReadObject *self, PyObject **ret_result) {
     PyObject *buffer = field(self, self->state->str__buffer);
     if (buffer == NULL || !PyByteArray_CheckExact(buffer))
         return LEAVE;
-    Py_INCREF(buffer);
-    outcome what = take_from(self, buffer, ret_result);
-    Py_DECREF(buffer);
-    return what;
+    Py_XSETREF(self->buffer, Py_NewRef(buffer));
+    return take_from(self, buffer, ret_result);
 }
 
 /* ---- Waiting for more: StreamReader._wait_for_data() ---- */
@@ -146,9 +147,24 @@ static int set_future(ReadObject *self, PyObject *loop) {
                                  : PyDict_SetItem(self->fields, state->str__waiter, self->future);
 }
 
+/* Its transport may hand us what it receives. */
+static void meet_feeder(ReadObject *self) {
+    PyObject *transport = field(self, self->state->str__transport);
+    if (transport == NULL || Py_TYPE(transport) != self->state->transport_type)
+        return;
+    self->feeder = (TransportObject *)Py_NewRef(transport);
+    self->feeder->reading = (PyObject *)self;
+}
+
 static void stop_waiting(ReadObject *self) {
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
+    if (self->feeder != NULL && self->feeder->reading == (PyObject *)self)
+        self->feeder->reading = NULL;
+    Py_CLEAR(self->feeder);
+    if (self->result != NULL) /* it was not awaited to its end: others are to have it */
+        (void)PySequence_SetSlice(self->buffer, 0, 0, self->result);
+    Py_CLEAR(self->result);
     if (self->future != NULL && field(self, self->state->str__waiter) == self->future)
         (void)PyDict_SetItem(self->fields, self->state->str__waiter, Py_None);
     PyErr_Clear();
@@ -168,8 +184,35 @@ static outcome begin_waiting(ReadObject *self) {
     Py_DECREF(loop);
     if (code < 0)
         stop_waiting(self);
+    else
+        meet_feeder(self);
     self->waited = code == 0;
     return code < 0 ? FAILED : WAIT;
+}
+
+/* Whether all of it, and no more, is the answer. */
+static bool fits(ReadObject *self, const char *data, Py_ssize_t n) {
+    Py_ssize_t size = 0;
+    if (self->kind == SOME || self->kind == EXACTLY)
+        return self->kind == SOME ? n <= self->count : n == self->count;
+    self->searched = 0;
+    bool whole = find_end(self, data, n, &size) == TAKEN && size == n;
+    self->searched = 0;
+    return whole;
+}
+
+/* What a transport has received, for whom waits for it: 1: it took it, and will be woken. */
+int read_offer(TransportObject *t, PyObject *reader, const char *data, size_t n) {
+    ReadObject *self = (ReadObject *)t->reading;
+    module_state *state = t->loop->state;
+    if (self == NULL || self->reader != reader || self->result != NULL ||
+        field(self, state->str__waiter) != self->future || PyByteArray_GET_SIZE(self->buffer) > 0 ||
+        !fits(self, data, (Py_ssize_t)n))
+        return PyErr_Occurred() ? -1 : 0;
+    self->result = transport_bytes(t->loop, data, n);
+    if (self->result == NULL || reader_wake(state, self->fields) < 0)
+        return -1;
+    return 1;
 }
 
 /* ---- As a coroutine ---- */
@@ -235,10 +278,17 @@ static PySendResult read_am_send(ReadObject *self, PyObject *arg, PyObject **ret
         PySendResult result = PyIter_Send(self->waiting, arg, ret_result);
         if (result == PYGEN_NEXT)
             return result;
+        PyObject *handed = result == PYGEN_RETURN ? self->result : NULL;
+        if (handed != NULL) { /* and the reader knows already that nobody waits */
+            self->result = NULL;
+            Py_CLEAR(self->future);
+        }
         stop_waiting(self);
         if (result == PYGEN_ERROR)
             return end_with(self, result, ret_result);
-        Py_CLEAR(*ret_result);
+        Py_SETREF(*ret_result, handed);
+        if (handed != NULL)
+            return end_with(self, PYGEN_RETURN, ret_result);
     }
     return advance(self, ret_result);
 }
@@ -325,12 +375,18 @@ static int read_traverse(ReadObject *self, visitproc visit, void *arg) {
     Py_VISIT(self->fields);
     Py_VISIT(self->future);
     Py_VISIT(self->waiting);
+    Py_VISIT((PyObject *)self->feeder);
     Py_VISIT(self->own);
     return 0;
 }
 
 static int read_clear(ReadObject *self) {
     self->over = true;
+    if (self->feeder != NULL && self->feeder->reading == (PyObject *)self)
+        self->feeder->reading = NULL;
+    Py_CLEAR(self->feeder);
+    Py_CLEAR(self->buffer);
+    Py_CLEAR(self->result);
     Py_CLEAR(self->reader);
     Py_CLEAR(self->fields);
     Py_CLEAR(self->separator);

@@ -101,7 +101,7 @@ static bool is_cancelled(module_state *state, PyObject *future) {
 }
 
 /* StreamReader._wakeup_waiter() */
-static int wake_waiter(module_state *state, PyObject *fields) {
+int reader_wake(module_state *state, PyObject *fields) {
     PyObject *waiter = PyDict_GetItemWithError(fields, state->str__waiter);
     if (waiter == NULL || waiter == Py_None)
         return PyErr_Occurred() ? -1 : 0;
@@ -141,7 +141,7 @@ static int feed(TransportObject *t, PyObject *fields, const char *data, size_t n
     Py_XINCREF(buffer);
     int code = extend(buffer, data, n);
     if (code == 0)
-        code = wake_waiter(t->loop->state, fields);
+        code = reader_wake(t->loop->state, fields);
     if (code == 0)
         code = pause_full(t, fields, PyByteArray_GET_SIZE(buffer));
     Py_XDECREF(buffer);
@@ -153,9 +153,11 @@ int reader_feed(TransportObject *t, const char *data, size_t n) {
     PyObject *reader = t->reader != NULL ? target_of(t->reader) : NULL;
     if (reader == NULL)
         return 0; /* nobody will read it: asyncio drops it too */
-    PyObject *fields = PyObject_GenericGetDict(reader, NULL);
-    int code = fields == NULL ? -1 : feed(t, fields, data, n);
+    int code = read_offer(t, reader, data, n);
+    PyObject *fields = code == 0 ? PyObject_GenericGetDict(reader, NULL) : NULL;
+    if (code == 0)
+        code = fields == NULL ? -1 : feed(t, fields, data, n);
     Py_XDECREF(fields);
     Py_DECREF(reader);
-    return code;
+    return code < 0 ? -1 : 0;
 }

@@ -120,7 +120,7 @@ static PyObject *refill(PyObject *bytes, const void *data, size_t n) {
 /* What the protocol gets. Few keep a message, and blocks of its size are beyond the caches of the
    allocators: so the last one is filled again where nobody has kept it, and it is not much too
    large. */
-static PyObject *make_bytes(LoopObject *loop, const void *data, size_t n) {
+PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n) {
     PyObject *last = loop->last;
 #ifndef Py_GIL_DISABLED
     if (last != NULL && Py_REFCNT(last) == 1 && n <= loop->last_room &&
@@ -140,7 +140,7 @@ static void received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);
     if (is_silent(t))
         return;
-    PyObject *bytes = make_bytes(t->loop, data, n);
+    PyObject *bytes = transport_bytes(t->loop, data, n);
     if (n >= BIG_READ && s->protocol == &transport_plain)
         bk_stream_set_protocol(s, &transport_big);
     if (bytes == NULL || transport_call(t, t->loop->state->str_data_received, bytes, NULL) < 0)

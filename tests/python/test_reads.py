@@ -224,9 +224,10 @@ def test_ends_while_it_waits(
         max_size=12,
     ),
     limit=st.integers(1, 12),
+    by_hand=st.booleans(),
 )
 def test_any_calls_on_any_pieces(
-    pieces: list[bytes], calls: list[tuple[Any, ...]], limit: int
+    pieces: list[bytes], calls: list[tuple[Any, ...]], limit: int, by_hand: bool
 ) -> None:
     """Whatever asyncio's own reader would answer, ours does; both have the same errors."""
 
@@ -244,15 +245,21 @@ def test_any_calls_on_any_pieces(
         a, b = tcp_pair()
         reader, writer = await open_stream(loop, a, limit=limit)
         asyncios = asyncio.StreamReader(limit=limit, loop=loop)
-        writer.transport.pause_reading()  # what is fed is the same, and in the same pieces
+        b.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tasks = [asyncio.create_task(collect(r)) for r in (reader, asyncios)]
         assert type(reader) is not asyncio.StreamReader
+        await turns(3)
         for piece in pieces:
-            for r in (reader, asyncios):
-                r.feed_data(piece)
-            await turns(3)
-        for r in (reader, asyncios):
-            r.feed_eof()
+            asyncios.feed_data(piece)
+            if by_hand:
+                reader.feed_data(piece)
+            else:  # in the same pieces, as far as the reader's limit lets them in
+                b.send(piece)
+            await turns(4)
+        asyncios.feed_eof()
+        if by_hand:
+            reader.feed_eof()
+        b.shutdown(socket.SHUT_WR)
         ours, theirs = [await task for task in tasks]
         assert ours == theirs
         await close(writer)
@@ -263,6 +270,46 @@ def test_any_calls_on_any_pieces(
         loop.run_until_complete(main())
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("give_up", ["cancel", "throw", "close", "drop"])
+def test_what_came_for_one_who_gave_up_is_there_for_the_next(
+    loop: Loop, way: Callable[[Reader], Any], give_up: str
+) -> None:
+    """It has been woken already, but has not run yet."""
+
+    async def main() -> None:
+        a, b = tcp_pair()
+        reader, writer = await open_stream(loop, a)
+        if give_up == "cancel":
+            task = asyncio.create_task(way(reader))
+            await turns(3)
+            waiter = reader._waiter  # type: ignore[attr-defined]
+        else:
+            waits = way(reader)
+            waiter = waits.send(None)
+        b.send(b"line\n")
+        while not waiter.done():
+            await asyncio.sleep(0)
+        if give_up == "cancel":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        elif give_up == "throw":
+            with pytest.raises(KeyError):
+                waits.throw(KeyError("thrown"))
+        elif give_up == "close":
+            waits.close()
+        else:
+            del waits
+            gc.collect()
+        b.send(b"more\n")
+        await turns(5)
+        assert await reader.read(100) == b"line\nmore\n"
+        await close(writer)
+        b.close()
+
+    run(loop, main())
 
 
 def test_methods_that_somebody_replaced_are_called(
