@@ -52,7 +52,11 @@ static int is_true(const ReadObject *self, PyObject *name) {
 
 static Py_ssize_t limit_of(const ReadObject *self) {
     PyObject *limit = field(self, self->state->str__limit);
-    return limit == NULL || !PyLong_CheckExact(limit) ? -1 : PyLong_AsSsize_t(limit);
+    if (limit == NULL || !PyLong_CheckExact(limit))
+        return -1;
+    int beyond;
+    long long n = PyLong_AsLongLongAndOverflow(limit, &beyond);
+    return beyond > 0 || n > PY_SSIZE_T_MAX ? PY_SSIZE_T_MAX : (Py_ssize_t)n;
 }
 
 static const char *find(const char *at, const char *end, const char *separator, Py_ssize_t size) {

@@ -312,6 +312,27 @@ def test_what_came_for_one_who_gave_up_is_there_for_the_next(
     run(loop, main())
 
 
+@pytest.mark.parametrize("limit", [1 << 80, float("inf"), 20.5])
+def test_limits_of_any_kind(loop: Loop, way: Callable[[Reader], Any], limit: Any) -> None:
+    async def main() -> None:
+        a, b = tcp_pair()
+        reader, writer = await open_stream(loop, a, limit=limit)
+        for early in (True, False):
+            task = None if early else asyncio.create_task(way(reader))
+            await turns(3)
+            b.send(b"line\n")
+            await turns(5)
+            assert await (task or way(reader)) == b"line\n"
+        b.send(b"x" * 30)
+        if limit == 20.5:
+            with pytest.raises(asyncio.LimitOverrunError):
+                await reader.readuntil(b"y")
+        await close(writer)
+        b.close()
+
+    run(loop, main())
+
+
 def test_methods_that_somebody_replaced_are_called(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
