@@ -11,7 +11,8 @@ import inspect
 import socket
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -32,6 +33,18 @@ WAYS: dict[str, Callable[[Reader], Any]] = {
 }
 
 
+@asynccontextmanager
+async def stream(
+    loop: Loop, limit: Any = 1 << 16
+) -> AsyncIterator[tuple[Reader, asyncio.StreamWriter, socket.socket]]:
+    """A connection's reader and writer, and the socket at its other end."""
+    near, far = tcp_pair()
+    reader, writer = await open_stream(loop, near, limit=limit)
+    yield reader, writer, far
+    await close(writer)
+    far.close()
+
+
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Callable[[Reader], Any]:
     return WAYS[request.param]
@@ -39,123 +52,107 @@ def way(request: pytest.FixtureRequest) -> Callable[[Reader], Any]:
 
 def test_the_classes_are_still_asyncios(loop: Loop) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        assert isinstance(reader, asyncio.StreamReader)
-        assert isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol)
-        assert repr(reader).startswith("<StreamReader transport=")
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, writer, _far):
+            assert isinstance(reader, asyncio.StreamReader)
+            assert isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol)
+            assert repr(reader).startswith("<StreamReader transport=")
 
     run(loop, main())
 
 
 def test_it_is_a_coroutine(loop: Loop, way: Callable[[Reader], Any]) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        for wrap in (
-            lambda c: c,
-            asyncio.create_task,
-            asyncio.ensure_future,
-            asyncio.gather,
-            lambda c: asyncio.wait_for(c, 10),
-        ):
-            for early in (True, False):
-                if early:
-                    b.send(b"line\n")
-                    await turns(5)
-                coroutine = way(reader)
-                assert isinstance(coroutine, collections.abc.Coroutine)
-                assert inspect.isawaitable(coroutine)
-                assert asyncio.iscoroutine(coroutine)
-                assert coroutine.__qualname__.startswith("StreamReader.")
-                if not early:
-                    loop.call_soon(b.send, b"line\n")
-                assert await wrap(coroutine) in (b"line\n", [b"line\n"])
-        task = asyncio.create_task(way(reader))
-        await turns(3)
-        assert "StreamReader." in repr(task)
-        assert task.get_stack() is not None
-        task.cancel()
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, _, b):
+            for wrap in (
+                lambda c: c,
+                asyncio.create_task,
+                asyncio.ensure_future,
+                asyncio.gather,
+                lambda c: asyncio.wait_for(c, 10),
+            ):
+                for early in (True, False):
+                    if early:
+                        b.send(b"line\n")
+                        await turns(5)
+                    coroutine = way(reader)
+                    assert isinstance(coroutine, collections.abc.Coroutine)
+                    assert inspect.isawaitable(coroutine)
+                    assert asyncio.iscoroutine(coroutine)
+                    assert coroutine.__qualname__.startswith("StreamReader.")
+                    if not early:
+                        loop.call_soon(b.send, b"line\n")
+                    assert await wrap(coroutine) in (b"line\n", [b"line\n"])
+            task = asyncio.create_task(way(reader))
+            await turns(3)
+            assert "StreamReader." in repr(task)
+            assert task.get_stack() is not None
+            task.cancel()
 
     run(loop, main())
 
 
 def test_it_is_awaited_once(loop: Loop, way: Callable[[Reader], Any]) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        b.send(b"line\n")
-        coroutine = way(reader)
-        assert await coroutine == b"line\n"
-        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
-            await coroutine
-        with pytest.raises((KeyError, RuntimeError)):  # RuntimeError: Python's coroutines
-            coroutine.throw(KeyError())
-        coroutine.close()
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, _, b):
+            b.send(b"line\n")
+            coroutine = way(reader)
+            assert await coroutine == b"line\n"
+            with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+                await coroutine
+            with pytest.raises((KeyError, RuntimeError)):  # RuntimeError: Python's coroutines
+                coroutine.throw(KeyError())
+            coroutine.close()
 
     run(loop, main())
 
 
 def test_sending_and_throwing_by_hand(loop: Loop, way: Callable[[Reader], Any]) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
+        async with stream(loop) as (reader, _, b):
+            unbegun = way(reader)
+            with pytest.raises(KeyError):
+                unbegun.throw(KeyError("none of mine"))
 
-        unbegun = way(reader)
-        with pytest.raises(KeyError):
-            unbegun.throw(KeyError("none of mine"))
+            waits = way(reader)
+            future = waits.send(None)
+            assert isinstance(future, asyncio.Future)
+            with pytest.raises(KeyError):
+                waits.throw(KeyError("thrown"))
+            assert not future.done()
 
-        waits = way(reader)
-        future = waits.send(None)
-        assert isinstance(future, asyncio.Future)
-        with pytest.raises(KeyError):
-            waits.throw(KeyError("thrown"))
-        assert not future.done()
+            waits = way(reader)  # nobody else waits now
+            future = waits.send(None)
+            waits.close()
+            with pytest.raises(RuntimeError):
+                waits.send(None)
 
-        waits = way(reader)  # nobody else waits now
-        future = waits.send(None)
-        waits.close()
-        with pytest.raises(RuntimeError):
-            waits.send(None)
+            waits = way(reader)
+            future = waits.send(None)
+            del waits  # dropped, in the middle
+            gc.collect()
 
-        waits = way(reader)
-        future = waits.send(None)
-        del waits  # dropped, in the middle
-        gc.collect()
-
-        b.send(b"line\n")
-        waits = way(reader)
-        future = waits.send(None)
-        await turns(5)
-        assert future.done()
-        with pytest.raises(StopIteration) as caught:
-            waits.send(None)
-        assert caught.value.value == b"line\n"
-        await close(writer)
-        b.close()
+            b.send(b"line\n")
+            waits = way(reader)
+            future = waits.send(None)
+            await turns(5)
+            assert future.done()
+            with pytest.raises(StopIteration) as caught:
+                waits.send(None)
+            assert caught.value.value == b"line\n"
 
     run(loop, main())
 
 
 def test_one_that_nobody_awaits_is_told_of(loop: Loop, way: Callable[[Reader], Any]) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            way(reader)
-            gc.collect()
-        assert [str(w.message) for w in caught if w.category is RuntimeWarning]
-        assert "was never awaited" in str(caught[0].message)
-        way(reader).close()
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, _, _far):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                way(reader)
+                gc.collect()
+            assert [str(w.message) for w in caught if w.category is RuntimeWarning]
+            assert "was never awaited" in str(caught[0].message)
+            way(reader).close()
 
     run(loop, main())
 
@@ -177,36 +174,33 @@ def test_ends_while_it_waits(
         return "result", result, reader.at_eof()
 
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        asyncios = asyncio.StreamReader(loop=loop)
-        readers = (reader, asyncios)
-        if before:
-            b.send(before)
-            await turns(5)
-            asyncios.feed_data(before)
-        tasks = [asyncio.create_task(outcome(r, way(r))) for r in readers]
-        await turns(3)
-        if ending == "eof":
-            b.shutdown(socket.SHUT_WR)
-            asyncios.feed_eof()
-        elif ending == "exception":
-            for r in readers:
-                r.set_exception(ValueError("set by hand"))
-        elif ending == "reset":
-            error = ConnectionResetError("reset")
-            for r in readers:
-                r.set_exception(error)
-        else:
-            for task in tasks:
-                task.cancel()
-        ours, theirs = [await asyncio.wait_for(task, 10) for task in tasks]
-        assert ours == theirs
-        after = [await outcome(r, way(r)) for r in readers if ending != "cancelled"]
-        assert after[:1] == after[1:]
-        assert len({bytes(r._buffer) for r in readers}) == 1  # type: ignore[attr-defined]
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, _, b):
+            asyncios = asyncio.StreamReader(loop=loop)
+            readers = (reader, asyncios)
+            if before:
+                b.send(before)
+                await turns(5)
+                asyncios.feed_data(before)
+            tasks = [asyncio.create_task(outcome(r, way(r))) for r in readers]
+            await turns(3)
+            if ending == "eof":
+                b.shutdown(socket.SHUT_WR)
+                asyncios.feed_eof()
+            elif ending == "exception":
+                for r in readers:
+                    r.set_exception(ValueError("set by hand"))
+            elif ending == "reset":
+                error = ConnectionResetError("reset")
+                for r in readers:
+                    r.set_exception(error)
+            else:
+                for task in tasks:
+                    task.cancel()
+            ours, theirs = [await asyncio.wait_for(task, 10) for task in tasks]
+            assert ours == theirs
+            after = [await outcome(r, way(r)) for r in readers if ending != "cancelled"]
+            assert after[:1] == after[1:]
+            assert len({bytes(r._buffer) for r in readers}) == 1  # type: ignore[attr-defined]
 
     run(loop, main())
 
@@ -242,28 +236,25 @@ def test_any_calls_on_any_pieces(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a, limit=limit)
-        asyncios = asyncio.StreamReader(limit=limit, loop=loop)
-        b.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tasks = [asyncio.create_task(collect(r)) for r in (reader, asyncios)]
-        assert type(reader) is not asyncio.StreamReader
-        await turns(3)
-        for piece in pieces:
-            asyncios.feed_data(piece)
+        async with stream(loop, limit=limit) as (reader, _, b):
+            asyncios = asyncio.StreamReader(limit=limit, loop=loop)
+            b.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tasks = [asyncio.create_task(collect(r)) for r in (reader, asyncios)]
+            assert type(reader) is not asyncio.StreamReader
+            await turns(3)
+            for piece in pieces:
+                asyncios.feed_data(piece)
+                if by_hand:
+                    reader.feed_data(piece)
+                else:  # in the same pieces, as far as the reader's limit lets them in
+                    b.send(piece)
+                await turns(4)
+            asyncios.feed_eof()
             if by_hand:
-                reader.feed_data(piece)
-            else:  # in the same pieces, as far as the reader's limit lets them in
-                b.send(piece)
-            await turns(4)
-        asyncios.feed_eof()
-        if by_hand:
-            reader.feed_eof()
-        b.shutdown(socket.SHUT_WR)
-        ours, theirs = [await task for task in tasks]
-        assert ours == theirs
-        await close(writer)
-        b.close()
+                reader.feed_eof()
+            b.shutdown(socket.SHUT_WR)
+            ours, theirs = [await task for task in tasks]
+            assert ours == theirs
 
     loop = make_loop("poll")
     try:
@@ -279,35 +270,32 @@ def test_what_came_for_one_who_gave_up_is_there_for_the_next(
     """It has been woken already, but has not run yet."""
 
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a)
-        if give_up == "cancel":
-            task = asyncio.create_task(way(reader))
-            await turns(3)
-            waiter = reader._waiter  # type: ignore[attr-defined]
-        else:
-            waits = way(reader)
-            waiter = waits.send(None)
-        b.send(b"line\n")
-        while not waiter.done():
-            await asyncio.sleep(0)
-        if give_up == "cancel":
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        elif give_up == "throw":
-            with pytest.raises(KeyError):
-                waits.throw(KeyError("thrown"))
-        elif give_up == "close":
-            waits.close()
-        else:
-            del waits
-            gc.collect()
-        b.send(b"more\n")
-        await turns(5)
-        assert await reader.read(100) == b"line\nmore\n"
-        await close(writer)
-        b.close()
+        async with stream(loop) as (reader, _, b):
+            if give_up == "cancel":
+                task = asyncio.create_task(way(reader))
+                await turns(3)
+                waiter = reader._waiter  # type: ignore[attr-defined]
+            else:
+                waits = way(reader)
+                waiter = waits.send(None)
+            b.send(b"line\n")
+            while not waiter.done():
+                await asyncio.sleep(0)
+            if give_up == "cancel":
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            elif give_up == "throw":
+                with pytest.raises(KeyError):
+                    waits.throw(KeyError("thrown"))
+            elif give_up == "close":
+                waits.close()
+            else:
+                del waits
+                gc.collect()
+            b.send(b"more\n")
+            await turns(5)
+            assert await reader.read(100) == b"line\nmore\n"
 
     run(loop, main())
 
@@ -315,20 +303,17 @@ def test_what_came_for_one_who_gave_up_is_there_for_the_next(
 @pytest.mark.parametrize("limit", [1 << 80, float("inf"), 20.5])
 def test_limits_of_any_kind(loop: Loop, way: Callable[[Reader], Any], limit: Any) -> None:
     async def main() -> None:
-        a, b = tcp_pair()
-        reader, writer = await open_stream(loop, a, limit=limit)
-        for early in (True, False):
-            task = None if early else asyncio.create_task(way(reader))
-            await turns(3)
-            b.send(b"line\n")
-            await turns(5)
-            assert await (task or way(reader)) == b"line\n"
-        b.send(b"x" * 30)
-        if limit == 20.5:
-            with pytest.raises(asyncio.LimitOverrunError):
-                await reader.readuntil(b"y")
-        await close(writer)
-        b.close()
+        async with stream(loop, limit=limit) as (reader, _, b):
+            for early in (True, False):
+                task = None if early else asyncio.create_task(way(reader))
+                await turns(3)
+                b.send(b"line\n")
+                await turns(5)
+                assert await (task or way(reader)) == b"line\n"
+            b.send(b"x" * 30)
+            if limit == 20.5:
+                with pytest.raises(asyncio.LimitOverrunError):
+                    await reader.readuntil(b"y")
 
     run(loop, main())
 
