@@ -33,6 +33,12 @@ WAYS: dict[str, Callable[[Reader], Any]] = {
 }
 
 
+async def arrival() -> None:
+    """What was sent is received, and whom it woke has run: a loop that is busy may look later."""
+    await asyncio.sleep(0.001)
+    await turns(3)
+
+
 @asynccontextmanager
 async def stream(
     loop: Loop, limit: Any = 1 << 16
@@ -73,7 +79,7 @@ def test_it_is_a_coroutine(loop: Loop, way: Callable[[Reader], Any]) -> None:
                 for early in (True, False):
                     if early:
                         b.send(b"line\n")
-                        await turns(5)
+                        await arrival()
                     coroutine = way(reader)
                     assert isinstance(coroutine, collections.abc.Coroutine)
                     assert inspect.isawaitable(coroutine)
@@ -134,7 +140,7 @@ def test_sending_and_throwing_by_hand(loop: Loop, way: Callable[[Reader], Any]) 
             b.send(b"line\n")
             waits = way(reader)
             future = waits.send(None)
-            await turns(5)
+            await arrival()
             assert future.done()
             with pytest.raises(StopIteration) as caught:
                 waits.send(None)
@@ -179,7 +185,7 @@ def test_ends_while_it_waits(
             readers = (reader, asyncios)
             if before:
                 b.send(before)
-                await turns(5)
+                await arrival()
                 asyncios.feed_data(before)
             tasks = [asyncio.create_task(outcome(r, way(r))) for r in readers]
             await turns(3)
@@ -248,7 +254,7 @@ def test_any_calls_on_any_pieces(
                     reader.feed_data(piece)
                 else:  # in the same pieces, as far as the reader's limit lets them in
                     b.send(piece)
-                await turns(4)
+                await arrival()
             asyncios.feed_eof()
             if by_hand:
                 reader.feed_eof()
@@ -294,7 +300,7 @@ def test_what_came_for_one_who_gave_up_is_there_for_the_next(
                 del waits
                 gc.collect()
             b.send(b"more\n")
-            await turns(5)
+            await arrival()
             assert await reader.read(100) == b"line\nmore\n"
 
     run(loop, main())
@@ -308,7 +314,7 @@ def test_limits_of_any_kind(loop: Loop, way: Callable[[Reader], Any], limit: Any
                 task = None if early else asyncio.create_task(way(reader))
                 await turns(3)
                 b.send(b"line\n")
-                await turns(5)
+                await arrival()
                 assert await (task or way(reader)) == b"line\n"
             b.send(b"x" * 30)
             if limit == 20.5:
