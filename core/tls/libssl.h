@@ -168,8 +168,8 @@ enum {
     BK_SSL_CTRL_CHAIN_CERT = 89,
     BK_SSL_CTRL_MIN_PROTO_VERSION = 123,
     BK_SSL_CTRL_MAX_PROTO_VERSION = 124,
-    BK_SSL_MODE = 0x1 | 0x2 | 0x4 |
-        0x10, /* partial write, moving buffers, retry, release buffers */
+    /* partial writes, buffers that move, retries, buffers released */
+    BK_SSL_MODE = 0x1 | 0x2 | 0x4 | 0x10,
     BK_SSL_SESS_CACHE_OFF = 0,
     BK_SSL_SESS_CACHE_CLIENT = 1 | 0x300, /* … which the library itself does not keep */
     BK_SSL_OP_NO_TICKET = 1 << 14,

@@ -12,20 +12,18 @@
 #include "core/stream/stream.h"
 #include "core/tls/tls.h"
 
-/* Names that are looked up on every message or call, interned once. */
+/* Names that are looked up on every message or call, interned once. (clang-format would lay the
+   list out anew each time.) */
+/* clang-format off */
 #define BK_NAMES(X)                                                                                \
-    X(data_received)                                                                               \
-    X(buffer_updated)                                                                              \
-    X(get_buffer)                                                                                  \
-    X(eof_received)                                                                                \
-    X(connection_made)                                                                             \
-    X(connection_lost)                                                                             \
-    X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach) X(_detach)             \
-        X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)               \
-            X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)       \
-                X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake)   \
-                    X(read) X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception)          \
-                        X(_maybe_resume_transport) X(create_future) X(throw) X(_connection_lost)
+    X(data_received) X(buffer_updated) X(get_buffer) X(eof_received) X(connection_made)            \
+    X(connection_lost) X(pause_writing) X(resume_writing) X(call_exception_handler) X(_attach)     \
+    X(_detach) X(_stopping) X(_waiter) X(_buffer) X(_paused) X(_limit) X(_stream_reader_wr)        \
+    X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
+    X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
+    X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
+    X(create_future) X(throw) X(_connection_lost)
+/* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
 enum {
@@ -117,12 +115,11 @@ typedef struct TransportObject {
     bk_stream *stream; /* NULL: not any more */
     LoopObject *loop;
     PyObject *protocol, *context, *server;
-    PyObject *socket; /* socket.socket, once somebody asked, or if it came with one; or the pipe */
-    PyObject *reader; /* weak reference to the StreamReader that is filled from here */
-    PyObject
-        *reading;    /* who waits in that reader for more (reads.c): borrowed, and takes it back */
-    PyObject *error; /* the exception for connection_lost() */
-    TlsState *tls;   /* NULL: plain */
+    PyObject *socket;  /* socket.socket, once somebody asked, or if it came with one; or the pipe */
+    PyObject *reader;  /* weak reference to the StreamReader that is filled from here */
+    PyObject *reading; /* who waits in it for more: borrowed, and taken back (reads.c) */
+    PyObject *error;   /* the exception for connection_lost() */
+    TlsState *tls;     /* NULL: plain */
     struct TransportObject *above; /* start_tls() made it: the connection is there now */
     struct TransportObject *below; /* … of this one, until the connection is lost */
     int fd;

@@ -153,18 +153,17 @@ static int module_exec(PyObject *module) {
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }
 
-/* All that the module's state refers to, but for names and methods. */
+/* All that the module's state refers to, but for names and methods. (clang-format would lay the
+   list out anew each time.) */
+/* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
-    X(loop_type)                                                                                   \
-    X(handle_type)                                                                                 \
-    X(timer_handle_type)                                                                           \
-    X(transport_type)                                                                              \
-    X(listener_type)                                                                               \
+    X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
     X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
-        X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)      \
-            X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read)                   \
-                X(openssl_version) X(tls_error_code) X(tls_exception_of) X(tls_core_context)       \
-                    X(read_type) X(done_type) X(our_reader) X(our_reader_protocol) X(done)
+    X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
+    X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
+    X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
+    X(our_reader) X(our_reader_protocol) X(done)
+/* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     module_state *state = PyModule_GetState(module);

@@ -8,8 +8,6 @@
  */
 #include "becket_py.h"
 
-#include <structmember.h>
-
 /* As OWN_… in becket_py.h; and a line of `async for`, which has no own. */
 enum { SOME, EXACTLY, UNTIL, LINE, NEXT };
 

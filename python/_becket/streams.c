@@ -51,10 +51,7 @@ static bool is_or_becomes(PyObject *object, PyObject *theirs, PyTypeObject *ours
     PyTypeObject *type = Py_TYPE(object);
     if ((PyObject *)type != theirs)
         return type == ours;
-    PyObject *name = PyUnicode_InternFromString("__class__");
-    int code = name == NULL ? -1 : PyObject_SetAttr(object, name, (PyObject *)ours);
-    Py_XDECREF(name);
-    return code == 0;
+    return PyObject_SetAttrString(object, "__class__", (PyObject *)ours) == 0;
 }
 
 /* Sets t->reader, and answers whether the protocol is one we know. The protocol refers to its
