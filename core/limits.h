@@ -23,6 +23,8 @@ enum {
     BK_ACCEPTS_PER_EVENT = 64,
     /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
     BK_ACCEPT_REST_MS = 100,
+    /* Seconds in which a peer that is refused may read why. */
+    BK_REFUSAL_S = 2,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
     /* Default water marks of what a stream has queued: asyncio's. */

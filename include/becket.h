@@ -62,6 +62,8 @@ typedef struct bk_protocol bk_protocol;
 typedef struct bk_listener bk_listener;
 typedef struct bk_endpoint bk_endpoint;
 typedef struct bk_scheme bk_scheme;
+typedef struct bk_limits bk_limits;
+typedef struct bk_gate bk_gate;
 typedef struct bk_timer bk_timer;
 typedef struct bk_work bk_work;
 
@@ -488,6 +490,10 @@ struct bk_protocol {
     /* The transport put in place by bk_stream_set_transport() has opened: TLS is there. A negative
        result closes the stream with that code. */
     int (*upgraded)(bk_stream *s);
+    /* Instead of all the others, for a connection that a limit keeps out (why: BK_ELIMIT, or
+       -ESHUTDOWN when the server is ending): write what the protocol has to say, no more. NULL: it
+       is closed without a word, as one is that is to be under TLS. */
+    void (*refused)(bk_stream *s, int why);
 };
 
 /* A new stream over a transport, which is the stream's from then on; opened() is called before this
@@ -621,6 +627,76 @@ BK_API int bk_listener_new(bk_loop *loop, const char *name, void (*close)(void *
    call, which may block: listen before you run. */
 BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol,
                      bk_error *ret_error, bk_listener **ret_listener);
+
+/* What a server allows its connections; 0 is no limit. A connection over one of the first four is
+   refused; those over the accept rate wait in the backlog. Times are in seconds, coarse, and up to
+   one late; a connection that overstays is closed with -ETIMEDOUT. */
+struct bk_limits {
+    size_t size;
+    unsigned max_connections; /* at once */
+    unsigned max_per_address; /* … from one IPv4 address, or one /64 of IPv6 */
+    unsigned max_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
+    unsigned accept_rate;     /* new ones a second */
+    unsigned first_byte;      /* until the first byte was received */
+    unsigned idle;            /* without a byte in either direction */
+    unsigned write;           /* while something is to be sent, and nothing can be */
+    unsigned total;           /* of its life */
+};
+
+/* One connection, told when it has come to its end. */
+typedef struct bk_visitor {
+    const char *listener; /* the endpoint it came in at */
+    bk_stream *stream;    /* still to be queried; NULL: it was refused */
+    const struct sockaddr *peer;
+    unsigned peer_size;     /* 0: it has none */
+    int64_t began;          /* wall clock, since 1970-01-01 UTC */
+    int64_t lasted;         /* nanoseconds */
+    uint64_t bytes_in, bytes_out;
+    int why;                /* as closed(); BK_ELIMIT: refused */
+} bk_visitor;
+
+typedef struct bk_gate_stats {
+    size_t size;
+    uint64_t accepted, refused, closed, failed; /* failed: closed, and not in good order */
+    uint64_t bytes_in, bytes_out;               /* of those that are closed */
+    unsigned connections, handshakes;           /* now */
+} bk_gate_stats;
+
+/*
+ * A gate counts a server's connections and holds them to its limits; any number of listeners, of
+ * any loops, may stand behind one. Thread-safe, and counted references: listeners and connections
+ * hold it too. leave (may be NULL) is called at the end of each connection, in its loop's thread.
+ */
+BK_API int bk_gate_new(bk_os *os, const bk_limits *limits,
+                       void (*leave)(void *arg, const bk_visitor *visitor), void *arg,
+                       bk_gate **ret_gate);
+BK_API bk_gate *bk_gate_ref(bk_gate *gate);
+BK_API void bk_gate_unref(bk_gate *gate);
+BK_API void bk_gate_stats_of(bk_gate *gate, bk_gate_stats *ret_stats); /* its size is set before */
+/* From now on everybody is refused with -ESHUTDOWN. */
+BK_API void bk_gate_shut(bk_gate *gate);
+
+typedef struct bk_listen_options {
+    size_t size;
+    bk_gate *gate;      /* NULL: everybody is welcome */
+    const int *sockets; /* listening sockets to accept from, in place of the endpoint's own: those of
+                           another loop's listener at that endpoint. They stay the caller's, and
+                           must outlive the listener. */
+    int socket_count;
+} bk_listen_options;
+
+/* bk_listen() with options, which may be NULL. */
+BK_API int bk_listen_with(bk_loop *loop, const char *endpoint, const bk_protocol *protocol,
+                          const bk_listen_options *options, bk_error *ret_error,
+                          bk_listener **ret_listener);
+
+/* Accept none for now (1): connections wait in the backlog; or go on (0). -ENOTSUP where nothing
+   waits: stdio, or a scheme of a third party. */
+BK_API int bk_listener_pause(bk_listener *listener, int on);
+
+/* Its listening sockets, at most `room`, for bk_listen_options; returns how many there are: 0 where
+   there is no socket that others could accept from. They are the listener's. */
+BK_API int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room);
 
 /* The same over a listening socket that is there already, and then the listener's. */
 BK_API int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol,

@@ -5,7 +5,6 @@
  * is over. Called by the schemes that listen on sockets, and by bk_listen_fd().
  */
 #include "core/serve/serve.h"
-#include "core/stream/stream.h"
 
 typedef struct door {
     bk_acceptor *acceptor;
@@ -17,6 +16,7 @@ struct bk_acceptor {
     const bk_protocol *protocol;
     bk_timer rest;
     int trouble; /* why it rested last; 0: all is well */
+    bool paused; /* by its owner */
     bool busy;   /* within accept_ready: a protocol may close the listener there */
     bool freed;  /* … and has */
     int count;
@@ -75,15 +75,35 @@ static void rest(bk_acceptor *a, int code) {
                     bk_strerror(code), BK_ACCEPT_REST_MS);
 }
 
+static int watch_doors(bk_acceptor *a) {
+    int code = 0;
+    for (int i = 0; i < a->count && code >= 0; i++)
+        code = bk_watch_set(a->loop, a->doors[i].fd, BK_READ, accept_ready, &a->doors[i]);
+    return code;
+}
+
 static void rest_over(void *arg) {
     bk_acceptor *a = arg;
-    for (int i = 0; i < a->count; i++) {
-        int code = bk_watch_set(a->loop, a->doors[i].fd, BK_READ, accept_ready, &a->doors[i]);
-        if (code < 0) {
-            rest(a, code);
-            return;
-        }
-    }
+    int code = a->paused ? 0 : watch_doors(a);
+    if (code < 0)
+        rest(a, code);
+}
+
+int bk_acceptor_pause(bk_acceptor *a, bool on) {
+    if (on == a->paused)
+        return 0;
+    a->paused = on;
+    if (!on)
+        return a->rest.place != 0 ? 0 : watch_doors(a);
+    for (int i = 0; i < a->count; i++)
+        (void)bk_watch_set(a->loop, a->doors[i].fd, BK_READ, NULL, NULL);
+    return 0;
+}
+
+int bk_acceptor_sockets(const bk_acceptor *a, int *ret_sockets, int room) {
+    for (int i = 0; i < a->count && i < room; i++)
+        ret_sockets[i] = a->doors[i].fd;
+    return a->count;
 }
 
 static void recover(bk_acceptor *a) {
@@ -145,7 +165,8 @@ static void accept_ready(void *arg, unsigned events) {
     bk_acceptor *a = d->acceptor;
     (void)events;
     a->busy = true;
-    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->loop->broken; i++)
+    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->paused && !a->loop->broken;
+         i++)
         if (!accept_one(a, d->fd))
             break;
     a->busy = false;
@@ -173,5 +194,16 @@ int bk_acceptor_start(bk_acceptor *a) {
         if (code < 0)
             return code;
     }
+    return 0;
+}
+
+int bk_acceptor_listener(bk_acceptor *a, const char *name, void (*close)(void *arg), void *arg,
+                         bk_listener **ret_listener) {
+    bk_listener *listener;
+    int code = bk_listener_new(a->loop, name, close, arg, &listener);
+    if (code < 0)
+        return code;
+    listener->acceptor = a;
+    *ret_listener = listener;
     return 0;
 }

@@ -5,7 +5,6 @@
  * is how the attempt is given up. Called by clients through bk_connect(), and by the schemes.
  */
 #include "core/serve/serve.h"
-#include "core/stream/stream.h"
 
 #include <stdio.h>
 
@@ -325,20 +324,32 @@ int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protoc
 
 /* ---- The public function ---- */
 
-static int connect_to(bk_loop *loop, const char *text, const bk_protocol *protocol, void *user,
+static int connect_to(bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme *scheme,
+                      const bk_cover *cover, const bk_protocol *protocol, void *user,
                       bk_error *error, bk_stream **ret_stream) {
+    bk_client_front *front = NULL;
+    if (!BK_HAS(scheme, connect))
+        return bk_error_set(error, -ENOTSUP, 0, "%s is for servers, not for clients", scheme->name);
+    int code = cover == NULL ? 0 : cover->connect(loop, cover, endpoint, protocol, error, &front);
+    if (code < 0)
+        return code;
+    if (front != NULL)
+        protocol = &front->front.base;
+    code = scheme->connect(loop, endpoint, protocol, user, error, ret_stream);
+    if (code < 0 && front != NULL)
+        front->free(front);
+    return code;
+}
+
+static int connect_endpoint(bk_loop *loop, const char *text, const bk_protocol *protocol,
+                            void *user, bk_error *error, bk_stream **ret_stream) {
     bk_endpoint endpoint;
     const bk_scheme *scheme;
     const bk_cover *cover;
     int code = bk_scheme_open(loop, text, &endpoint, &scheme, &cover, error);
     if (code < 0)
         return code;
-    if (!BK_HAS(scheme, connect))
-        code = bk_error_set(error, -ENOTSUP, 0, "%s is for servers, not for clients", scheme->name);
-    else if (cover != NULL)
-        code = cover->connect(loop, cover, scheme, &endpoint, protocol, user, error, ret_stream);
-    else
-        code = scheme->connect(loop, &endpoint, protocol, user, error, ret_stream);
+    code = connect_to(loop, &endpoint, scheme, cover, protocol, user, error, ret_stream);
     bk_endpoint_clear(loop->os, &endpoint);
     return code;
 }
@@ -349,7 +360,7 @@ int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol,
     bk_stream *stream = NULL;
     int code = -EINVAL;
     if (loop != NULL && endpoint != NULL && protocol != NULL && protocol->size != 0)
-        code = connect_to(loop, endpoint, protocol, user, &error, &stream);
+        code = connect_endpoint(loop, endpoint, protocol, user, &error, &stream);
     if (code < 0 && error.code == 0) /* a scheme that says no more */
         bk_error_set(&error, code, 0, "cannot connect: %s", bk_strerror(code));
     if (code < 0 && ret_error != NULL)

@@ -9,6 +9,14 @@
 
 /* ---- The handle ---- */
 
+static void free_fronts(bk_listener_front *fronts) {
+    while (fronts != NULL) {
+        bk_listener_front *next = fronts->next;
+        fronts->free(fronts);
+        fronts = next;
+    }
+}
+
 static void close_all(bk_loop *loop) {
     while (loop->listeners != NULL)
         bk_listener_close(loop->listeners);
@@ -50,20 +58,56 @@ int bk_listener_rename(bk_listener *listener, const char *name) {
     return 0;
 }
 
+static void release(bk_listener *l) {
+    bk_os *os = l->loop->os;
+    if (!l->closed || l->users > 0)
+        return;
+    free_fronts(l->fronts);
+    bk_dealloc(os, l->name);
+    bk_dealloc(os, l);
+}
+
+void bk_listener_hold(bk_listener *listener) {
+    listener->users++;
+}
+
+void bk_listener_drop(bk_listener *listener) {
+    listener->users--;
+    release(listener);
+}
+
 void bk_listener_close(bk_listener *listener) {
     if (listener == NULL)
         return;
     *listener->link = listener->next;
     if (listener->next != NULL)
         listener->next->link = listener->link;
+    listener->acceptor = NULL;
     listener->close(listener->arg);
-    bk_dealloc(listener->loop->os, listener->name);
-    bk_dealloc(listener->loop->os, listener);
+    for (bk_listener_front *f = listener->fronts; f != NULL; f = f->next)
+        if (f->stop != NULL)
+            f->stop(f);
+    listener->closed = true;
+    release(listener);
 }
 
 void bk_listener_reload(bk_listener *listener) {
-    if (listener != NULL && listener->reload != NULL)
-        listener->reload(listener->arg);
+    for (bk_listener_front *f = listener == NULL ? NULL : listener->fronts; f != NULL; f = f->next)
+        if (f->reload != NULL)
+            f->reload(f);
+}
+
+int bk_listener_pause(bk_listener *listener, int on) {
+    if (listener == NULL)
+        return -EINVAL;
+    return listener->acceptor == NULL ? -ENOTSUP : bk_acceptor_pause(listener->acceptor, on != 0);
+}
+
+int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room) {
+    if (listener == NULL || room < 0 || (ret_sockets == NULL && room > 0))
+        return -EINVAL;
+    return listener->acceptor == NULL ? 0
+                                      : bk_acceptor_sockets(listener->acceptor, ret_sockets, room);
 }
 
 const char *bk_listener_name(const bk_listener *listener) {
@@ -78,31 +122,115 @@ void bk_listener_end(bk_listener *listener) {
 
 /* ---- Listening ---- */
 
-static int listen_at(bk_loop *loop, const char *text, const bk_protocol *protocol, bk_error *error,
-                     bk_listener **ret_listener) {
+static int listen_sockets(bk_loop *loop, const bk_listen_options *o, const bk_protocol *protocol,
+                          bk_listener **ret_listener);
+
+/* What is being listened at, and what has been made of it so far. */
+typedef struct opening {
+    bk_loop *loop;
     bk_endpoint endpoint;
     const bk_scheme *scheme;
     const bk_cover *cover;
-    int code = bk_scheme_open(loop, text, &endpoint, &scheme, &cover, error);
-    if (code < 0)
-        return code;
-    if (!BK_HAS(scheme, listen))
-        code = bk_error_set(error, -ENOTSUP, 0, "%s is for clients, not for servers", scheme->name);
-    else if (cover != NULL)
-        code = cover->listen(loop, cover, scheme, &endpoint, protocol, error, ret_listener);
-    else
-        code = scheme->listen(loop, &endpoint, protocol, error, ret_listener);
-    bk_endpoint_clear(loop->os, &endpoint);
+    const bk_listen_options *options;
+    const bk_protocol *protocol;  /* who has a stream first */
+    bk_listener_front *fronts;
+} opening;
+
+static void put_in_front(opening *o, bk_listener_front *f) {
+    f->next = o->fronts;
+    o->fronts = f;
+    o->protocol = &f->front.base;
+}
+
+/* From the protocol outwards. */
+static int make_fronts(opening *o, bk_error *error) {
+    bk_listener_front *f;
+    int code = 0;
+    if (o->cover != NULL) {
+        code = o->cover->listen(o->loop, o->cover, &o->endpoint, o->protocol, error, &f);
+        if (code < 0)
+            return code;
+        put_in_front(o, f);
+    }
+    if (o->options->gate != NULL) {
+        code = bk_gate_front(o->loop, o->options->gate, o->cover != NULL, o->protocol, error, &f);
+        if (code < 0)
+            return code;
+        put_in_front(o, f);
+    }
     return code;
 }
 
-int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, bk_error *ret_error,
-              bk_listener **ret_listener) {
+static int open_listener(opening *o, bk_error *error, bk_listener **ret_listener) {
+    if (o->options->socket_count > 0)
+        return listen_sockets(o->loop, o->options, o->protocol, ret_listener);
+    return o->scheme->listen(o->loop, &o->endpoint, o->protocol, error, ret_listener);
+}
+
+/* The fronts are the listener's from here on. */
+static int give_fronts(opening *o, bk_listener *listener) {
+    listener->fronts = o->fronts;
+    o->fronts = NULL;
+    for (bk_listener_front *f = listener->fronts; f != NULL; f = f->next)
+        f->listener = listener;
+    for (bk_listener_front *f = listener->fronts; f != NULL; f = f->next) {
+        int code = f->listening == NULL ? 0 : f->listening(f);
+        if (code < 0)
+            return code;
+    }
+    return 0;
+}
+
+static int listen_at(opening *o, bk_error *error, bk_listener **ret_listener) {
+    if (!BK_HAS(o->scheme, listen))
+        return bk_error_set(error, -ENOTSUP, 0, "%s is for clients, not for servers",
+                            o->scheme->name);
+    int code = make_fronts(o, error);
+    if (code == 0)
+        code = open_listener(o, error, ret_listener);
+    if (code == 0 && (code = give_fronts(o, *ret_listener)) < 0)
+        bk_listener_close(*ret_listener);
+    free_fronts(o->fronts);
+    return code;
+}
+
+static int open_endpoint(bk_loop *loop, const char *text, const bk_protocol *protocol,
+                         const bk_listen_options *options, bk_error *error,
+                         bk_listener **ret_listener) {
+    opening o = {.loop = loop, .options = options, .protocol = protocol};
+    int code = bk_scheme_open(loop, text, &o.endpoint, &o.scheme, &o.cover, error);
+    if (code < 0)
+        return code;
+    code = listen_at(&o, error, ret_listener);
+    bk_endpoint_clear(loop->os, &o.endpoint);
+    return code;
+}
+
+/* A table of an older header's size is filled up with nothing. */
+static int take_options(const bk_listen_options *from, bk_listen_options *ret_options) {
+    *ret_options = (bk_listen_options){.size = sizeof *ret_options};
+    if (from == NULL)
+        return 0;
+    if (from->size < sizeof from->size)
+        return -EINVAL;
+    memcpy(ret_options, from, from->size < sizeof *from ? from->size : sizeof *from);
+    return ret_options->socket_count < 0 ||
+                   (ret_options->socket_count > 0 && ret_options->sockets == NULL)
+               ? -EINVAL
+               : 0;
+}
+
+int bk_listen_with(bk_loop *loop, const char *endpoint, const bk_protocol *protocol,
+                   const bk_listen_options *options, bk_error *ret_error,
+                   bk_listener **ret_listener) {
     bk_error error = {0};
     bk_listener *listener = NULL;
-    int code = -EINVAL;
-    if (loop != NULL && endpoint != NULL && protocol != NULL && protocol->size != 0)
-        code = listen_at(loop, endpoint, protocol, &error, &listener);
+    bk_listen_options all;
+    int code = take_options(options, &all);
+    if (loop == NULL || endpoint == NULL || protocol == NULL || protocol->size == 0)
+        code = -EINVAL;
+    if (code == 0)
+        code = open_endpoint(loop, endpoint, protocol, &all, &error, &listener);
     if (code < 0 && error.code == 0) /* a scheme that says no more */
         bk_error_set(&error, code, 0, "cannot listen: %s", bk_strerror(code));
     if (code < 0 && ret_error != NULL)
@@ -110,6 +238,11 @@ int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, 
     if (code >= 0 && ret_listener != NULL)
         *ret_listener = listener;
     return code < 0 ? code : 0;
+}
+
+int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, bk_error *ret_error,
+              bk_listener **ret_listener) {
+    return bk_listen_with(loop, endpoint, protocol, NULL, ret_error, ret_listener);
 }
 
 /* ---- A descriptor that listens already ---- */
@@ -145,7 +278,31 @@ static int listen_fd(bk_loop *loop, int fd, bk_acceptor *a, bk_listener **ret_li
     char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
     name_socket(loop, fd, name, sizeof name);
     int code = bk_acceptor_start(a);
-    return code < 0 ? code : bk_listener_new(loop, name, bk_acceptor_free, a, ret_listener);
+    return code < 0 ? code : bk_acceptor_listener(a, name, bk_acceptor_free, a, ret_listener);
+}
+
+/* The sockets are somebody else's: given back, not closed. */
+static void let_go(void *arg) {
+    bk_acceptor_drop(arg);
+    bk_acceptor_free(arg);
+}
+
+static int listen_sockets(bk_loop *loop, const bk_listen_options *o, const bk_protocol *protocol,
+                          bk_listener **ret_listener) {
+    char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
+    bk_acceptor *a;
+    int code = bk_acceptor_new(loop, protocol, o->socket_count, &a);
+    if (code < 0)
+        return code;
+    for (int i = 0; i < o->socket_count; i++)
+        bk_acceptor_add(a, o->sockets[i]);
+    name_socket(loop, o->sockets[0], name, sizeof name);
+    code = bk_acceptor_start(a);
+    if (code >= 0)
+        code = bk_acceptor_listener(a, name, let_go, a, ret_listener);
+    if (code < 0)
+        let_go(a);
+    return code;
 }
 
 int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener **ret_listener) {

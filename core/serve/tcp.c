@@ -178,7 +178,7 @@ static int tcp_name(const tcp_plan *plan, const char *host, bk_acceptor *accepto
     end = stpcpy(name, brackets ? "tcp://[" : "tcp://");
     end = bk_endpoint_encode(*host != '\0' ? host : "*", end);
     snprintf(end, 16, "%s:%d", brackets ? "]" : "", plan->port);
-    int code = bk_listener_new(plan->loop, name, bk_acceptor_free, acceptor, ret_listener);
+    int code = bk_acceptor_listener(acceptor, name, bk_acceptor_free, acceptor, ret_listener);
     bk_dealloc(os, name);
     return code;
 }

@@ -18,18 +18,23 @@ typedef struct tls_options {
     long reload;      /* seconds */
 } tls_options;
 
-/* One endpoint's TLS. Lives until its listener is closed and no work of it is under way. */
-typedef struct tls_cover {
-    bk_front front;
+/* What puts TLS on streams: of one listener, or of one connection of a client. */
+typedef struct tls_front {
     bk_loop *loop;
     bk_tls_context *context;
     bool later; /* starttls */
     char *server_name;
+} tls_front;
 
-    /* Of a listener. */
-    bk_listener *listener; /* NULL: closed */
-    void (*close)(void *arg);
-    void *arg;
+typedef struct tls_client {
+    bk_client_front base;
+    tls_front tls;
+} tls_client;
+
+typedef struct tls_listener {
+    bk_listener_front base;
+    tls_front tls;
+    const char *prefix; /* of the listener's name */
     bk_endpoint endpoint;
     tls_options options;
     bk_timer timer;
@@ -38,7 +43,7 @@ typedef struct tls_cover {
     uint64_t seen;               /* a digest of the files */
     bk_tls_context *fresh;       /* what work() made */
     bk_error error;
-} tls_cover;
+} tls_listener;
 
 /* ---- Options ---- */
 
@@ -151,67 +156,55 @@ static int place_error(const bk_endpoint *e, int code, bk_error *error) {
 
 /* ---- Putting TLS on a stream ---- */
 
-static int cover_stream(const tls_cover *c, bk_stream *s, bk_transport **ret_transport) {
+static int cover_stream(const tls_front *f, bk_stream *s, bk_transport **ret_transport) {
     bk_transport *inner = bk_stream_transport(s);
-    if (c->later)
-        return bk_tls_offer(c->loop, inner, c->context, c->server_name, ret_transport);
-    return bk_tls_transport(c->loop, inner, c->context, c->server_name, ret_transport);
+    if (f->later)
+        return bk_tls_offer(f->loop, inner, f->context, f->server_name, ret_transport);
+    return bk_tls_transport(f->loop, inner, f->context, f->server_name, ret_transport);
 }
 
-static void free_client(tls_cover *c) {
-    bk_os *os = c->loop->os;
-    bk_tls_context_unref(c->context);
-    bk_dealloc(os, c->server_name);
-    bk_dealloc(os, c);
-}
-
-/* Of a stream that came to nothing, while its cover goes its own way. */
+/* Of a stream that came to nothing, while its front goes its own way. */
 static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
 
 static int server_opened(bk_stream *s) {
-    const tls_cover *c = (const tls_cover *)(const void *)s->protocol;
+    const tls_listener *l = (const tls_listener *)(const void *)s->protocol;
     bk_transport *t;
-    int code = cover_stream(c, s, &t);
+    int code = cover_stream(&l->tls, s, &t);
     if (code < 0) {
         s->protocol = &nobody;
         return code;
     }
-    bk_stream_reopen(s, t, c->front.protocol);
+    bk_stream_reopen(s, t, l->base.front.protocol);
     return 0;
 }
 
+static void free_client(bk_client_front *base) {
+    tls_client *c = (tls_client *)base;
+    bk_os *os = c->tls.loop->os;
+    bk_tls_context_unref(c->tls.context);
+    bk_dealloc(os, c->tls.server_name);
+    bk_dealloc(os, c);
+}
+
 static int client_opened(bk_stream *s) {
-    tls_cover *c = (tls_cover *)(uintptr_t)s->protocol;
-    const bk_protocol *protocol = c->front.protocol;
+    tls_client *c = (tls_client *)(uintptr_t)s->protocol;
+    const bk_protocol *protocol = c->base.front.protocol;
     bk_transport *t;
-    int code = cover_stream(c, s, &t);
+    int code = cover_stream(&c->tls, s, &t);
     if (code < 0)
         return code; /* client_closed() follows */
-    free_client(c);
+    free_client(&c->base);
     bk_stream_reopen(s, t, protocol);
     return 0;
 }
 
 /* The connection never came to be: whoever it was for is told. */
 static void client_closed(bk_stream *s, int why) {
-    tls_cover *c = (tls_cover *)(uintptr_t)s->protocol;
+    bk_client_front *c = (bk_client_front *)(uintptr_t)s->protocol;
     s->protocol = c->front.protocol;
     free_client(c);
     if (BK_HAS(s->protocol, closed))
         s->protocol->closed(s, why);
-}
-
-static int new_cover(bk_loop *loop, const bk_protocol *protocol, bool later, bk_error *error,
-                     tls_cover **ret_cover) {
-    tls_cover *c = bk_alloc_zero(loop->os, sizeof *c);
-    if (c == NULL)
-        return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    c->front.base = (bk_protocol){.size = sizeof(bk_protocol), .name = bk_front_name};
-    c->front.protocol = protocol;
-    c->loop = loop;
-    c->later = later;
-    *ret_cover = c;
-    return 0;
 }
 
 /* ---- Reloading ---- */
@@ -230,149 +223,143 @@ static uint64_t digest_files(bk_os *os, const bk_tls_config *config) {
     return digest_file(os, config->ca, digest_file(os, config->key, digest));
 }
 
-static void free_listening(tls_cover *c) {
-    bk_os *os = c->loop->os;
-    bk_tls_context_unref(c->context);
-    bk_tls_context_unref(c->fresh);
-    bk_endpoint_clear(os, &c->endpoint);
-    bk_dealloc(os, c);
-}
-
 static void reload_work(bk_work *work) {
-    tls_cover *c = (tls_cover *)((char *)work - offsetof(tls_cover, work));
-    uint64_t digest = digest_files(c->loop->os, &c->options.config);
-    c->error.code = 0;
-    if (digest == c->seen && !c->forced)
+    tls_listener *l = (tls_listener *)((char *)work - offsetof(tls_listener, work));
+    uint64_t digest = digest_files(l->tls.loop->os, &l->options.config);
+    l->error.code = 0;
+    if (digest == l->seen && !l->forced)
         return;
-    int code = bk_tls_context_renew(c->context, &c->options.config, &c->error, &c->fresh);
+    int code = bk_tls_context_renew(l->tls.context, &l->options.config, &l->error, &l->fresh);
     if (code == 0 || code == BK_ETLS_CONFIG) /* else it may go better the next time */
-        c->seen = digest;
+        l->seen = digest;
 }
 
-static void start_reload(tls_cover *c, bool forced);
+static void start_reload(tls_listener *l, bool forced);
 
 static void watch_files(void *arg) {
     start_reload(arg, false);
 }
 
-static void start_watching(tls_cover *c) {
-    if (c->options.reload > 0 && !c->options.config.development)
-        (void)bk_timer_start(c->loop, &c->timer,
-                             bk_loop_now(c->loop) + c->options.reload * BK_SECOND, watch_files, c);
+static void start_watching(tls_listener *l) {
+    if (l->options.reload > 0 && !l->options.config.development)
+        (void)bk_timer_start(l->tls.loop, &l->timer,
+                             bk_loop_now(l->tls.loop) + l->options.reload * BK_SECOND, watch_files, l);
 }
 
 static void reload_done(bk_work *work) {
-    tls_cover *c = (tls_cover *)((char *)work - offsetof(tls_cover, work));
-    c->working = false;
-    if (c->listener == NULL) {
-        free_listening(c);
+    tls_listener *l = (tls_listener *)((char *)work - offsetof(tls_listener, work));
+    l->working = false;
+    bk_listener *listener = l->base.listener;
+    if (listener->closed) {
+        bk_listener_drop(listener);
         return;
     }
-    if (c->fresh != NULL) {
-        bk_tls_context_unref(c->context);
-        c->context = c->fresh;
-        c->fresh = NULL;
-        bk_loop_log(c->loop, 0, "%s: the certificate was read again", c->listener->name);
-    } else if (c->error.code < 0) {
-        bk_loop_log(c->loop, c->error.code, "%s: the old certificate stays: %s", c->listener->name,
-                    c->error.text);
+    if (l->fresh != NULL) {
+        bk_tls_context_unref(l->tls.context);
+        l->tls.context = l->fresh;
+        l->fresh = NULL;
+        bk_loop_log(l->tls.loop, 0, "%s: the certificate was read again", l->base.listener->name);
+    } else if (l->error.code < 0) {
+        bk_loop_log(l->tls.loop, l->error.code, "%s: the old certificate stays: %s", l->base.listener->name,
+                    l->error.text);
     }
-    if (c->again)
-        start_reload(c, true);
+    if (l->again)
+        start_reload(l, true);
     else
-        start_watching(c);
+        start_watching(l);
+    bk_listener_drop(listener);
 }
 
-static void start_reload(tls_cover *c, bool forced) {
-    bk_timer_stop(c->loop, &c->timer);
-    if (c->working) {
-        c->again |= forced;
+static void start_reload(tls_listener *l, bool forced) {
+    bk_timer_stop(l->tls.loop, &l->timer);
+    if (l->working) {
+        l->again |= forced;
         return;
     }
-    c->forced = forced;
-    c->again = false;
-    c->work = (bk_work){.run = reload_work, .done = reload_done};
-    c->working = bk_work_start(c->loop, &c->work) == 0;
-    if (!c->working)
-        start_watching(c);
+    l->forced = forced;
+    l->again = false;
+    l->work = (bk_work){.run = reload_work, .done = reload_done};
+    l->working = bk_work_start(l->tls.loop, &l->work) == 0;
+    if (l->working)
+        bk_listener_hold(l->base.listener);
+    else
+        start_watching(l);
 }
 
-static void reload_listener(void *arg) {
-    tls_cover *c = arg;
-    if (!c->options.config.development)
-        start_reload(c, true);
+static void reload_listener(bk_listener_front *f) {
+    tls_listener *l = (tls_listener *)f;
+    if (!l->options.config.development)
+        start_reload(l, true);
 }
 
 /* ---- Listening ---- */
 
-static void close_listener(void *arg) {
-    tls_cover *c = arg;
-    c->close(c->arg);
-    c->listener = NULL;
-    bk_timer_stop(c->loop, &c->timer);
-    if (!c->working)
-        free_listening(c);
-}
-
-/* From here on the listener's close() is ours, and its name tells of TLS. */
-static int take_listener(tls_cover *c, const char *prefix, bk_listener *listener) {
+/* The listener's name tells of TLS. */
+static int tls_listening(bk_listener_front *f) {
+    tls_listener *l = (tls_listener *)f;
+    const char *below = f->listener->name;
     char name[640];
-    bool tcp = strncmp(listener->name, "tcp:", 4) == 0;
-    int n = snprintf(name, sizeof name, "%s%s", prefix, tcp ? "" : "+");
-    snprintf(name + n, sizeof name - (size_t)n, "%s", listener->name + (tcp ? 3 : 0));
-    int code = bk_listener_rename(listener, name);
+    bool tcp = strncmp(below, "tcp:", 4) == 0;
+    int n = snprintf(name, sizeof name, "%s%s", l->prefix, tcp ? "" : "+");
+    snprintf(name + n, sizeof name - (size_t)n, "%s", below + (tcp ? 3 : 0));
+    int code = bk_listener_rename(f->listener, name);
     if (code < 0)
         return code;
-    c->listener = listener;
-    c->close = listener->close;
-    c->arg = listener->arg;
-    listener->close = close_listener;
-    listener->reload = reload_listener;
-    listener->arg = c;
-    start_watching(c);
+    start_watching(l);
+    if (l->options.config.development)
+        bk_loop_log(l->tls.loop, 0, "%s: a certificate for development, which no client trusts",
+                    f->listener->name);
     return 0;
 }
 
-/* The options point into the endpoint; so a cover has one of its own. */
-static int copy_endpoint(tls_cover *c, const bk_endpoint *endpoint, bk_error *error) {
-    return bk_endpoint_parse(c->loop->os, endpoint->memory, &c->endpoint, error);
+static void tls_stop(bk_listener_front *f) {
+    tls_listener *l = (tls_listener *)f;
+    bk_timer_stop(l->tls.loop, &l->timer);
 }
 
-static int listen_covered(tls_cover *c, const char *prefix, const bk_scheme *scheme,
-                          const bk_endpoint *endpoint, bk_error *error,
-                          bk_listener **ret_listener) {
-    int code = copy_endpoint(c, endpoint, error);
+static void tls_free(bk_listener_front *f) {
+    tls_listener *l = (tls_listener *)f;
+    bk_os *os = l->tls.loop->os;
+    bk_tls_context_unref(l->tls.context);
+    bk_tls_context_unref(l->fresh);
+    bk_endpoint_clear(os, &l->endpoint);
+    bk_dealloc(os, l);
+}
+
+/* The options point into the endpoint; so a front has one of its own. */
+static int configure(tls_listener *l, const bk_endpoint *endpoint, bk_error *error) {
+    bk_loop *loop = l->tls.loop;
+    int code = bk_endpoint_parse(loop->os, endpoint->memory, &l->endpoint, error);
     if (code == 0)
-        code = read_options(&c->endpoint, 1, &c->options, error);
+        code = read_options(&l->endpoint, 1, &l->options, error);
     if (code == 0) {
-        c->seen = digest_files(c->loop->os, &c->options.config);
-        code = bk_tls_context_new(c->loop, &c->options.config, error, &c->context);
+        l->seen = digest_files(loop->os, &l->options.config);
+        code = bk_tls_context_new(loop, &l->options.config, error, &l->tls.context);
     }
-    if (code < 0)
-        return place_error(endpoint, code, error);
-    c->front.base.opened = server_opened;
-    code = scheme->listen(c->loop, endpoint, &c->front.base, error, ret_listener);
-    if (code < 0)
-        return code;
-    code = take_listener(c, prefix, *ret_listener);
-    if (code < 0)
-        bk_listener_close(*ret_listener);
-    else if (c->options.config.development)
-        bk_loop_log(c->loop, 0, "%s: a certificate for development, which no client trusts",
-                    (*ret_listener)->name);
-    return code;
+    return place_error(endpoint, code, error);
 }
 
-static int tls_listen(bk_loop *loop, const bk_cover *cover, const bk_scheme *scheme,
-                      const bk_endpoint *endpoint, const bk_protocol *protocol, bk_error *error,
-                      bk_listener **ret_listener) {
-    tls_cover *c = NULL;
-    int code = new_cover(loop, protocol, cover == &bk_cover_starttls, error, &c);
+static int tls_listen(bk_loop *loop, const bk_cover *cover, const bk_endpoint *endpoint,
+                      const bk_protocol *protocol, bk_error *error,
+                      bk_listener_front **ret_front) {
+    tls_listener *l = bk_alloc_zero(loop->os, sizeof *l);
+    if (l == NULL)
+        return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
+    l->base = (bk_listener_front){.front = {{.size = sizeof(bk_protocol),
+                                             .name = bk_front_name,
+                                             .opened = server_opened},
+                                            protocol},
+                                  .listening = tls_listening,
+                                  .reload = reload_listener,
+                                  .stop = tls_stop,
+                                  .free = tls_free};
+    l->tls = (tls_front){.loop = loop, .later = cover == &bk_cover_starttls};
+    l->prefix = cover->name;
+    int code = configure(l, endpoint, error);
     if (code < 0)
-        return code;
-    code = listen_covered(c, cover->name, scheme, endpoint, error, ret_listener);
-    if (code < 0)
-        free_listening(c);
+        tls_free(&l->base);
+    else
+        *ret_front = &l->base;
     return code;
 }
 
@@ -439,7 +426,7 @@ static int client_context(bk_loop *loop, const bk_endpoint *e, const tls_options
 }
 
 /* Whom to verify: the host, unless name= says otherwise. */
-static int set_server_name(tls_cover *c, const bk_endpoint *e, const tls_options *o,
+static int set_server_name(tls_front *f, const bk_endpoint *e, const tls_options *o,
                            bk_error *error) {
     const char *name = o->name != NULL ? o->name : e->host;
     if (*name == '\0' && o->config.verify != BK_TLS_VERIFY_NONE)
@@ -448,32 +435,36 @@ static int set_server_name(tls_cover *c, const bk_endpoint *e, const tls_options
     if (*name == '\0')
         return 0;
     size_t n = strlen(name) + 1;
-    c->server_name = bk_alloc(c->loop->os, n);
-    if (c->server_name == NULL)
+    f->server_name = bk_alloc(f->loop->os, n);
+    if (f->server_name == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    memcpy(c->server_name, name, n);
+    memcpy(f->server_name, name, n);
     return 0;
 }
 
-static int tls_connect(bk_loop *loop, const bk_cover *cover, const bk_scheme *scheme,
-                       const bk_endpoint *endpoint, const bk_protocol *protocol, void *user,
-                       bk_error *error, bk_stream **ret_stream) {
-    tls_cover *c = NULL;
+static int tls_connect(bk_loop *loop, const bk_cover *cover, const bk_endpoint *endpoint,
+                       const bk_protocol *protocol, bk_error *error, bk_client_front **ret_front) {
     tls_options options;
     int code = read_options(endpoint, 0, &options, error);
-    if (code == 0)
-        code = new_cover(loop, protocol, cover == &bk_cover_starttls, error, &c);
     if (code < 0)
         return code;
-    c->front.base.opened = client_opened;
-    c->front.base.closed = client_closed;
-    code = set_server_name(c, endpoint, &options, error);
+    tls_client *c = bk_alloc_zero(loop->os, sizeof *c);
+    if (c == NULL)
+        return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
+    c->base = (bk_client_front){.front = {{.size = sizeof(bk_protocol),
+                                           .name = bk_front_name,
+                                           .opened = client_opened,
+                                           .closed = client_closed},
+                                          protocol},
+                                .free = free_client};
+    c->tls = (tls_front){.loop = loop, .later = cover == &bk_cover_starttls};
+    code = set_server_name(&c->tls, endpoint, &options, error);
     if (code == 0)
-        code = client_context(loop, endpoint, &options, error, &c->context);
-    if (code == 0)
-        code = scheme->connect(loop, endpoint, &c->front.base, user, error, ret_stream);
+        code = client_context(loop, endpoint, &options, error, &c->tls.context);
     if (code < 0)
-        free_client(c);
+        free_client(&c->base);
+    else
+        *ret_front = &c->base;
     return code;
 }
 

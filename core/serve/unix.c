@@ -140,7 +140,7 @@ static int unix_start(unix_listener *l, const struct sockaddr_un *address, long 
     if (code < 0)
         return code;
     bk_endpoint_encode(l->path, stpcpy(name, "unix:"));
-    code = bk_listener_new(l->loop, name, unix_close, l, ret_listener);
+    code = bk_acceptor_listener(l->acceptor, name, unix_close, l, ret_listener);
     if (code < 0)
         unix_remove(l);
     return code;

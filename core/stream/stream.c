@@ -24,8 +24,17 @@ static uint32_t second_of(const bk_loop *loop) {
 }
 
 static void note_progress(bk_stream *s) {
-    if (s->timeout != 0)
+    if (s->flags & BK_STREAM_TIMED)
         s->active = second_of(s->loop);
+}
+
+static void note_sent(bk_stream *s, size_t n) {
+    note_progress(s);
+    if (s->visit == NULL)
+        return;
+    s->visit->bytes_out += n;
+    if (s->flags & BK_STREAM_TIMED)
+        s->visit->sent = s->active;
 }
 
 /* ---- What the stream waits for ---- */
@@ -132,6 +141,10 @@ static void finish(void *arg) {
     bk_stream_set_timeout(s, 0);
     if (BK_HAS(s->protocol, closed))
         s->protocol->closed(s, s->why);
+    bk_visit *visit = s->visit;
+    bk_stream_set_visit(s, NULL);
+    if (visit != NULL)
+        visit->closed(visit, s, s->why);
     *s->link = s->next;
     if (s->next != NULL)
         s->next->link = s->link;
@@ -158,7 +171,7 @@ static void send_queue(bk_stream *s) {
         if (sent < (ssize_t)bytes)
             s->flags |= BK_STREAM_BUSY;
         if (sent > 0) {
-            note_progress(s);
+            note_sent(s, (size_t)sent);
             bk_queue_drop(s, (size_t)sent);
         }
     }
@@ -334,6 +347,8 @@ static int find_room(bk_stream *s, bk_room *ret_room) {
 static void deliver(bk_stream *s, const void *data, size_t n) {
     bk_loop *loop = s->loop;
     note_progress(s);
+    if (s->visit != NULL)
+        s->visit->bytes_in += n;
     if (!BK_HAS(s->protocol, received))
         return;
     loop->receiving = data == loop->scratch;
@@ -381,6 +396,8 @@ static void tell_open(bk_stream *s) {
     bool first = !(s->flags & BK_STREAM_OPENED);
     s->flags |= BK_STREAM_OPENED;
     s->loop->calling++;
+    if (first && s->visit != NULL && s->protocol->name != bk_front_name)
+        s->visit->opened(s->visit, s);
     int code = first ? CALL(s, opened, s) : CALL(s, upgraded, s);
     s->loop->calling--;
     if (code < 0)
@@ -479,30 +496,63 @@ static void take_turn(bk_loop *loop) {
 
 /* ---- Time-outs ---- */
 
+/* Past a limit that the server set. */
+static bool overstayed(bk_stream *s, uint32_t now) {
+    bk_visit *v = s->visit;
+    const bk_limits *limits = v->limits;
+    if (s->head == NULL && !(s->flags & BK_STREAM_BUSY))
+        v->sent = now;
+    return (limits->first_byte != 0 && v->bytes_in == 0 && now - v->began > limits->first_byte) ||
+           (limits->idle != 0 && now - s->active > limits->idle) ||
+           (limits->write != 0 && now - v->sent > limits->write) ||
+           (limits->total != 0 && now - v->began > limits->total);
+}
+
 static void sweep(void *arg) {
     bk_loop *loop = arg;
     uint32_t now = second_of(loop);
     for (bk_stream *s = loop->streams; s != NULL; s = s->next)
-        if (s->timeout != 0 && now - s->active > s->timeout)
+        if ((s->timeout != 0 && now - s->active > s->timeout) ||
+            (s->visit != NULL && s->flags & BK_STREAM_TIMED && overstayed(s, now)))
             bk_stream_fail(s, -ETIMEDOUT);
     if (loop->timed_streams > 0)
         (void)bk_timer_start(loop, &loop->sweep, bk_loop_now(loop) + BK_SECOND, sweep, loop);
 }
 
-void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
-    if (s == NULL)
-        return;
+static bool has_times(const bk_visit *v) {
+    const bk_limits *limits = v == NULL ? NULL : v->limits;
+    return limits != NULL && (limits->first_byte != 0 || limits->idle != 0 || limits->write != 0 ||
+                              limits->total != 0);
+}
+
+/* The sweep runs as long as some stream has a time-out. */
+static void count_timed(bk_stream *s) {
     bk_loop *loop = s->loop;
-    if (s->flags & BK_STREAM_CLOSED)
-        seconds = 0;
-    loop->timed_streams += (seconds != 0) - (s->timeout != 0);
-    s->timeout = seconds > UINT16_MAX ? UINT16_MAX : (uint16_t)seconds;
+    bool was = s->flags & BK_STREAM_TIMED, is = s->timeout != 0 || has_times(s->visit);
+    loop->timed_streams += is - was;
+    s->flags = is ? s->flags | BK_STREAM_TIMED : s->flags & (uint32_t)~BK_STREAM_TIMED;
     s->active = second_of(loop);
     if (loop->timed_streams > 0 && loop->sweep.place == 0 &&
         bk_timer_start(loop, &loop->sweep, bk_loop_now(loop) + BK_SECOND, sweep, loop) < 0)
         bk_stream_fail(s, -ENOMEM); /* rather than a limit that does not hold */
     else if (loop->timed_streams == 0)
         bk_timer_stop(loop, &loop->sweep);
+}
+
+void bk_stream_set_timeout(bk_stream *s, unsigned seconds) {
+    if (s == NULL)
+        return;
+    if (s->flags & BK_STREAM_CLOSED)
+        seconds = 0;
+    s->timeout = seconds > UINT16_MAX ? UINT16_MAX : (uint16_t)seconds;
+    count_timed(s);
+}
+
+void bk_stream_set_visit(bk_stream *s, bk_visit *visit) {
+    if (visit == s->visit)
+        return;
+    s->visit = visit;
+    count_timed(s);
 }
 
 /* ---- Life ---- */
@@ -692,25 +742,55 @@ void bk_stream_set_user(bk_stream *s, void *user) {
 
 const char bk_front_name[] = "front";
 
-static bk_front *front_of(const bk_stream *s) {
-    return s->protocol->name == bk_front_name ? (bk_front *)(uintptr_t)s->protocol : NULL;
+/* Where the protocol that the owner knows of is noted: behind all fronts. */
+static const bk_protocol **place_of_protocol(bk_stream *s) {
+    const bk_protocol **place = &s->protocol;
+    while ((*place)->name == bk_front_name)
+        place = &((bk_front *)(uintptr_t)*place)->protocol;
+    return place;
 }
 
 const bk_protocol *bk_stream_protocol(const bk_stream *s) {
-    return s == NULL ? NULL : front_of(s) != NULL ? front_of(s)->protocol : s->protocol;
+    return s == NULL ? NULL : *place_of_protocol((bk_stream *)(uintptr_t)s);
 }
 
 void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol) {
-    if (s == NULL || protocol == NULL)
-        return;
-    if (front_of(s) != NULL)
-        front_of(s)->protocol = protocol;
-    else
-        s->protocol = protocol;
+    if (s != NULL && protocol != NULL)
+        *place_of_protocol(s) = protocol;
 }
 
 bk_transport *bk_stream_transport(const bk_stream *s) {
     return s == NULL ? NULL : s->transport;
+}
+
+int bk_stream_pass_on(bk_stream *s, const bk_protocol *protocol) {
+    s->flags &= (uint32_t)~BK_STREAM_OPENED;
+    s->protocol = protocol;
+    tell_open(s);
+    return 0;
+}
+
+/* Of a stream that was refused: what comes is dropped until the peer has read why. A socket that is
+   closed over unread bytes takes back what it has sent. */
+static void drop(bk_stream *s, const void *data, size_t n) {
+    (void)s, (void)data, (void)n;
+}
+
+static const bk_protocol refusal = {.size = sizeof refusal, .name = "refused", .received = drop};
+
+void bk_stream_refuse(bk_stream *s, const bk_protocol *protocol, int why) {
+    s->protocol = &refusal;
+    if (!BK_HAS(protocol, refused)) {
+        bk_stream_close(s);
+        return;
+    }
+    s->loop->calling++;
+    protocol->refused(s, why);
+    s->loop->calling--;
+    if (s->head == NULL || bk_stream_end(s) < 0)
+        bk_stream_close(s);
+    else
+        bk_stream_set_timeout(s, BK_REFUSAL_S);
 }
 
 void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol) {

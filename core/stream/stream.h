@@ -48,6 +48,19 @@ enum {
     BK_STREAM_SENDING = 1 << 14, /* within send_queue: what a release writes is sent there */
     BK_STREAM_OPENING = 1 << 15, /* its transport is getting ready to move bytes */
     BK_STREAM_OPENED = 1 << 16,  /* opened() was called */
+    BK_STREAM_TIMED = 1 << 17,   /* has a time-out: counted in loop->timed_streams */
+};
+
+/* What a server keeps of one connection: how long it may take, what it moved, and who is to be
+   told. The stream counts and tells; core/serve/gate.c makes them. */
+typedef struct bk_visit bk_visit;
+struct bk_visit {
+    void (*opened)(bk_visit *v, bk_stream *s); /* the protocol proper is about to hear opened() */
+    void (*closed)(bk_visit *v, bk_stream *s, int why); /* … has heard closed(); v is let go */
+    const bk_limits *limits;
+    uint32_t began; /* the second it came */
+    uint32_t sent;  /* … and the last in which nothing waited to be sent, or something was */
+    uint64_t bytes_in, bytes_out;
 };
 
 struct bk_stream {
@@ -66,6 +79,7 @@ struct bk_stream {
     uint16_t timeout; /* seconds; 0: none */
     uint32_t active;  /* the second of the last progress */
     int32_t why;      /* for closed() */
+    bk_visit *visit;  /* NULL: nobody's visitor */
 };
 
 /* For bk_connect(): a stream that is not opened yet, over a transport that is still connecting (its
@@ -77,8 +91,11 @@ int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protoc
                          void *user, bk_stream **ret_stream);
 void bk_stream_connected(bk_stream *s, bk_transport *transport);
 
-/* A protocol that stands before another, which is the one that the stream's owner knows of; its
-   name is bk_front_name. */
+/* Give a stream a visit, or take it away (NULL), to be given to another stream. */
+void bk_stream_set_visit(bk_stream *s, bk_visit *visit);
+
+/* A protocol that stands before another, which may be a front too; the last is the one that the
+   stream's owner knows of. Its name is bk_front_name. */
 typedef struct bk_front {
     bk_protocol base;
     const bk_protocol *protocol;
@@ -86,8 +103,11 @@ typedef struct bk_front {
 
 extern const char bk_front_name[];
 
-/* From a front's opened(): put in place another transport, and the protocol whose opened() is to be
-   called when that one has opened. */
+/* From a front's opened(): the stream is the next one's, whose opened() is called now; or when a
+   transport has opened that is put in place first. */
+int bk_stream_pass_on(bk_stream *s, const bk_protocol *protocol);
+/* … or it is refused: it is closed after the protocol's refused(). */
+void bk_stream_refuse(bk_stream *s, const bk_protocol *protocol, int why);
 void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol);
 
 /* Close with that code, now; what is queued is dropped. closed() follows. */

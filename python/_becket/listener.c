@@ -115,7 +115,7 @@ static int listen_on(ListenerObject *self, int fd) {
     bk_acceptor_add(acceptor, fd);
     code = bk_acceptor_start(acceptor);
     if (code >= 0)
-        code = bk_listener_new(self->loop->core, "asyncio", let_go, acceptor, &self->core);
+        code = bk_acceptor_listener(acceptor, "asyncio", let_go, acceptor, &self->core);
     if (code < 0)
         let_go(acceptor);
     return code;
