@@ -46,6 +46,9 @@ typedef struct bk_machine_ops {
     /* The connection is gone, in whatever way; nothing is called after this. A machine that still
        expects an answer keeps what it needs to let that answer come to nothing. */
     void (*free)(bk_machine *m);
+    /* Optional. In place of all but free: the server has no room for one more (BK_ELIMIT), or is
+       ending (-ESHUTDOWN). Send what there is to say; nobody hears of a peer without an answer. */
+    void (*refuse)(bk_machine *m, int why);
 } bk_machine_ops;
 
 /* What whoever runs a machine does for it. Functions yet to come go at the end: one that a table
@@ -121,6 +124,8 @@ BK_API void bk_machine_block(bk_machine *m, int on);
 BK_API int bk_machine_wants(const bk_machine *m);
 /* The connection is gone. Never from within a call of the machine. */
 BK_API void bk_machine_free(bk_machine *m);
+/* In place of start, and then free: it is refused. */
+BK_API void bk_machine_refuse(bk_machine *m, const bk_runner_ops *runner, void *state, int why);
 
 /* Makes a machine for a new connection; `context` is what bk_machine_protocol_new() was given. */
 typedef int (*bk_machine_maker)(void *context, bk_os *os, bk_machine **ret_machine);

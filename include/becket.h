@@ -393,6 +393,8 @@ enum {
     BK_QUERY_PEER,   /* sockaddr of the other side */
     BK_QUERY_LOCAL,  /* sockaddr of this side */
     BK_QUERY_NAME,   /* char[]: the transport's name, "tcp" */
+    BK_QUERY_PLAIN,  /* int: a socket that carries the stream's bytes as they are, of which nothing
+                        is held back here: another process or thread could go on with it */
 };
 
 /*
@@ -492,8 +494,9 @@ struct bk_protocol {
     int (*upgraded)(bk_stream *s);
     /* Instead of all the others, for a connection that a limit keeps out (why: BK_ELIMIT, or
        -ESHUTDOWN when the server is ending): write what the protocol has to say, no more. NULL: it
-       is closed without a word, as one is that is to be under TLS. */
-    void (*refused)(bk_stream *s, int why);
+       is closed without a word, as one is that is to be under TLS. protocol is this table: it is
+       not the stream's. */
+    void (*refused)(bk_stream *s, const bk_protocol *protocol, int why);
 };
 
 /* A new stream over a transport, which is the stream's from then on; opened() is called before this
@@ -551,6 +554,11 @@ BK_API void *bk_stream_user(const bk_stream *s);
 BK_API void bk_stream_set_user(bk_stream *s, void *user);
 BK_API const bk_protocol *bk_stream_protocol(const bk_stream *s);
 BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
+
+/* Join two streams of one loop: from here on, what one receives the other sends, with flow control
+   and the end of each direction passed on; when one is gone, so is the other. Both get protocols of
+   the core, and their user values are lost; neither may be ending. -EPIPE when one is closed. */
+BK_API int bk_stream_relay(bk_stream *a, bk_stream *b);
 
 /* The transport; and putting another in its place in mid-stream, most often one that holds the old
    one: that is how TLS starts. What was queued before goes through the new one, unless it was

@@ -214,6 +214,16 @@ int bk_machine_start(bk_machine *m, const bk_runner_ops *runner, void *state) {
     return r < 0 ? r : 0;
 }
 
+void bk_machine_refuse(bk_machine *m, const bk_runner_ops *runner, void *state, int why) {
+    if (m == NULL || runner == NULL || m->runner != NULL || !BK_HAS(m->ops, refuse))
+        return;
+    m->runner = runner;
+    m->runner_state = state;
+    m->flags |= MACHINE_BUSY;
+    m->ops->refuse(m, why);
+    machine_leave(m);
+}
+
 int bk_machine_feed(bk_machine *m, const void *data, size_t n) {
     if (m == NULL)
         return -EINVAL;

@@ -109,6 +109,15 @@ int bk_run_opened(bk_stream *s) {
     return bk_machine_start(m, &run_ops, s);
 }
 
+void bk_run_refused(bk_stream *s, const bk_protocol *protocol, int why) {
+    bk_machine_factory *f = run_factory(protocol);
+    bk_machine *m = NULL;
+    if (f->make(f->context, bk_loop_os(bk_stream_loop(s)), &m) < 0)
+        return;
+    bk_machine_refuse(m, &run_ops, s, why);
+    bk_machine_free(m);
+}
+
 void bk_run_received(bk_stream *s, const void *data, size_t n) {
     bk_machine *m = bk_stream_user(s);
     int r = bk_machine_feed(m, data, n);

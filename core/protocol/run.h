@@ -24,6 +24,7 @@ int bk_run_ended(bk_stream *s);
 void bk_run_blocked(bk_stream *s);
 void bk_run_writable(bk_stream *s);
 void bk_run_closed(bk_stream *s, int why);
+void bk_run_refused(bk_stream *s, const bk_protocol *protocol, int why);
 
 #define BK_MACHINE_PROTOCOL(title)                                                                 \
     {.size = sizeof(bk_protocol),                                                                  \
@@ -33,6 +34,7 @@ void bk_run_closed(bk_stream *s, int why);
      .ended = bk_run_ended,                                                                        \
      .blocked = bk_run_blocked,                                                                    \
      .writable = bk_run_writable,                                                                  \
-     .closed = bk_run_closed}
+     .closed = bk_run_closed,                                                                      \
+     .refused = bk_run_refused}
 
 #endif

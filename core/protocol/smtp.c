@@ -641,6 +641,15 @@ static int smtp_start(bk_machine *m) {
     return bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
 }
 
+/* RFC 5321, 3.8: 421 in place of the greeting. */
+static void smtp_refuse(bk_machine *m, int why) {
+    const bk_smtp_session *s = (bk_smtp_session *)m;
+    char text[BK_SMTP_REPLY_MAX];
+    int n = snprintf(text, sizeof text, "421 4.3.2 %.255s %s\r\n", s->config.hostname,
+                     why == -ESHUTDOWN ? "is shutting down" : "has too many connections, try later");
+    (void)bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
+}
+
 static size_t smtp_receive(bk_machine *m, const char *data, size_t n) {
     bk_smtp_session *s = (bk_smtp_session *)m;
     size_t used = 0;
@@ -678,6 +687,7 @@ static const bk_machine_ops smtp_ops = {
     .start = smtp_start,
     .receive = smtp_receive,
     .free = smtp_free,
+    .refuse = smtp_refuse,
 };
 
 const char *bk_smtp_peer(const bk_smtp_session *s) {

@@ -92,6 +92,7 @@ static int socket_query(bk_transport *t, int what, void *ret_value, size_t *size
     socket_transport *self = (socket_transport *)t;
     switch (what) {
     case BK_QUERY_FD:
+    case BK_QUERY_PLAIN:
         return bk_query_answer(ret_value, size, &self->fd, sizeof self->fd);
     case BK_QUERY_NAME:
         return bk_query_answer(ret_value, size, t->ops->name, strlen(t->ops->name) + 1);

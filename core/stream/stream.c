@@ -500,12 +500,15 @@ static void take_turn(bk_loop *loop) {
 static bool overstayed(bk_stream *s, uint32_t now) {
     bk_visit *v = s->visit;
     const bk_limits *limits = v->limits;
+    if (limits->total != 0 && now - v->began > limits->total)
+        return true;
+    if (v->away)
+        return false;
     if (s->head == NULL && !(s->flags & BK_STREAM_BUSY))
         v->sent = now;
     return (limits->first_byte != 0 && v->bytes_in == 0 && now - v->began > limits->first_byte) ||
            (limits->idle != 0 && now - s->active > limits->idle) ||
-           (limits->write != 0 && now - v->sent > limits->write) ||
-           (limits->total != 0 && now - v->began > limits->total);
+           (limits->write != 0 && now - v->sent > limits->write);
 }
 
 static void sweep(void *arg) {
@@ -785,7 +788,7 @@ void bk_stream_refuse(bk_stream *s, const bk_protocol *protocol, int why) {
         return;
     }
     s->loop->calling++;
-    protocol->refused(s, why);
+    protocol->refused(s, protocol, why);
     s->loop->calling--;
     if (s->head == NULL || bk_stream_end(s) < 0)
         bk_stream_close(s);

@@ -58,6 +58,7 @@ struct bk_visit {
     void (*opened)(bk_visit *v, bk_stream *s); /* the protocol proper is about to hear opened() */
     void (*closed)(bk_visit *v, bk_stream *s, int why); /* … has heard closed(); v is let go */
     const bk_limits *limits;
+    bool away;      /* its bytes are moved elsewhere: of the times, only the total counts */
     uint32_t began; /* the second it came */
     uint32_t sent;  /* … and the last in which nothing waited to be sent, or something was */
     uint64_t bytes_in, bytes_out;

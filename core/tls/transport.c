@@ -714,6 +714,8 @@ static int tls_query(bk_transport *t, int what, void *ret_value, size_t *size) {
     }
     if (what == BK_QUERY_NAME)
         return bk_query_answer(ret_value, size, "tls", sizeof "tls");
+    if (what == BK_QUERY_PLAIN) /* what the socket carries is sealed */
+        return -ENOTSUP;
     bool ours = what > BK_QUERY_TLS && what < BK_QUERY_TLS_WORDS;
     if (ours && is_opening(self))
         return -ENOTSUP;

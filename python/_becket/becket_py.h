@@ -40,6 +40,7 @@ enum {
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
@@ -129,10 +130,21 @@ typedef struct TransportObject {
     bool is_pipe, writes_only;
 } TransportObject;
 
+/* What the core serves by itself: types that begin so. */
+#define SERVED_HEAD                                                                                \
+    PyObject_HEAD LoopObject *loop;                                                                \
+    const bk_protocol *protocol
+
+typedef struct ServedObject {
+    SERVED_HEAD;
+} ServedObject;
+
 typedef struct ListenerObject {
     PyObject_HEAD LoopObject *loop;
     bk_listener *core;
     PyObject *factory, *server, *context;
+    PyObject *refusal;    /* bytes for those whom a limit keeps out; NULL: none */
+    PyObject *ended;      /* called when no more can come; NULL: nobody asks */
     TlsSpec tls;          /* its context NULL: plain */
     bk_protocol protocol; /* its context is this object */
 } ListenerObject;
@@ -211,6 +223,16 @@ int read_offer(TransportObject *t, PyObject *reader, const char *data, size_t n)
 
 /* listener.c */
 extern PyType_Spec listener_spec;
+
+/* endpoint.c */
+int endpoint_raise(const char *endpoint, const bk_error *error); /* sets the exception; -1 */
+
+/* gate.c */
+extern PyType_Spec gate_spec;
+bk_gate *gate_core(PyObject *object);
+
+/* served.c */
+extern PyType_Spec hand_spec, away_spec, echo_spec;
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

@@ -78,26 +78,66 @@ static int opened(bk_stream *s) {
     return code;
 }
 
+/* Over a limit. */
+static void turned_away(bk_stream *s, const bk_protocol *protocol, int why) {
+    const ListenerObject *self = protocol->context;
+    (void)why;
+    if (self->refusal != NULL)
+        (void)bk_stream_write(s, PyBytes_AS_STRING(self->refusal),
+                              (size_t)PyBytes_GET_SIZE(self->refusal), BK_COPY, NULL);
+}
+
 /* ---- Life ---- */
 
-/* tls: None, or (sslcontext, handshake_timeout, shutdown_timeout) */
-static int parse(PyObject *args, LoopObject **ret_loop, int *ret_fd, PyObject **ret_factory,
-                 PyObject **ret_server, TlsSpec *ret_tls, PyTypeObject *loop_type) {
-    PyObject *loop, *factory, *server = Py_None, *tls = Py_None;
-    int fd;
-    *ret_tls = (TlsSpec){.server_side = 1, .server_hostname = Py_None};
-    if (!PyArg_ParseTuple(args, "O!iO|OO:Listener", loop_type, &loop, &fd, &factory, &server,
-                          &tls) ||
-        loop_check_open((LoopObject *)loop) < 0)
+/* The arguments; sockets are at most so many. */
+enum { SOCKETS = 64 };
+
+typedef struct Wanted {
+    PyObject *loop, *where, *factory, *server, *tls, *gate, *sockets, *refusal, *ended;
+    int fds[SOCKETS];
+    int count;
+} Wanted;
+
+static int parse_sockets(Wanted *w) {
+    Py_ssize_t n = PySequence_Length(w->sockets);
+    if (n < 0)
         return -1;
-    if (tls != Py_None &&
-        !PyArg_ParseTuple(tls, "OOO", &ret_tls->context, &ret_tls->handshake_timeout,
-                          &ret_tls->shutdown_timeout))
+    if (n > SOCKETS) {
+        PyErr_Format(PyExc_ValueError, "sockets: at most %d, got %zd", SOCKETS, n);
         return -1;
-    *ret_loop = (LoopObject *)loop;
-    *ret_fd = fd;
-    *ret_factory = factory;
-    *ret_server = server;
+    }
+    for (w->count = 0; w->count < n; w->count++) {
+        PyObject *item = PySequence_GetItem(w->sockets, w->count);
+        w->fds[w->count] = item == NULL ? -1 : PyObject_AsFileDescriptor(item);
+        Py_XDECREF(item);
+        if (w->fds[w->count] < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int parse(PyObject *args, PyObject *kwargs, const module_state *state, Wanted *w) {
+    static char *names[] = {"loop", "where",   "factory", "server", "tls",
+                            "gate", "sockets", "refusal", "ended",  NULL};
+    *w = (Wanted){.server = Py_None,
+                  .tls = Py_None,
+                  .gate = Py_None,
+                  .refusal = Py_None,
+                  .ended = Py_None};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OO$OOOO:Listener", names,
+                                     state->loop_type, &w->loop, &w->where, &w->factory,
+                                     &w->server, &w->tls, &w->gate, &w->sockets, &w->refusal,
+                                     &w->ended) ||
+        loop_check_open((LoopObject *)w->loop) < 0 || (w->sockets != NULL && parse_sockets(w) < 0))
+        return -1;
+    if (w->gate != Py_None && Py_TYPE(w->gate) != state->gate_type) {
+        PyErr_Format(PyExc_TypeError, "gate: a Gate is needed, not %R", Py_TYPE(w->gate));
+        return -1;
+    }
+    if (w->refusal != Py_None && !PyBytes_Check(w->refusal)) {
+        PyErr_Format(PyExc_TypeError, "refusal: bytes are needed, not %R", Py_TYPE(w->refusal));
+        return -1;
+    }
     return 0;
 }
 
@@ -121,32 +161,86 @@ static int listen_on(ListenerObject *self, int fd) {
     return code;
 }
 
-/* Listener(loop, fd, factory, server=None, tls=None): fd is a listening socket, and stays the
-   caller's. */
-static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+/* The one connection that ever comes, as of stdio:, is no more. */
+static void over(void *arg) {
+    ListenerObject *self = arg;
+    if (self->ended == NULL || self->loop->ending)
+        return;
+    PyObject *result = PyObject_CallNoArgs(self->ended);
+    if (result == NULL)
+        loop_report(self->loop, "Exception in the ended callback", NULL, NULL, NULL);
+    Py_XDECREF(result);
+}
+
+/* What has the connections: the table here, or what the core serves by itself. */
+static const bk_protocol *table_of(ListenerObject *self, const module_state *state) {
+    const PyTypeObject *type = Py_TYPE(self->factory);
+    bool served =
+        type == state->hand_type || type == state->echo_type || type == state->smtp_type;
+    return served ? ((ServedObject *)self->factory)->protocol : &self->protocol;
+}
+
+/* Connections in their handshake refer to this object: it stays as long as the loop. */
+static int listen_at(ListenerObject *self, const Wanted *w) {
+    const module_state *state = self->loop->state;
+    const char *endpoint = PyUnicode_AsUTF8(w->where);
+    bk_listen_options options = {.size = sizeof options,
+                                 .gate = w->gate == Py_None ? NULL : gate_core(w->gate),
+                                 .sockets = w->fds,
+                                 .socket_count = w->count};
+    bk_error error = {0, 0, ""};
+    if (endpoint == NULL || loop_keep(self->loop, (PyObject *)self) < 0 ||
+        (w->gate != Py_None && loop_keep(self->loop, w->gate) < 0))
+        return -1;
+    int code = bk_listen_with(self->loop->core, endpoint, table_of(self, state), &options, &error,
+                              &self->core);
+    if (code < 0)
+        return endpoint_raise(endpoint, &error);
+    self->core->ended = over;
+    self->core->ended_arg = self;
+    return 0;
+}
+
+static int start(ListenerObject *self, const Wanted *w) {
+    if (PyUnicode_Check(w->where))
+        return listen_at(self, w);
+    int fd = PyObject_AsFileDescriptor(w->where);
+    int code = fd < 0 ? -1 : listen_on(self, fd);
+    if (code < 0 && fd >= 0)
+        loop_raise(code);
+    return code;
+}
+
+/* Listener(loop, where, factory, server=None, tls=None, *, gate=None, sockets=(), refusal=None,
+   ended=None): where is an endpoint; or a listening socket's descriptor, which stays the caller's.
+   tls: None, or (sslcontext, handshake_timeout, shutdown_timeout). */
+static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     module_state *state = state_of_type(type);
-    LoopObject *loop;
-    PyObject *factory, *server;
-    TlsSpec tls;
-    int fd;
-    if (state == NULL || parse(args, &loop, &fd, &factory, &server, &tls, state->loop_type) < 0)
+    Wanted w;
+    TlsSpec tls = {.server_side = 1, .server_hostname = Py_None};
+    if (state == NULL || parse(args, kwargs, state, &w) < 0)
+        return NULL;
+    if (w.tls != Py_None && !PyArg_ParseTuple(w.tls, "OOO", &tls.context, &tls.handshake_timeout,
+                                              &tls.shutdown_timeout))
         return NULL;
     ListenerObject *self = (ListenerObject *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->loop = (LoopObject *)Py_NewRef((PyObject *)loop);
-    self->factory = Py_NewRef(factory);
-    self->server = Py_NewRef(server);
+    self->loop = (LoopObject *)Py_NewRef(w.loop);
+    self->factory = Py_NewRef(w.factory);
+    self->server = Py_NewRef(w.server);
+    self->refusal = w.refusal == Py_None ? NULL : Py_NewRef(w.refusal);
+    self->ended = w.ended == Py_None ? NULL : Py_NewRef(w.ended);
     self->tls = tls;
     tls_spec_ref(&tls);
-    self->protocol = (bk_protocol){
-        .size = sizeof(bk_protocol), .name = "asyncio", .context = self, .opened = opened};
+    self->protocol = (bk_protocol){.size = sizeof(bk_protocol),
+                                   .name = "asyncio",
+                                   .context = self,
+                                   .opened = opened,
+                                   .refused = turned_away};
     self->context = PyContext_CopyCurrent();
-    int code = self->context == NULL ? -ENOMEM : listen_on(self, fd);
-    if (code < 0) {
-        loop_raise(code);
+    if (self->context == NULL || start(self, &w) < 0)
         Py_CLEAR(self);
-    }
     return (PyObject *)self;
 }
 
@@ -163,12 +257,43 @@ static PyObject *listener_close(ListenerObject *self, PyObject *Py_UNUSED(ignore
     Py_RETURN_NONE;
 }
 
+static PyObject *listener_pause(ListenerObject *self, PyObject *on) {
+    int truth = PyObject_IsTrue(on);
+    int code = truth < 0 || self->core == NULL ? 0 : bk_listener_pause(self->core, truth);
+    return truth < 0 ? NULL : PyBool_FromLong(code == 0);
+}
+
+static PyObject *listener_reload(ListenerObject *self, PyObject *Py_UNUSED(ignored)) {
+    bk_listener_reload(self->core);
+    Py_RETURN_NONE;
+}
+
+static PyObject *listener_sockets(ListenerObject *self, PyObject *Py_UNUSED(ignored)) {
+    int fds[SOCKETS];
+    int n = self->core == NULL ? 0 : bk_listener_sockets(self->core, fds, SOCKETS);
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list != NULL && i < n && i < SOCKETS; i++) {
+        PyObject *fd = PyLong_FromLong(fds[i]);
+        if (fd == NULL || PyList_Append(list, fd) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(fd);
+    }
+    return list;
+}
+
+static PyObject *listener_name(ListenerObject *self, void *Py_UNUSED(closure)) {
+    if (self->core == NULL)
+        Py_RETURN_NONE;
+    return PyUnicode_FromString(bk_listener_name(self->core));
+}
+
 static int listener_traverse(ListenerObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT((PyObject *)self->loop);
     Py_VISIT(self->factory);
     Py_VISIT(self->server);
     Py_VISIT(self->context);
+    Py_VISIT(self->ended);
     Py_VISIT(self->tls.context);
     return 0;
 }
@@ -178,6 +303,8 @@ static int listener_clear(ListenerObject *self) {
     Py_CLEAR(self->factory);
     Py_CLEAR(self->server);
     Py_CLEAR(self->context);
+    Py_CLEAR(self->refusal);
+    Py_CLEAR(self->ended);
     Py_CLEAR(self->tls.context);
     return 0;
 }
@@ -194,17 +321,29 @@ static void listener_dealloc(ListenerObject *self) {
 
 static PyMethodDef listener_methods[] = {
     {"close", (PyCFunction)listener_close, METH_NOARGS, "close()\n\nAccept no more."},
+    {"pause", (PyCFunction)listener_pause, METH_O,
+     "pause(on) -> bool\n\nAccept none for now, or go on; False: this kind cannot."},
+    {"reload", (PyCFunction)listener_reload, METH_NOARGS,
+     "reload()\n\nRead the certificates of its endpoint again."},
+    {"sockets", (PyCFunction)listener_sockets, METH_NOARGS,
+     "sockets() -> list[int]\n\nIts listening descriptors, for other loops' listeners."},
     {NULL, NULL, 0, NULL},
 };
 
+static PyGetSetDef listener_getset[] = {
+    {"name", (getter)listener_name, NULL, "The endpoint, with the port it got; None: closed.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot listener_slots[] = {
-    {Py_tp_doc, "Listener(loop, fd, factory, server=None, tls=None): accepts connections on a "
-                "socket."},
+    {Py_tp_doc, "Listener(loop, where, factory, server=None, tls=None, *, gate=None, sockets=(), "
+                "refusal=None, ended=None): accepts connections at an endpoint, or on a socket."},
     {Py_tp_new, listener_new},
     {Py_tp_dealloc, listener_dealloc},
     {Py_tp_traverse, listener_traverse},
     {Py_tp_clear, listener_clear},
     {Py_tp_methods, listener_methods},
+    {Py_tp_getset, listener_getset},
     {0, NULL},
 };
 

@@ -232,6 +232,27 @@ static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* _visits(end) -> int: how many connections a server has here; for one that ends, those that never
+   said anything are closed (1), or all that are left are cut (2). */
+static PyObject *loop_visits(LoopObject *self, PyObject *arg) {
+    enum { COUNT, CLOSE_SILENT, CUT };
+    long end = PyLong_AsLong(arg), count = 0;
+    if (end == -1 && PyErr_Occurred())
+        return NULL;
+    for (bk_stream *s = self->core == NULL ? NULL : self->core->streams; s != NULL; s = s->next) {
+        const bk_visit *v = s->visit;
+        if (v == NULL || s->flags & BK_STREAM_CLOSED)
+            continue;
+        count++;
+        bool silent = !v->away && v->bytes_in == 0 && v->bytes_out == 0 && s->queued == 0;
+        if (end == CUT)
+            bk_stream_fail(s, -ECANCELED);
+        else if (end == CLOSE_SILENT && silent)
+            bk_stream_close(s);
+    }
+    return PyLong_FromLong(count);
+}
+
 static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->error);
@@ -839,6 +860,7 @@ static PyMethodDef loop_methods[] = {
     {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
+    {"_visits", (PyCFunction)loop_visits, METH_O, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
     {"_forked", (PyCFunction)loop_forked, METH_NOARGS, NULL},
     {"_add_reader", FAST(loop_add_reader), METH_FASTCALL, NULL},

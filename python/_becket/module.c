@@ -110,6 +110,10 @@ static int add_types(PyObject *module, module_state *state) {
     state->transport_type = add_transport_type(module);
     state->listener_type = add_type(module, &listener_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->gate_type = add_type(module, &gate_spec, NULL);
+    state->hand_type = add_type(module, &hand_spec, NULL);
+    state->away_type = add_type(module, &away_spec, NULL);
+    state->echo_type = add_type(module, &echo_spec, NULL);
     state->tls_context_type = add_type(module, &tls_context_spec, NULL);
     state->read_type = add_type(module, &read_spec, NULL);
     state->done_type = add_type(module, &done_spec, NULL);
@@ -120,7 +124,8 @@ static int add_types(PyObject *module, module_state *state) {
     return state->loop_type && state->handle_type && state->timer_handle_type &&
                    state->transport_type && state->listener_type && state->smtp_type &&
                    state->tls_context_type && state->read_type && state->our_reader &&
-                   state->our_reader_protocol && state->done
+                   state->our_reader_protocol && state->done && state->gate_type &&
+                   state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -162,7 +167,8 @@ static int module_exec(PyObject *module) {
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
-    X(our_reader) X(our_reader_protocol) X(done)
+    X(our_reader) X(our_reader_protocol) X(done) X(gate_type) X(hand_type) X(away_type)            \
+    X(echo_type)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -7,8 +7,7 @@
 #include <becket-protocols.h>
 
 typedef struct SmtpObject {
-    PyObject_HEAD LoopObject *loop;
-    bk_protocol *protocol;
+    SERVED_HEAD; /* protocol is of bk_smtp_maildir_new() */
     bk_listener **listeners;
     Py_ssize_t listener_count;
     PyObject *stored;
@@ -44,7 +43,10 @@ static void stored(void *arg, const char *name, const bk_smtp_message *message) 
 }
 
 static int open_protocol(SmtpObject *self, const bk_smtp_config *config, const char *path) {
-    int code = bk_smtp_maildir_new(self->loop->core, config, path, stored, self, &self->protocol);
+    bk_protocol *protocol;
+    int code = bk_smtp_maildir_new(self->loop->core, config, path, stored, self, &protocol);
+    if (code >= 0)
+        self->protocol = protocol;
     if (code == -EINVAL) {
         PyErr_Format(PyExc_ValueError, "hostname: '%s' is no host name",
                      config->hostname != NULL ? config->hostname : "");
@@ -103,23 +105,6 @@ static int listen_at(SmtpObject *self, const char *endpoint, bk_error *ret_error
     return code;
 }
 
-/* A ValueError that shows the endpoint, with a mark under what is wrong in it. */
-static PyObject *point_at(const char *endpoint, const bk_error *error) {
-    Py_ssize_t n = (Py_ssize_t)strnlen(endpoint, error->position);
-    PyObject *before = PyUnicode_DecodeUTF8(endpoint, n, "replace");
-    PyObject *text = PyUnicode_DecodeUTF8(error->text, (Py_ssize_t)strlen(error->text), "replace");
-    PyObject *space = before == NULL || text == NULL ? NULL : PyUnicode_FromString(" ");
-    PyObject *indent =
-        space == NULL ? NULL : PySequence_Repeat(space, PyUnicode_GET_LENGTH(before));
-    if (indent != NULL)
-        PyErr_Format(PyExc_ValueError, "%U\n  %s\n  %U^", text, endpoint, indent);
-    Py_XDECREF(indent);
-    Py_XDECREF(space);
-    Py_XDECREF(text);
-    Py_XDECREF(before);
-    return NULL;
-}
-
 static PyObject *smtp_listen(SmtpObject *self, PyObject *arg) {
     bk_error error = {0, 0, ""};
     const char *endpoint = PyUnicode_Check(arg) ? PyUnicode_AsUTF8(arg) : NULL;
@@ -133,16 +118,7 @@ static PyObject *smtp_listen(SmtpObject *self, PyObject *arg) {
     int code = listen_at(self, endpoint, &error);
     if (code >= 0)
         return PyUnicode_FromString(bk_listener_name(self->listeners[self->listener_count - 1]));
-    if (code == -ENOMEM)
-        return PyErr_NoMemory();
-    /* A name that nobody knows today is not a wrong argument. */
-    if (code <= -4000 && code != BK_ENAME)
-        return point_at(endpoint, &error);
-    int number = code == BK_ENAME ? EHOSTUNREACH : -code;
-    PyObject *e = PyObject_CallFunction(PyExc_OSError, "is", number, error.text);
-    if (e != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
-    Py_XDECREF(e);
+    (void)endpoint_raise(endpoint, &error);
     return NULL;
 }
 
@@ -153,7 +129,7 @@ static void end_smtp(SmtpObject *self) {
     self->listener_count = 0;
     PyMem_Free(self->listeners);
     self->listeners = NULL;
-    bk_machine_protocol_free(self->protocol);
+    bk_machine_protocol_free((bk_protocol *)(uintptr_t)self->protocol);
     self->protocol = NULL;
 }
 

@@ -13,5 +13,15 @@
 from becket import tls
 from becket._becket import __version__, notifiers
 from becket.loop import EventLoop, new_event_loop, run
+from becket.server import Server, serve
 
-__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "run", "tls"]
+__all__ = [
+    "EventLoop",
+    "Server",
+    "__version__",
+    "new_event_loop",
+    "notifiers",
+    "run",
+    "serve",
+    "tls",
+]

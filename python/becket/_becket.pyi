@@ -48,13 +48,52 @@ class Listener:
     def __init__(
         self,
         loop: Loop,
-        fd: int,
-        factory: Callable[[], asyncio.BaseProtocol],
+        where: int | str,
+        factory: Callable[[], asyncio.BaseProtocol] | Hand | Echo | Smtp,
         server: asyncio.AbstractServer | None = None,
         tls: tuple[Any, float, float] | None = None,
-        /,
+        *,
+        gate: Gate | None = None,
+        sockets: Sequence[int] = (),
+        refusal: bytes | None = None,
+        ended: Callable[[], object] | None = None,
     ) -> None: ...
+    @property
+    def name(self) -> str | None: ...
     def close(self) -> None: ...
+    def pause(self, on: bool, /) -> bool: ...
+    def reload(self) -> None: ...
+    def sockets(self) -> list[int]: ...
+
+@final
+class Gate:
+    def __init__(
+        self,
+        leave: Callable[..., object] | None = None,
+        *,
+        max_connections: int = 0,
+        max_per_address: int = 0,
+        max_handshakes: int = 0,
+        accept_rate: int = 0,
+        first_byte: int = 0,
+        idle: int = 0,
+        write: int = 0,
+        total: int = 0,
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def shut(self) -> None: ...
+
+@final
+class Away:
+    def done(self, bytes_in: int, bytes_out: int, failed: bool, /) -> None: ...
+
+@final
+class Hand:
+    def __init__(self, loop: Loop, hand: Callable[..., object], at_once: bool, /) -> None: ...
+
+@final
+class Echo:
+    def __init__(self, loop: Loop, /) -> None: ...
 
 @final
 class TlsContext:
@@ -120,6 +159,7 @@ class Loop:
     def _note_task_factory(self, factory: object, /) -> None: ...
     def _close_core(self) -> None: ...
     def _set_debug_core(self, enabled: bool, /) -> None: ...
+    def _visits(self, end: int, /) -> int: ...
     def _forked(self) -> None: ...
     def _watching(self, fd: object, /) -> int: ...
     def _ensure_fd_no_transport(self, fd: object, /) -> None: ...

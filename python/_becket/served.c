@@ -1,0 +1,315 @@
+/*
+ * served.c: what a listener can serve beside asyncio protocols. Echo is the core's own. Hand gives
+ * each connection to a thread, as a socket: it keeps the connection on the loop until there is work
+ * for a thread, and keeps an eye on it afterwards. Made by python/becket/drivers.py.
+ *
+ * A plain socket is duplicated, and the loop's stream rests until the thread is done with it. What
+ * is no plain socket (TLS, a pipe, a transport of a third party) is relayed to one end of a pair of
+ * sockets: it stays the loop's work, and whoever is slow there holds no thread.
+ */
+#include "becket_py.h"
+
+#include "core/serve/serve.h"
+
+#include <becket-protocols.h>
+
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+typedef struct HandObject {
+    SERVED_HEAD;
+    PyObject *hand;
+    bk_protocol table;
+    bool at_once; /* not only when the first byte is there */
+} HandObject;
+
+/* A connection that a thread has: known to the stream as its user value. */
+typedef struct AwayObject {
+    PyObject_HEAD LoopObject *loop;
+    bk_stream *stream; /* NULL: closed; the loop's thread alone looks */
+    unsigned long long bytes_in, bytes_out;
+    int fd; /* the thread's */
+    bool failed;
+} AwayObject;
+
+/* ---- A connection that is away ---- */
+
+static void away_closed(bk_stream *s, int why) {
+    AwayObject *away = bk_stream_user(s);
+    if (away->fd >= 0 && why < 0) /* the thread may be waiting for it */
+        (void)shutdown(away->fd, SHUT_RDWR);
+    away->stream = NULL;
+    Py_DECREF((PyObject *)away);
+}
+
+static const bk_protocol away_protocol = {
+    .size = sizeof(bk_protocol), .name = "away", .closed = away_closed};
+
+/* On the loop: the thread is done. */
+static void come_back(void *arg) {
+    AwayObject *away = arg;
+    bk_stream *s = away->stream;
+    if (s != NULL) {
+        if (s->visit != NULL) {
+            s->visit->bytes_in += away->bytes_in;
+            s->visit->bytes_out += away->bytes_out;
+        }
+        if (away->failed)
+            bk_stream_fail(s, -ECONNABORTED);
+        else
+            bk_stream_close(s);
+    }
+    Py_DECREF((PyObject *)away);
+}
+
+/* done(bytes_in, bytes_out, failed): from the thread, before it closes its socket. */
+static PyObject *away_done(AwayObject *self, PyObject *args) {
+    int failed;
+    if (!PyArg_ParseTuple(args, "KKp:done", &self->bytes_in, &self->bytes_out, &failed))
+        return NULL;
+    self->failed = failed;
+    self->fd = -1;
+    if (self->loop->core == NULL || self->loop->ending)
+        Py_RETURN_NONE;
+    Py_INCREF((PyObject *)self);
+    int code = bk_loop_post(self->loop->core, come_back, self);
+    if (code < 0) {
+        Py_DECREF((PyObject *)self);
+        loop_raise(code);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static void away_dealloc(AwayObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    Py_CLEAR(self->loop);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef away_methods[] = {
+    {"done", (PyCFunction)away_done, METH_VARARGS,
+     "done(bytes_in, bytes_out, failed)\n\nThe thread has done with it, and closes its socket next."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot away_slots[] = {
+    {Py_tp_doc, "A connection that a thread has been given."},
+    {Py_tp_dealloc, away_dealloc},
+    {Py_tp_methods, away_methods},
+    {0, NULL},
+};
+
+PyType_Spec away_spec = {
+    .name = "becket._becket.Away",
+    .basicsize = sizeof(AwayObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = away_slots,
+};
+
+/* ---- Handing over ---- */
+
+static PyObject *address_answer(bk_stream *s, int what) {
+    struct sockaddr_storage address;
+    size_t size = sizeof address;
+    if (bk_stream_query(s, what, &address, &size) < 0)
+        return Py_NewRef(Py_None);
+    return address_to_python(&address, size);
+}
+
+/* hand(fd, first bytes, peer, local, endpoint, away or None) */
+static int call_hand(HandObject *self, bk_stream *s, int fd, const void *data, size_t n,
+                     PyObject *away) {
+    PyObject *peer = address_answer(s, BK_QUERY_PEER), *local = address_answer(s, BK_QUERY_LOCAL);
+    PyObject *result = NULL;
+    if (peer != NULL && local != NULL)
+        result = PyObject_CallFunction(self->hand, "iy#OOO", fd, (const char *)data, (Py_ssize_t)n,
+                                       peer, local, away);
+    Py_XDECREF(peer);
+    Py_XDECREF(local);
+    if (result == NULL)
+        loop_report(self->loop, "A connection could not be given to a thread", NULL, NULL, NULL);
+    int code = result == NULL ? -ECONNABORTED : 0;
+    Py_XDECREF(result);
+    return code;
+}
+
+static int hand_plain(HandObject *self, bk_stream *s, int socket, const void *data, size_t n) {
+    AwayObject *away =
+        (AwayObject *)self->loop->state->away_type->tp_alloc(self->loop->state->away_type, 0);
+    int fd = away == NULL ? -1 : fcntl(socket, F_DUPFD_CLOEXEC, 0);
+    if (away == NULL || fd < 0) {
+        int code = away == NULL ? -ENOMEM : -errno;
+        PyErr_Clear();
+        Py_XDECREF((PyObject *)away);
+        return code;
+    }
+    away->loop = (LoopObject *)Py_NewRef((PyObject *)self->loop);
+    away->stream = s;
+    away->fd = fd;
+    bk_stream_set_user(s, Py_NewRef((PyObject *)away));
+    bk_stream_set_protocol(s, &away_protocol);
+    if (s->visit != NULL) {
+        s->visit->away = true;
+        s->visit->bytes_in -= n; /* the thread counts what it takes out of its connection */
+    }
+    int code = call_hand(self, s, fd, data, n, (PyObject *)away);
+    if (code < 0) {
+        (void)close(fd);
+        away->fd = -1;
+    }
+    Py_DECREF((PyObject *)away);
+    return code;
+}
+
+static int hand_relayed(HandObject *self, bk_stream *s, const void *data, size_t n) {
+    static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
+    bk_loop *core = self->loop->core;
+    bk_os *os = bk_loop_os(core);
+    bk_transport *transport;
+    bk_stream *inner;
+    int fds[2];
+    int code = os->socketpair(os, fds);
+    if (code < 0)
+        return code;
+    code = bk_socket_transport(core, fds[0], &transport);
+    if (code < 0) {
+        (void)close(fds[0]);
+    } else if ((code = bk_stream_new(core, transport, &nobody, NULL, &inner)) < 0) {
+        transport->ops->close(transport);
+    } else if ((code = bk_stream_relay(s, inner)) < 0 ||
+               (code = call_hand(self, s, fds[1], data, n, Py_None)) < 0) {
+        bk_stream_abort(inner);
+    }
+    if (code < 0)
+        (void)close(fds[1]);
+    return code;
+}
+
+static int hand_over(HandObject *self, bk_stream *s, const void *data, size_t n) {
+    int socket = -1;
+    size_t size = sizeof socket;
+    if (self->loop->ending)
+        return -ECANCELED;
+    bk_stream_pause(s);
+    if (bk_stream_query(s, BK_QUERY_PLAIN, &socket, &size) >= 0)
+        return hand_plain(self, s, socket, data, n);
+    return hand_relayed(self, s, data, n);
+}
+
+static HandObject *hand_of(bk_stream *s) {
+    return bk_stream_protocol(s)->context;
+}
+
+static int hand_opened(bk_stream *s) {
+    HandObject *self = hand_of(s);
+    return self->at_once ? hand_over(self, s, "", 0) : 0;
+}
+
+static void hand_received(bk_stream *s, const void *data, size_t n) {
+    HandObject *self = hand_of(s);
+    int code = hand_over(self, s, data, n);
+    if (code < 0)
+        bk_stream_fail(s, code);
+}
+
+/* Hand(loop, hand, at_once) */
+static PyObject *hand_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    module_state *state = state_of_type(type);
+    PyObject *loop, *hand;
+    int at_once;
+    if (state == NULL ||
+        !PyArg_ParseTuple(args, "O!Op:Hand", state->loop_type, &loop, &hand, &at_once) ||
+        loop_check_open((LoopObject *)loop) < 0)
+        return NULL;
+    HandObject *self = (HandObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->loop = (LoopObject *)Py_NewRef(loop);
+    self->hand = Py_NewRef(hand);
+    self->at_once = at_once;
+    self->table = (bk_protocol){.size = sizeof(bk_protocol),
+                                .name = "hand",
+                                .context = self,
+                                .opened = hand_opened,
+                                .received = hand_received};
+    self->protocol = &self->table;
+    return (PyObject *)self;
+}
+
+static int hand_traverse(HandObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT((PyObject *)self->loop);
+    Py_VISIT(self->hand);
+    return 0;
+}
+
+static int hand_clear(HandObject *self) {
+    Py_CLEAR(self->hand);
+    return 0;
+}
+
+static void hand_dealloc(HandObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    hand_clear(self);
+    Py_CLEAR(self->loop);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot hand_slots[] = {
+    {Py_tp_doc, "Hand(loop, hand, at_once): hand(fd, data, peer, local, away) is called for each "
+                "connection, when it has opened, or when its first bytes are there."},
+    {Py_tp_new, hand_new},
+    {Py_tp_dealloc, hand_dealloc},
+    {Py_tp_traverse, hand_traverse},
+    {Py_tp_clear, hand_clear},
+    {0, NULL},
+};
+
+PyType_Spec hand_spec = {
+    .name = "becket._becket.Hand",
+    .basicsize = sizeof(HandObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = hand_slots,
+};
+
+/* ---- Echo ---- */
+
+static PyObject *echo_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    module_state *state = state_of_type(type);
+    PyObject *loop;
+    if (state == NULL || !PyArg_ParseTuple(args, "O!:Echo", state->loop_type, &loop) ||
+        loop_check_open((LoopObject *)loop) < 0)
+        return NULL;
+    ServedObject *self = (ServedObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->loop = (LoopObject *)Py_NewRef(loop);
+    self->protocol = bk_echo_protocol();
+    return (PyObject *)self;
+}
+
+static void echo_dealloc(ServedObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    Py_CLEAR(self->loop);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot echo_slots[] = {
+    {Py_tp_doc, "Echo(loop): the core's protocol that sends back what it receives."},
+    {Py_tp_new, echo_new},
+    {Py_tp_dealloc, echo_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec echo_spec = {
+    .name = "becket._becket.Echo",
+    .basicsize = sizeof(ServedObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = echo_slots,
+};

@@ -1,0 +1,689 @@
+"""Drivers: who calls the protocol. ``make("forks:4", plan)`` gives a becket.Server what runs it.
+
+- ``loop``: one event loop.
+- ``loops:N``: N threads with a loop each; all accept from the same sockets.
+- ``threads:N``: one loop accepts, N threads serve a connection each; what is beyond them waits in
+  the backlog.
+- ``forks:N``: N processes with a loop each, watched over by one that restarts what dies.
+
+A ``Share`` is what one loop has of a server: its listeners, its pool of threads, and its end. All
+drivers are made of shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from becket import _becket, access, tls
+from becket.loop import EventLoop
+from becket.pool import Pool
+
+if TYPE_CHECKING:
+    from becket.server import Plan
+
+logger = logging.getLogger("becket")
+
+STATS = (
+    "accepted",
+    "refused",
+    "closed",
+    "failed",
+    "bytes_in",
+    "bytes_out",
+    "connections",
+    "handshakes",
+)
+POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
+LAST_WORDS = 1.0  # … for what was cut to take notice
+
+Sockets = Mapping[str, list[int]]
+
+
+def make_gate(plan: Plan) -> _becket.Gate:
+    """The limits, and the count of connections, of all shares of a process."""
+    leave = access.writer(plan.access_log) if plan.access_log else None
+    return _becket.Gate(leave, **plan.limits)
+
+
+def reopen_logs() -> None:
+    """Open the files of loggers anew, after somebody has moved them away."""
+    known = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for one in known for handler in one.handlers}:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            with handler.lock or contextlib.nullcontext():
+                handler.stream.close()
+                handler.stream = handler._open()
+
+
+# ---- One loop's share ----------------------------------------------------------------------------
+
+
+class Share:
+    """One loop's share of a server. All but stop() and reload() is for the loop's own thread."""
+
+    def __init__(
+        self, plan: Plan, gate: _becket.Gate, loop: EventLoop, ended: Callable[[], object]
+    ) -> None:
+        self.plan = plan
+        self.loop = loop
+        self.stopping = asyncio.Event()
+        self.listeners: list[_becket.Listener] = []
+        self._gate = gate
+        self._ended = ended  # called when no listener can bring anybody any more
+        self._open = 0
+        self._hurry = False
+        self._drain = plan.drain
+        self._pool: Pool | None = None
+
+    # ---- Listening ----
+
+    def _protocol(self) -> Any:
+        """What the listeners have their connections served by."""
+        served, plan = self.plan.served, self.plan
+        if served.core is not None:
+            return served.core(self.loop)
+        if served.factory is not None:
+            return served.factory(self.loop)
+        self._pool = Pool(served, plan.max_threads)
+        return _becket.Hand(self.loop, self._pool.give, plan.speaks_first)
+
+    def open(self, sockets: Sockets) -> None:
+        """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
+        whose list of sockets is empty belong to another share."""
+        if any("engine=" in e for e in self.plan.endpoints) or "BECKET_TLS" in os.environ:
+            for engine in tls.engines().values():
+                self.loop._add_tls_engine(engine)
+        protocol = self._protocol()
+        for endpoint in self.plan.endpoints:
+            if sockets.get(endpoint) == []:
+                continue
+            listener = _becket.Listener(
+                self.loop,
+                endpoint,
+                protocol,
+                gate=self._gate,
+                sockets=sockets.get(endpoint, ()),
+                refusal=self.plan.served.refusal,
+                ended=self._over,
+            )
+            self.listeners.append(listener)
+            self._open += 1
+
+    def _over(self) -> None:
+        self._open -= 1
+        if self._open == 0:
+            self._ended()
+
+    def sockets(self) -> dict[str, list[int]]:
+        """The listening sockets of each endpoint, for other shares."""
+        pairs = zip(self.plan.endpoints, self.listeners, strict=True)
+        return {endpoint: listener.sockets() for endpoint, listener in pairs}
+
+    def names(self) -> list[str]:
+        """Where it listens."""
+        return [listener.name or "" for listener in self.listeners]
+
+    # ---- From any thread ----
+
+    def stop(self, drain: float) -> None:
+        """Begin the end; a second time: hurry."""
+        self.loop.call_soon_threadsafe(self._stop, drain)
+
+    def _stop(self, drain: float) -> None:
+        self._hurry = self._hurry or self.stopping.is_set()
+        self._drain = drain
+        self.stopping.set()
+
+    def reload(self) -> None:
+        """Read certificates again."""
+        self.loop.call_soon_threadsafe(self._reload)
+
+    def _reload(self) -> None:
+        for listener in self.listeners:
+            listener.reload()
+
+    # ---- The end ----
+
+    def _busy(self) -> bool:
+        """Whether something is under way."""
+        tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task(self.loop)}
+        return self.loop._visits(0) > 0 or bool(tasks)
+
+    async def run(self) -> bool:
+        """Serve until stop(); True: nothing had to be cut."""
+        await self.stopping.wait()
+        for listener in self.listeners:
+            listener.close()
+        self.loop._visits(1)
+        deadline = self.loop.time() + self._drain
+        while self._busy() and not self._hurry and self.loop.time() < deadline:
+            await asyncio.sleep(POLL)
+        return await self._finish(cut=self._busy())
+
+    async def _finish(self, cut: bool) -> bool:
+        left = self.loop._visits(2)
+        if left:
+            logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
+        deadline = self.loop.time() + LAST_WORDS
+        while self.loop._visits(0) and self.loop.time() < deadline:
+            await asyncio.sleep(0)
+        stuck = 0
+        if self._pool is not None:
+            stuck = await asyncio.to_thread(self._pool.close, LAST_WORDS)
+        if stuck:
+            logger.warning("%d thread%s not returned", stuck, " has" if stuck == 1 else "s have")
+        return not cut and not stuck
+
+
+class ThreadsShare(Share):
+    """A share that never has more connections than threads."""
+
+    def __init__(self, threads: int, *args: Any) -> None:
+        super().__init__(*args)
+        self._free = threads
+        self._threads = threads
+
+    def _protocol(self) -> Any:
+        self._pool = Pool(self.plan.served, self._threads, self._done)
+        return _becket.Hand(self.loop, self._give, True)
+
+    def _give(self, *handed: Any) -> None:
+        self._free -= 1
+        if self._free == 0:
+            self._pause(True)
+        assert self._pool is not None
+        self._pool.give(*handed)
+
+    def _done(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before its thread
+            self.loop.call_soon_threadsafe(self._freed)
+
+    def _freed(self) -> None:
+        self._free += 1
+        if self._free == 1 and not self.stopping.is_set():
+            self._pause(False)
+
+    def _pause(self, on: bool) -> None:
+        for listener in self.listeners:
+            listener.pause(on)
+
+
+# ---- Drivers -------------------------------------------------------------------------------------
+
+
+class Driver:
+    """Runs a plan. *workers* is what follows the colon in its name."""
+
+    kind = "loop"
+
+    def __init__(self, plan: Plan, workers: int = 1) -> None:
+        self.plan = plan
+        self.workers = workers
+        self.names: list[str] = []
+        self._gate = make_gate(plan)
+        self._shares: list[Share] = []
+        self._thread: threading.Thread | None = None
+        self._status = 0
+        self._error: BaseException | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "loop" else f"{self.kind}:{self.workers}"
+
+    # ---- What a Server asks ----
+
+    def stats(self) -> dict[str, int]:
+        return self._gate.stats()
+
+    def start(self) -> None:
+        """Run in a thread; returns when it listens."""
+        if self._thread is not None:
+            raise RuntimeError("the server was started already")
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run_behind, args=(ready,), name="becket")
+        self._thread.start()
+        ready.wait()
+        if self._error is not None:
+            self._thread.join()
+            self._thread = None
+            error, self._error = self._error, None
+            raise error
+
+    def _run_behind(self, ready: threading.Event) -> None:
+        try:
+            self._status = self._run(ready.set, signals=False)
+        except BaseException as error:
+            self._error = error
+        finally:
+            ready.set()
+
+    def stop(self, drain: float) -> int:
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return 0
+        for share in self._shares:
+            share.stop(drain)
+        thread.join()
+        self._shares.clear()
+        return self._status
+
+    def reload(self) -> None:
+        reopen_logs()
+        for share in self._shares:
+            share.reload()
+
+    def run(self) -> int:
+        return self._run(self._announce, signals=True)
+
+    # ---- How it is done ----
+
+    def _announce(self) -> None:
+        for name in self.names:
+            logger.info("listening at %s", name)
+
+    def _share(self, loop: EventLoop) -> Share:
+        return Share(self.plan, self._gate, loop, self._end)
+
+    def _end(self) -> None:
+        for share in self._shares:
+            share.stop(self.plan.drain)
+
+    def _run(self, ready: Callable[[], object], *, signals: bool) -> int:
+        """On a loop in this thread."""
+        with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
+            return runner.run(self._main(ready, signals))
+
+    async def _main(self, ready: Callable[[], object], signals: bool) -> int:
+        share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
+        self._shares.append(share)
+        if signals:
+            self._catch_signals(share.loop)
+        share.open({})
+        self.names = share.names()
+        with self._others(share) as others:
+            ready()
+            good = await share.run()
+            return await asyncio.to_thread(others, good)
+
+    def _catch_signals(self, loop: EventLoop) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    @contextlib.contextmanager
+    def _others(self, share: Share) -> Any:
+        """What runs beside the first share; gives a function that waits for the end of it and, from
+        how the first one ended, makes the exit status."""
+        yield lambda good: 0 if good else 1
+
+
+class Loops(Driver):
+    kind = "loops"
+
+    @contextlib.contextmanager
+    def _others(self, share: Share) -> Any:
+        results: list[bool] = []
+        first = share.sockets()
+        started = threading.Barrier(self.workers)
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
+                results.append(runner.run(serve()))
+
+        async def serve() -> bool:
+            one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
+            one._open = 1  # it is the first share that may come to its end by itself
+            one.open(first)
+            self._shares.append(one)
+            started.wait()
+            return await one.run()
+
+        threads = [
+            threading.Thread(target=run, name=f"becket-loop-{i}", daemon=True)
+            for i in range(2, self.workers + 1)
+        ]
+        for thread in threads:
+            thread.start()
+        started.wait()
+
+        def wait(good: bool) -> int:
+            for thread in threads:
+                thread.join()
+            return 0 if good and all(results) and len(results) == len(threads) else 1
+
+        yield wait
+
+
+class Threads(Driver):
+    kind = "threads"
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        if plan.served.core is not None:
+            raise ValueError(
+                f"driver: {plan.served.name} is a protocol of the core, which needs no thread for "
+                "a connection; use loop, loops:N or forks:N"
+            )
+        super().__init__(plan, workers)
+
+    def _share(self, loop: EventLoop) -> Share:
+        return ThreadsShare(self.workers, self.plan, self._gate, loop, self._end)
+
+
+# ---- Forks ---------------------------------------------------------------------------------------
+
+
+class Board:
+    """Where workers write their counters, for whoever asks: memory that processes share."""
+
+    _row = struct.Struct(f"={len(STATS)}Q")
+
+    def __init__(self, workers: int) -> None:
+        self._memory = mmap.mmap(-1, workers * self._row.size)
+        self._workers = workers
+
+    def write(self, worker: int, stats: Mapping[str, int]) -> None:
+        self._row.pack_into(self._memory, worker * self._row.size, *(stats[n] for n in STATS))
+
+    def forget(self, worker: int) -> None:
+        """A worker has died, and its connections with it; what it had counted stays."""
+        values = dict(zip(STATS, self._read(worker), strict=True))
+        values["closed"] += values["connections"]
+        values["failed"] += values["connections"]
+        self.write(worker, values | {"connections": 0, "handshakes": 0})
+
+    def _read(self, worker: int) -> tuple[int, ...]:
+        return self._row.unpack_from(self._memory, worker * self._row.size)
+
+    def base(self, worker: int) -> dict[str, int]:
+        """What those before it in its place had counted."""
+        return dict(zip(STATS, self._read(worker), strict=True))
+
+    def total(self) -> dict[str, int]:
+        rows = [self._read(i) for i in range(self._workers)]
+        return dict(zip(STATS, map(sum, zip(*rows, strict=True)), strict=True))
+
+
+class Worker(Driver):
+    """One of the processes of ``forks:N``: as ``loop``, on sockets that its parent has opened."""
+
+    EVERY = 0.25  # seconds between two entries on the board
+
+    def __init__(self, plan: Plan, board: Board, place: int, sockets: Sockets) -> None:
+        super().__init__(plan)
+        self._board, self._place, self._sockets = board, place, sockets
+        self._base = board.base(place)
+
+    async def _main(self, ready: Callable[[], object], signals: bool) -> int:
+        share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
+        self._shares.append(share)
+        self._catch_signals(share.loop)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        share.open(self._sockets)
+        ready()
+        self._note(share.loop)
+        good = await share.run()
+        self._write()
+        return 0 if good else 1
+
+    def _note(self, loop: EventLoop) -> None:
+        self._write()
+        loop.call_later(self.EVERY, self._note, loop)
+
+    def _write(self) -> None:
+        stats = self._gate.stats()
+        self._board.write(self._place, {n: stats[n] + self._base[n] for n in STATS})
+
+
+class Forks(Driver):
+    kind = "forks"
+
+    QUICK = 1.0  # seconds: a worker that dies sooner is restarted later and later, …
+    FIRST, LONGEST = 0.1, 10.0  # … after so many seconds
+    HOPELESS = 5  # quick deaths of workers that never came to serve, until it is given up
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        super().__init__(plan, workers)
+        self._board = Board(workers)
+        self._pid = 0  # of the parent of workers, when it runs in the background
+
+    def stats(self) -> dict[str, int]:
+        return self._board.total()
+
+    # ---- In the background: in a process of its own ----
+
+    def start(self) -> None:
+        if self._pid:
+            raise RuntimeError("the server was started already")
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            _leave(lambda: self._supervise(writer))
+        os.close(writer)
+        with open(reader) as answer:
+            told = json.loads(answer.readline() or '["OSError", [0, "the server died"]]')
+        if isinstance(told, dict):
+            self._pid, self.names = pid, told["names"]
+            return
+        os.waitpid(pid, 0)
+        kind, args = told
+        raise {"ValueError": ValueError, "TypeError": TypeError}.get(kind, OSError)(*args)
+
+    def _supervise(self, writer: int) -> int:
+        def ready() -> None:
+            os.write(writer, json.dumps({"names": self.names}).encode() + b"\n")
+            os.close(writer)
+
+        try:
+            return self._run(ready, signals=True)
+        except (OSError, ValueError, TypeError) as error:
+            kind = "OSError" if isinstance(error, OSError) else type(error).__name__
+            args = [error.errno, error.strerror] if isinstance(error, OSError) else [str(error)]
+            os.write(writer, json.dumps([kind, args]).encode() + b"\n")
+            return 1
+
+    def stop(self, drain: float) -> int:
+        pid, self._pid = self._pid, 0
+        if not pid:
+            return 0
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + drain
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(POLL)
+        os.kill(pid, signal.SIGTERM)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def reload(self) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGHUP)
+            return
+        reopen_logs()
+        self._tell(signal.SIGHUP)
+
+    # ---- The parent of workers ----
+
+    async def _main(self, ready: Callable[[], object], signals: bool) -> int:
+        loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._ending = 0  # how often it was asked to end
+        self._pids: dict[int, tuple[int, float, int]] = {}  # pid: place, start, pipe
+        self._due: dict[int, float] = {}  # when a place is to be filled again
+        self._quick = [0] * self.workers  # quick deaths in a row
+        self._failed = False
+        self._served = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
+        sockets = self._open(loop)  # type: ignore[arg-type]
+        for place in range(self.workers):
+            self._due[place] = 0.0
+        self._fill(sockets)
+        await self._until_serving()
+        if not self._ending:
+            ready()
+        return await self._watch(sockets)
+
+    def _open(self, loop: EventLoop) -> dict[str, list[int]]:
+        """Open what all workers accept from. What is one connection, or is to be opened by each
+        worker, is opened there."""
+        share = Share(self.plan, self._gate, loop, lambda: None)
+        sockets: dict[str, list[int]] = {}
+        each = {e for e in self.plan.endpoints if "reuse_port=1" in e}
+        for endpoint in self.plan.endpoints:
+            if endpoint in each:
+                self.names.append(endpoint)
+                continue
+            listener = _becket.Listener(loop, endpoint, asyncio.Protocol)
+            listener.pause(True)
+            self.names.append(listener.name or "")
+            if listener.sockets():
+                sockets[endpoint] = listener.sockets()
+                share.listeners.append(listener)
+            else:  # the first worker's
+                listener.close()
+        return sockets
+
+    def _end(self) -> None:
+        self._ending += 1
+        self._tell(signal.SIGTERM)
+        self._changed.set()
+
+    def _tell(self, number: int) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _fill(self, sockets: Sockets) -> None:
+        now = time.monotonic()
+        for place, due in list(self._due.items()):
+            if due <= now and not self._ending:
+                del self._due[place]
+                self._fork(place, sockets)
+
+    def _fork(self, place: int, sockets: Sockets) -> None:
+        reader, writer = os.pipe()
+        alone = {e: [] for e in self.plan.endpoints if e not in sockets and "reuse_port=1" not in e}
+        mine: dict[str, list[int]] = dict(sockets) if place == 0 else {**sockets, **alone}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.close(reader)
+                _leave(lambda: self._work(place, mine, writer))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.close(writer)
+        self._pids[pid] = (place, time.monotonic(), reader)
+
+    def _work(self, place: int, sockets: Sockets, writer: int) -> int:
+        asyncio._set_running_loop(None)
+        signal.set_wakeup_fd(-1)
+        worker = Worker(self.plan, self._board, place, sockets)
+        try:
+            return worker._run(lambda: (os.write(writer, b"+"), os.close(writer)), signals=True)
+        except (OSError, ValueError) as error:
+            logger.error("a worker could not begin: %s", error)
+            return 1
+
+    async def _until_serving(self) -> None:
+        """The first generation listens, or never will."""
+        loop = asyncio.get_running_loop()
+        for _, _, reader in list(self._pids.values()):
+            told = await loop.run_in_executor(None, os.read, reader, 1)
+            self._served = self._served or told == b"+"
+
+    async def _watch(self, sockets: Sockets) -> int:
+        deadline = None
+        while self._pids or (self._due and not self._ending):
+            wait = None
+            if self._ending:
+                deadline = deadline or time.monotonic() + self.plan.drain + 2 * LAST_WORDS
+                wait = max(0.0, deadline - time.monotonic())
+            elif self._due:
+                wait = max(0.0, min(self._due.values()) - time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait)
+            self._changed.clear()
+            self._reap()
+            if deadline is not None and time.monotonic() >= deadline and self._pids:
+                logger.warning("workers that do not end are killed")
+                self._failed = True
+                self._tell(signal.SIGKILL)
+                deadline += LAST_WORDS
+            self._fill(sockets)
+        return 1 if self._failed else 0
+
+    def _reap(self) -> None:
+        for pid in list(self._pids):
+            with contextlib.suppress(ChildProcessError):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    self._bury(pid, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, pid: int, status: int) -> None:
+        place, began, reader = self._pids.pop(pid)
+        self._board.forget(place)
+        with open(reader, "rb") as told:
+            served = self._served or told.read(1) == b"+"
+        if self._ending:
+            self._failed = self._failed or status != 0
+            return
+        how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
+        quick = time.monotonic() - began < self.QUICK
+        self._quick[place] = self._quick[place] + 1 if quick else 0
+        delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
+        if not served and self._quick[place] >= self.HOPELESS:
+            logger.error("worker %d was %s again and again, before it served", pid, how)
+            self._failed = True
+            self._end()
+            return
+        logger.warning("worker %d was %s; another takes its place in %.1f s", pid, how, delay)
+        self._due[place] = time.monotonic() + delay
+
+
+def _leave(work: Callable[[], int]) -> None:
+    """In a child: work, and end without a return to what the parent was about."""
+    status = 1
+    try:
+        status = work()
+    except BaseException:
+        logger.exception("a process of the server failed")
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+DRIVERS: dict[str, type[Driver]] = {"loop": Driver, "loops": Loops, "threads": Threads}
+if hasattr(os, "fork"):
+    DRIVERS["forks"] = Forks
+
+
+def make(name: str, plan: Plan) -> Driver:
+    """The driver of that name: "loop", "loops:N", "threads:N", "forks:N". ValueError."""
+    kind, colon, number = str(name).partition(":")
+    wrong = f"driver: {name!r} is none of loop, loops:N, threads:N, forks:N"
+    if kind not in DRIVERS or (kind == "loop") == bool(colon):
+        raise ValueError(wrong)
+    if not colon:
+        return DRIVERS[kind](plan, 1)
+    if not (number.isascii() and number.isdigit() and 0 < int(number) <= 10000):
+        raise ValueError(f"{wrong}, with N from 1 to 10000")
+    return DRIVERS[kind](plan, int(number))
