@@ -85,7 +85,7 @@ class Share:
         self._open = 0
         self._hurry = False
         self._drain = plan.drain
-        self._pool: Pool | None = None
+        self.pool: Pool | None = None
 
     # ---- Listening ----
 
@@ -96,8 +96,8 @@ class Share:
             return served.core(self.loop)
         if served.factory is not None:
             return served.factory(self.loop)
-        self._pool = Pool(served, plan.max_threads)
-        return _becket.Hand(self.loop, self._pool.give, plan.speaks_first)
+        self.pool = Pool(served, plan.max_threads)
+        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first)
 
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
@@ -180,8 +180,8 @@ class Share:
         while self.loop._visits(0) and self.loop.time() < deadline:
             await asyncio.sleep(0)
         stuck = 0
-        if self._pool is not None:
-            stuck = await asyncio.to_thread(self._pool.close, LAST_WORDS)
+        if self.pool is not None:
+            stuck = await asyncio.to_thread(self.pool.close, LAST_WORDS)
         if stuck:
             logger.warning("%d thread%s not returned", stuck, " has" if stuck == 1 else "s have")
         return not cut and not stuck
@@ -195,16 +195,19 @@ class ThreadsShare(Share):
         self._free = threads
         self._threads = threads
 
+    def _make_pool(self) -> Pool:
+        return Pool(self.plan.served, self._threads, self._done)
+
     def _protocol(self) -> Any:
-        self._pool = Pool(self.plan.served, self._threads, self._done)
+        self.pool = self._make_pool()
         return _becket.Hand(self.loop, self._give, True)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1
         if self._free == 0:
             self._pause(True)
-        assert self._pool is not None
-        self._pool.give(*handed)
+        assert self.pool is not None
+        self.pool.give(*handed)
 
     def _done(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before its thread
@@ -232,8 +235,9 @@ class Driver:
         self.plan = plan
         self.workers = workers
         self.names: list[str] = []
+        self.given: Sockets = {}  # sockets that listen already, by their endpoints
+        self.shares: list[Share] = []
         self._gate = make_gate(plan)
-        self._shares: list[Share] = []
         self._thread: threading.Thread | None = None
         self._status = 0
         self._error: BaseException | None = None
@@ -272,15 +276,15 @@ class Driver:
         thread, self._thread = self._thread, None
         if thread is None:
             return 0
-        for share in self._shares:
+        for share in self.shares:
             share.stop(drain)
         thread.join()
-        self._shares.clear()
+        self.shares.clear()
         return self._status
 
     def reload(self) -> None:
         reopen_logs()
-        for share in self._shares:
+        for share in self.shares:
             share.reload()
 
     def run(self) -> int:
@@ -296,7 +300,7 @@ class Driver:
         return Share(self.plan, self._gate, loop, self._end)
 
     def _end(self) -> None:
-        for share in self._shares:
+        for share in self.shares:
             share.stop(self.plan.drain)
 
     def _run(self, ready: Callable[[], object], *, signals: bool) -> int:
@@ -306,10 +310,10 @@ class Driver:
 
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
-        self._shares.append(share)
+        self.shares.append(share)
         if signals:
             self._catch_signals(share.loop)
-        share.open({})
+        share.open(self.given)
         self.names = share.names()
         with self._others(share) as others:
             ready()
@@ -345,7 +349,7 @@ class Loops(Driver):
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
             one.open(first)
-            self._shares.append(one)
+            self.shares.append(one)
             started.wait()
             return await one.run()
 
@@ -426,7 +430,7 @@ class Worker(Driver):
 
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
-        self._shares.append(share)
+        self.shares.append(share)
         self._catch_signals(share.loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         share.open(self._sockets)
@@ -548,7 +552,8 @@ class Forks(Driver):
             if endpoint in each:
                 self.names.append(endpoint)
                 continue
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol)
+            given = self.given.get(endpoint, ())
+            listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():
@@ -577,8 +582,10 @@ class Forks(Driver):
 
     def _fork(self, place: int, sockets: Sockets) -> None:
         reader, writer = os.pipe()
-        alone = {e: [] for e in self.plan.endpoints if e not in sockets and "reuse_port=1" not in e}
-        mine: dict[str, list[int]] = dict(sockets) if place == 0 else {**sockets, **alone}
+        mine = dict(sockets)
+        if place > 0:  # what is one connection, is the first worker's
+            single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
+            mine = {**dict.fromkeys(single, []), **mine}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -594,8 +601,13 @@ class Forks(Driver):
         asyncio._set_running_loop(None)
         signal.set_wakeup_fd(-1)
         worker = Worker(self.plan, self._board, place, sockets)
+
+        def ready() -> None:
+            os.write(writer, b"+")
+            os.close(writer)
+
         try:
-            return worker._run(lambda: (os.write(writer, b"+"), os.close(writer)), signals=True)
+            return worker._run(ready, signals=True)
         except (OSError, ValueError) as error:
             logger.error("a worker could not begin: %s", error)
             return 1

@@ -68,7 +68,7 @@ def _smtp(
     maildir: str,
     hostname: str | None = None,
     max_message: int = 0,
-    stored: Callable[[str, str, list[str], int], object] | None = None,
+    stored: Callable[[str, str, list[str], int], None] | None = None,
 ) -> _becket.Smtp:
     """Receives mail into *maildir*; see `becket serve smtp --help`."""
     return _becket.Smtp(
@@ -165,12 +165,12 @@ def _streams(
 
 
 def _handler(target: type[socketserver.BaseRequestHandler]) -> Callable[[Connection], object]:
-    from becket.socketserver import HandlerServer
+    from becket.socketserver import HandlerServer, client_address
 
     server = HandlerServer(target)
 
     def call(connection: Connection) -> None:
-        target(connection, connection.client_address, server)  # type: ignore[arg-type]
+        target(connection, client_address(connection), server)  # type: ignore[arg-type]
 
     return call
 
@@ -196,7 +196,7 @@ def find(target: Any, settings: dict[str, Any] | None = None) -> Served:
     if callable(target):
         needed = _required(target)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
-            getattr(target, "__call__", None)  # noqa: B004: it is callable; is that a coroutine?
+            type(target).__call__
         ):
             if needed == 2:
                 return Served("coroutine", name, factory=_streams(target), refusal=refusal)

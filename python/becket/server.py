@@ -50,7 +50,8 @@ class Plan:
     access_log: str | None = None
 
 
-def _check_limits(limits: Mapping[str, Any]) -> dict[str, int]:
+def check_limits(limits: Mapping[str, Any]) -> dict[str, int]:
+    """The limits, if they can be right; else TypeError or ValueError."""
     for name, value in limits.items():
         if name not in LIMITS:
             raise TypeError(f"{name}: there is no such limit; there are {', '.join(LIMITS)}")
@@ -102,7 +103,7 @@ class Server:
         self._plan = Plan(
             served.find(target, settings),
             tuple(map(str, endpoints)),
-            _check_limits(limits),
+            check_limits(limits),
             drain,
             max_threads,
             first,
