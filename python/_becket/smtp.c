@@ -103,47 +103,17 @@ static int listen_at(SmtpObject *self, const char *endpoint, bk_error *ret_error
     return code;
 }
 
-/* A ValueError that shows the endpoint, with a mark under what is wrong in it. */
-static PyObject *point_at(const char *endpoint, const bk_error *error) {
-    Py_ssize_t n = (Py_ssize_t)strnlen(endpoint, error->position);
-    PyObject *before = PyUnicode_DecodeUTF8(endpoint, n, "replace");
-    PyObject *text = PyUnicode_DecodeUTF8(error->text, (Py_ssize_t)strlen(error->text), "replace");
-    PyObject *space = before == NULL || text == NULL ? NULL : PyUnicode_FromString(" ");
-    PyObject *indent =
-        space == NULL ? NULL : PySequence_Repeat(space, PyUnicode_GET_LENGTH(before));
-    if (indent != NULL)
-        PyErr_Format(PyExc_ValueError, "%U\n  %s\n  %U^", text, endpoint, indent);
-    Py_XDECREF(indent);
-    Py_XDECREF(space);
-    Py_XDECREF(text);
-    Py_XDECREF(before);
-    return NULL;
-}
-
 static PyObject *smtp_listen(SmtpObject *self, PyObject *arg) {
     bk_error error = {0, 0, ""};
-    const char *endpoint = PyUnicode_Check(arg) ? PyUnicode_AsUTF8(arg) : NULL;
-    if (endpoint == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_TypeError, "endpoint: a str is needed, not %R", Py_TYPE(arg));
+    const char *endpoint = endpoint_text(arg);
+    if (endpoint == NULL)
         return NULL;
-    }
     if (self->protocol == NULL || loop_check_open(self->loop) < 0)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_RuntimeError, "the server is closed");
     int code = listen_at(self, endpoint, &error);
     if (code >= 0)
         return PyUnicode_FromString(bk_listener_name(self->listeners[self->listener_count - 1]));
-    if (code == -ENOMEM)
-        return PyErr_NoMemory();
-    /* A name that nobody knows today is not a wrong argument. */
-    if (code <= -4000 && code != BK_ENAME)
-        return point_at(endpoint, &error);
-    int number = code == BK_ENAME ? EHOSTUNREACH : -code;
-    PyObject *e = PyObject_CallFunction(PyExc_OSError, "is", number, error.text);
-    if (e != NULL)
-        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
-    Py_XDECREF(e);
-    return NULL;
+    return endpoint_raise(self->loop->state, endpoint, &error);
 }
 
 static void end_smtp(SmtpObject *self) {

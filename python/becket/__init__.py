@@ -13,5 +13,6 @@
 from becket import tls
 from becket._becket import __version__, notifiers
 from becket.loop import EventLoop, new_event_loop, run
+from becket.streams import open
 
-__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "run", "tls"]
+__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "open", "run", "tls"]

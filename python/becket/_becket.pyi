@@ -41,6 +41,7 @@ class Transport(asyncio.Transport):
         data: bytes,
         /,
     ) -> Transport: ...
+    def _tls_offer(self) -> tuple[TlsContext, bool, str | None] | None: ...
     def _tls_query(self, what: int, /) -> bytes | None: ...
 
 @final
@@ -52,6 +53,18 @@ class Listener:
         factory: Callable[[], asyncio.BaseProtocol],
         server: asyncio.AbstractServer | None = None,
         tls: tuple[Any, float, float] | None = None,
+        /,
+    ) -> None: ...
+    def close(self) -> None: ...
+
+@final
+class Connector:
+    def __init__(
+        self,
+        loop: Loop,
+        endpoint: str,
+        factory: Callable[[], asyncio.BaseProtocol],
+        waiter: asyncio.Future[Any],
         /,
     ) -> None: ...
     def close(self) -> None: ...
