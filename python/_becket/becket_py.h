@@ -40,7 +40,8 @@ enum {
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
-    PyTypeObject *connector_type;
+    PyTypeObject *connector_type, *connection_type;
+    PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
@@ -72,6 +73,9 @@ typedef struct LoopObject {
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
+    /* Where blocking code turns it (drive.c): by their idents, 0: nobody. */
+    unsigned long turner, inside;
+    struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
 } LoopObject;
@@ -145,6 +149,21 @@ typedef struct ConnectorObject {
     PyObject *factory, *context;
     PyObject *waiter; /* a future for the transport; NULL: it knows, or nobody waits */
 } ConnectorObject;
+
+/* A connection for blocking code. */
+typedef struct ConnectionObject {
+    PyObject_HEAD LoopObject *loop;
+    TransportObject *transport; /* NULL: not yet, or not any more */
+    PyObject *error;            /* why it was lost; NULL: in good order */
+    PyObject *input;            /* bytes to read into, of which [from, used) waits to be taken */
+    Py_ssize_t from, used, room;
+    Py_ssize_t limit;   /* no more than this is read ahead */
+    uint64_t arrived;   /* all bytes that ever came */
+    int64_t timeout_ns; /* < 0: for ever */
+    bool reads_much, paused;
+    bool eof, ended; /* the peer's direction is over, or ours */
+    bool lost, closed;
+} ConnectionObject;
 
 /* module.c */
 module_state *state_of_type(PyTypeObject *type);
@@ -230,6 +249,19 @@ extern PyType_Spec listener_spec;
 /* connector.c */
 extern PyType_Spec connector_spec;
 PyObject *connector_of(const bk_stream *s);
+
+/* drive.c */
+int drive_enter(LoopObject *loop, unsigned long *ret_before);
+void drive_leave(LoopObject *loop, unsigned long before);
+int drive_turn(LoopObject *loop, int64_t timeout_ns);
+void drive_before_wait(LoopObject *loop);
+void drive_after_wait(LoopObject *loop);
+
+/* connection.c */
+extern PyType_Spec connection_spec;
+int connection_room(bk_stream *s, bk_room *ret_room);
+void connection_received(bk_stream *s, const void *data, size_t n);
+int connection_ended(bk_stream *s);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

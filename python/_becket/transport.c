@@ -22,7 +22,8 @@ enum {
     LOST_WRITES_LOGGED = 5,       /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
-static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader;
+static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader,
+    transport_connection;
 
 /* After start_tls() the connection is the new transport's; the old one passes on what it is asked,
    and so never again sends in plain. */
@@ -505,17 +506,26 @@ static const bk_protocol transport_copied = {COMMON, .name = "asyncio.BufferedPr
                                              .received = copied_received};
 static const bk_protocol transport_reader = {COMMON, .name = "asyncio.StreamReaderProtocol",
                                              .received = reader_received};
+static const bk_protocol transport_connection = {.size = sizeof(bk_protocol),
+                                                 .name = "becket.Connection",
+                                                 .room = connection_room,
+                                                 .received = connection_received,
+                                                 .ended = connection_ended,
+                                                 .closed = closed,
+                                                 .upgraded = upgraded};
 
 /* ---- Life ---- */
 
 /* Which of the tables above fits the protocol. */
 int transport_adopt_protocol(TransportObject *t, PyObject *protocol) {
-    int buffered = PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
+    bool blocking = PyObject_TypeCheck(protocol, t->loop->state->connection_type);
+    int buffered = blocking ? 0 : PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
     if (buffered < 0)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     Py_CLEAR(t->reader);
-    const bk_protocol *table = buffered && t->tls    ? &transport_copied
+    const bk_protocol *table = blocking              ? &transport_connection
+                               : buffered && t->tls  ? &transport_copied
                                : buffered            ? &transport_buffered
                                : reader_recognise(t) ? &transport_reader
                                                      : &transport_plain;

@@ -12,7 +12,18 @@
 
 from becket import tls
 from becket._becket import __version__, notifiers
+from becket.connection import Connection, connect
 from becket.loop import EventLoop, new_event_loop, run
 from becket.streams import open
 
-__all__ = ["EventLoop", "__version__", "new_event_loop", "notifiers", "open", "run", "tls"]
+__all__ = [
+    "Connection",
+    "EventLoop",
+    "__version__",
+    "connect",
+    "new_event_loop",
+    "notifiers",
+    "open",
+    "run",
+    "tls",
+]
