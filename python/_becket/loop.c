@@ -96,6 +96,8 @@ void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyO
 
 static void before_wait(void *arg) {
     LoopObject *self = arg;
+    if (self->turner != 0)
+        drive_before_wait(self);
     self->thread = PyEval_SaveThread();
 }
 
@@ -103,6 +105,8 @@ static void after_wait(void *arg) {
     LoopObject *self = arg;
     PyEval_RestoreThread(self->thread);
     self->thread = NULL;
+    if (self->turner != 0)
+        drive_after_wait(self);
     /* Handlers of signals run here. What they raise comes out of the run, as out of any call. */
     if (PyErr_CheckSignals() < 0)
         end_run(self);
@@ -282,7 +286,7 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
             if (core->watches[fd].fn[slot] == watch_run)
                 Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
-        if (transport_is_ours(s))
+        if (transport_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
     return 0;
 }

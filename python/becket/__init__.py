@@ -12,15 +12,20 @@
 
 from becket import tls
 from becket._becket import __version__, notifiers
+from becket.connection import Connection, connect
 from becket.loop import EventLoop, new_event_loop, run
 from becket.server import Server, serve
+from becket.streams import open
 
 __all__ = [
+    "Connection",
     "EventLoop",
     "Server",
     "__version__",
+    "connect",
     "new_event_loop",
     "notifiers",
+    "open",
     "run",
     "serve",
     "tls",
