@@ -688,8 +688,8 @@ typedef struct bk_listen_options {
     size_t size;
     bk_gate *gate;      /* NULL: everybody is welcome */
     const int *sockets; /* listening sockets to accept from, in place of the endpoint's own: those of
-                           another loop's listener at that endpoint. They stay the caller's, and
-                           must outlive the listener. */
+                           another loop's listener at that endpoint. They stay the caller's,
+                           must outlive the listener, and are made non-blocking. */
     int socket_count;
 } bk_listen_options;
 

@@ -294,10 +294,13 @@ static int listen_sockets(bk_loop *loop, const bk_listen_options *o, const bk_pr
     int code = bk_acceptor_new(loop, protocol, o->socket_count, &a);
     if (code < 0)
         return code;
-    for (int i = 0; i < o->socket_count; i++)
+    for (int i = 0; i < o->socket_count && code >= 0; i++) {
+        code = loop->os->set_nonblocking(loop->os, o->sockets[i], 1);
         bk_acceptor_add(a, o->sockets[i]);
+    }
     name_socket(loop, o->sockets[0], name, sizeof name);
-    code = bk_acceptor_start(a);
+    if (code >= 0)
+        code = bk_acceptor_start(a);
     if (code >= 0)
         code = bk_acceptor_listener(a, name, let_go, a, ret_listener);
     if (code < 0)

@@ -55,7 +55,7 @@ def call_blocking(served: Served, loop: EventLoop, handed: Handed) -> None:
         failed = True
     finally:
         if handed.away is not None:
-            handed.away.done(connection._bytes_in, connection._bytes_out, failed)
+            handed.away.done(0, 0, failed)
         if failed:
             connection.abort()
         else:
