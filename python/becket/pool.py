@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from asyncio import runners
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,17 +122,23 @@ class Pool:
         self._limit = limit
         self._done = done
         self._queue: queue.SimpleQueue[Handed | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._idle: deque[None] = deque()  # an entry for each thread that waits for work
         self._threads: list[threading.Thread] = []
 
     def give(self, *handed: Any) -> None:
         """Serve a connection when a thread is free: the fields of a Handed."""
-        if not self._idle.acquire(blocking=False) and len(self._threads) < self._limit:
-            name = f"becket-{len(self._threads) + 1}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        try:
+            self._idle.pop()
+        except IndexError:
+            if len(self._threads) < self._limit:
+                self._start_thread()
         self._queue.put(Handed(*handed))
+
+    def _start_thread(self) -> None:
+        name = f"becket-{len(self._threads) + 1}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         loop = EventLoop("poll")
@@ -139,7 +146,7 @@ class Pool:
         try:
             while (handed := self._queue.get()) is not None:
                 self._serve(self._served, loop, handed)
-                self._idle.release()
+                self._idle.append(None)
                 if self._done is not None:
                     self._done()
         finally:
