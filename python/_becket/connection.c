@@ -490,6 +490,7 @@ static PyObject *connection_send(ConnectionObject *c, PyObject *data) {
 
 static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
     unsigned long before;
+    deadline d = {0, false};
     if (check_sending(c) < 0) {
         if (!c->ended || c->closed)
             return NULL;
@@ -508,6 +509,8 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
         return NULL;
     }
     c->ended = true;
+    if (c->timeout_ns != 0 && !is_sent(c) && wait_sent(c, &d) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 

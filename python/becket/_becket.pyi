@@ -67,13 +67,13 @@ class Connector:
         self,
         loop: Loop,
         endpoint: str,
-        factory: Callable[[], asyncio.BaseProtocol],
+        factory: Callable[[], object],
         waiter: asyncio.Future[Any],
         /,
     ) -> None: ...
     def close(self) -> None: ...
 
-class Connection(asyncio.BaseProtocol):
+class Connection:
     _closed: bool
     _loop: Loop
     _transport: Transport | None
