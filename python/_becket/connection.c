@@ -490,6 +490,7 @@ static PyObject *connection_send(ConnectionObject *c, PyObject *data) {
 
 static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
     unsigned long before;
+    deadline d = {0, false};
     if (check_sending(c) < 0) {
         if (!c->ended || c->closed)
             return NULL;
@@ -508,6 +509,8 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
         return NULL;
     }
     c->ended = true;
+    if (c->timeout_ns != 0 && !is_sent(c) && wait_sent(c, &d) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -537,10 +540,8 @@ static int begin_close(ConnectionObject *c, bool abort) {
         c->transport->closing = true;
     if (s != NULL && abort)
         bk_stream_abort(s);
-    else if (s != NULL) {
-        bk_tls_transport_limit_end(bk_stream_transport(s));
+    else if (s != NULL)
         bk_stream_close(s);
-    }
     drive_leave(c->loop, before);
     return 0;
 }
@@ -563,18 +564,33 @@ static void give_up_quietly(ConnectionObject *c) {
     PyErr_Restore(type, value, tb);
 }
 
-/* _close(): send what is queued, within the time-out, or a limit of ours. */
-static PyObject *connection_close(ConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
+/* How long the end may take; a time-out of 0 is no reason to lose what was accepted. */
+static int patience(const ConnectionObject *c, PyObject *const *args, Py_ssize_t n,
+                    int64_t *ret_ns) {
+    double seconds = n > 0 ? PyFloat_AsDouble(args[0]) : 0;
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    *ret_ns = c->timeout_ns > 0 ? c->timeout_ns : LINGER_NS;
+    if (n > 0)
+        *ret_ns = seconds > 0 && seconds < 1e9 ? (int64_t)(seconds * 1e9) : 0;
+    return 0;
+}
+
+/* _close(seconds): send what is queued, as far as it goes within the time, and be gone. */
+static PyObject *connection_close(ConnectionObject *c, PyObject *const *args, Py_ssize_t n) {
     deadline d = {0, false};
+    int64_t limit;
+    if (patience(c, args, n, &limit) < 0)
+        return NULL;
     bool again = c->closed;
     c->closed = true;
     if (again || c->transport == NULL || c->loop->core == NULL)
         Py_RETURN_NONE;
-    int64_t patience = c->timeout_ns > 0 ? c->timeout_ns : LINGER_NS;
     int code = begin_close(c, false);
     while (code == 0 && !c->lost)
-        code = turn_within(c, patience, &d);
-    if (code < 0 && PyErr_ExceptionMatches(PyExc_TimeoutError)) {
+        code = turn_within(c, limit, &d);
+    if (code < 0 && (PyErr_ExceptionMatches(PyExc_TimeoutError) ||
+                     PyErr_ExceptionMatches(PyExc_BlockingIOError))) {
         PyErr_Clear();
         code = give_up(c);
     } else if (code < 0) {
@@ -840,7 +856,7 @@ static PyMethodDef connection_methods[] = {
     {"end", (PyCFunction)connection_end, METH_NOARGS,
      "end()\n\nOur direction is over once all is sent; the other goes on."},
     {"_end_input", (PyCFunction)connection_end_input, METH_NOARGS, NULL},
-    {"_close", (PyCFunction)connection_close, METH_NOARGS, NULL},
+    {"_close", FAST(connection_close), METH_FASTCALL, NULL},
     {"_abort", (PyCFunction)connection_abort, METH_NOARGS, NULL},
     {"_adopt", (PyCFunction)connection_adopt, METH_VARARGS | METH_CLASS,
      "_adopt(loop, fd, initial=b'', extra=None)\n\nOver a connected socket, which is its own then; "

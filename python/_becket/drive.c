@@ -77,8 +77,11 @@ static bool has_news(const bk_loop *core) {
 void drive_leave(LoopObject *loop, unsigned long before) {
     unsigned long me = PyThread_get_thread_ident();
     loop->inside = before;
-    if (before != 0)
+    if (before != 0) /* whoever called us settles */
         return;
+    loop->inside = me;
+    bk_loop_settle(loop->core);
+    loop->inside = 0;
     if (loop->turner != 0 && loop->turner != me && has_news(loop->core))
         bk_loop_wake(loop->core);
     tell_waiters(loop);

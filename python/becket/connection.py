@@ -174,8 +174,8 @@ class Connection(_becket.Connection):
         loop = cast(EventLoop, self._loop)
         if context is None and transport._tls_offer() is None:
             raise ValueError("context: nothing is offered here; an ssl.SSLContext is needed")
-        times = _tls_times(self.gettimeout() or None, None)
-        spec = loop._tls_spec(transport, context, server_side, server_hostname, times)
+        handshake, _ = _tls_times(self.gettimeout() or None, None)
+        spec = loop._tls_spec(transport, context, server_side, server_hostname, (handshake, 0.0))
         waiter = loop.create_future()
         self._begin_tls(spec, waiter)
         try:
