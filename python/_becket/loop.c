@@ -457,13 +457,8 @@ static PyObject *loop_time(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
 
 /* ---- Running ---- */
 
-/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
-static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
-    if (loop_check_open(self) < 0)
-        return NULL;
-    int code = bk_loop_run(self->core);
-    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
-        return NULL;
+/* None; or what ended the run is raised: what a callback, a handler of a signal, or the core has. */
+static PyObject *run_result(LoopObject *self, int code) {
     if (self->error != NULL) {
         PyObject *e = self->error;
         self->error = NULL;
@@ -476,6 +471,27 @@ static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
+static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    int code = bk_loop_run(self->core);
+    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
+        return NULL;
+    return run_result(self, code);
+}
+
+/* _turn(seconds): one turn, for who has a loop of his own: waits at most so long (None: for ever)
+   for something to do. Called by becket.asyncore. */
+static PyObject *loop_turn(LoopObject *self, PyObject *arg) {
+    double seconds = arg == Py_None ? -1.0 : PyFloat_AsDouble(arg);
+    if ((seconds == -1.0 && PyErr_Occurred()) || loop_check_open(self) < 0)
+        return NULL;
+    double ns = ceil(seconds * 1e9);
+    int64_t timeout = arg == Py_None || ns >= 9.2e18 ? -1 : ns > 0 ? (int64_t)ns : 0;
+    return run_result(self, bk_loop_turn(self->core, timeout));
 }
 
 static PyObject *loop_stop(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -863,6 +879,7 @@ static PyMethodDef loop_methods[] = {
      "create_task(coro, **kwargs) -> asyncio.Task\n\nRun a coroutine as a task of this loop."},
     {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
+    {"_turn", (PyCFunction)loop_turn, METH_O, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
     {"_visits", (PyCFunction)loop_visits, METH_O, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
