@@ -193,14 +193,14 @@ def find(target: Any, settings: dict[str, Any] | None = None) -> Served:
         return Served("handler", name, call=_handler(target), refusal=refusal)
     if inspect.isclass(target) and issubclass(target, asyncio.BaseProtocol):
         return Served("protocol", name, factory=lambda loop: target, refusal=refusal)
-    if callable(target):
+    if callable(target) and not inspect.isclass(target):
         needed = _required(target)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
             type(target).__call__
         ):
             if needed == 2:
                 return Served("coroutine", name, factory=_streams(target), refusal=refusal)
-        elif needed == 1 and not inspect.isclass(target):
+        elif needed == 1:
             return Served("blocking", name, call=target, refusal=refusal)
         elif needed == 0:
             return Served("protocol", name, factory=lambda loop: target, refusal=refusal)
