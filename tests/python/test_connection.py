@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 import becket
-from becket import _becket
 from conftest import Certificates
 from interop.mail import ENGINES, see_to
 from support import reset, tcp_pair
@@ -1132,7 +1131,3 @@ def test_an_end_with_linger_zero_resets(both: Any) -> None:
     near.close()
     with pytest.raises(ConnectionResetError):
         far.recv(1)
-
-
-def test_types() -> None:
-    assert issubclass(becket.Connection, _becket.Connection)
