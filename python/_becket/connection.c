@@ -408,6 +408,12 @@ static bool is_sent(const ConnectionObject *c) {
     return s != NULL && s->head == NULL && !(s->flags & (BK_STREAM_BUSY | BK_STREAM_CLOSED));
 }
 
+/* What was written just now will not be sent; wait_sent() finds out why. */
+static bool is_broken(const ConnectionObject *c) {
+    const bk_stream *s = stream_of(c);
+    return s == NULL || s->flags & BK_STREAM_CLOSED;
+}
+
 static int wait_sent(ConnectionObject *c, deadline *d) {
     while (!is_sent(c)) {
         if (c->lost)
@@ -470,8 +476,7 @@ static PyObject *connection_sendall(ConnectionObject *c, PyObject *data) {
         return NULL;
     if (write_object(c, data, &size) < 0)
         return NULL;
-    bool broken = stream_of(c) == NULL || stream_of(c)->flags & BK_STREAM_CLOSED;
-    if ((c->timeout_ns != 0 || broken) && !is_sent(c) && wait_sent(c, &d) < 0)
+    if ((c->timeout_ns != 0 || is_broken(c)) && !is_sent(c) && wait_sent(c, &d) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -482,8 +487,7 @@ static PyObject *connection_send(ConnectionObject *c, PyObject *data) {
     if (check_sending(c) < 0 || (!is_sent(c) && wait_sent(c, &d) < 0) ||
         write_object(c, data, &size) < 0)
         return NULL;
-    bool broken = stream_of(c) == NULL || stream_of(c)->flags & BK_STREAM_CLOSED;
-    if (broken && wait_sent(c, &d) < 0)
+    if (is_broken(c) && wait_sent(c, &d) < 0)
         return NULL;
     return PyLong_FromSsize_t(size);
 }

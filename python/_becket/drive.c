@@ -63,6 +63,8 @@ int drive_enter(LoopObject *loop, unsigned long *ret_before) {
     while (loop->inside != 0 && loop->inside != me)
         if (wait_for_others(loop, -1, true) < 0)
             return -1;
+    if (loop_check_open(loop) < 0)
+        return -1;
     *ret_before = loop->inside;
     loop->inside = me;
     return 0;
@@ -77,11 +79,14 @@ static bool has_news(const bk_loop *core) {
 void drive_leave(LoopObject *loop, unsigned long before) {
     unsigned long me = PyThread_get_thread_ident();
     loop->inside = before;
-    if (before != 0) /* whoever called us settles */
+    if (before != 0 || loop->core == NULL) /* whoever called us settles */
         return;
+    PyObject *type, *value, *tb; /* engines in Python may run */
+    PyErr_Fetch(&type, &value, &tb);
     loop->inside = me;
     bk_loop_settle(loop->core);
     loop->inside = 0;
+    PyErr_Restore(type, value, tb);
     if (loop->turner != 0 && loop->turner != me && has_news(loop->core))
         bk_loop_wake(loop->core);
     tell_waiters(loop);

@@ -6,6 +6,10 @@
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
+    reader, writer = await becket.open("unix:app.sock")           # streams, to any endpoint
+    with becket.connect("tls://example.org:443") as connection:   # the same for blocking code
+        ...
+
 ``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from.
 ``becket serve smtp`` on the command line receives mail into a Maildir.
 """

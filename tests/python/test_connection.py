@@ -13,13 +13,13 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import becket
-from becket import _becket
 from conftest import Certificates
 from interop.mail import ENGINES, see_to
 from support import reset, tcp_pair
@@ -1044,8 +1044,9 @@ def test_a_loop_that_is_closed(tls: Certificates) -> None:
         c = becket.Connection._adopt(loop, near.detach())
         with pytest.warns(ResourceWarning, match="unclosed transport"):
             loop.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            c.recv()
+        for use in (c.recv, lambda: c.sendall(b"x"), c.end):
+            with pytest.raises(RuntimeError, match="closed"):
+                use()
         c.close()
         assert far.recv(1) == b""
 
@@ -1104,13 +1105,29 @@ def test_one_that_is_dropped_warns_and_is_closed() -> None:
         assert far.recv(1) == b""
 
 
+def test_nothing_is_left_to_the_collector() -> None:
+    near, far = socket.socketpair()
+    gc.disable()
+    try:
+        with far, contextlib.closing(becket.EventLoop("poll")) as loop:
+            one = becket.Connection._adopt(loop, near.detach())
+            with accepting() as (_, endpoint):
+                other = becket.connect(endpoint)
+            remain = [weakref.ref(one), weakref.ref(other)]
+            with contextlib.suppress(TimeoutError):
+                one.settimeout(0.001)
+                one.recv()
+            one.close()
+            other.close()
+            del one, other
+            assert [ref() for ref in remain] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_an_end_with_linger_zero_resets(both: Any) -> None:
     near, far = both
     near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     near.close()
     with pytest.raises(ConnectionResetError):
         far.recv(1)
-
-
-def test_types() -> None:
-    assert issubclass(becket.Connection, _becket.Connection)
