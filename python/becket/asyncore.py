@@ -304,7 +304,7 @@ os.register_at_fork(after_in_child=_runners.after_fork)
 def _note(obj: object) -> None:
     for runner in _runners.all:
         channel = runner.known.get(id(obj))
-        if channel is not None:
+        if channel is not None and not channel.asked:
             runner.ask_later(channel)
 
 

@@ -179,6 +179,8 @@ def proxied(
                 server, _ = listener.accept()
                 with server:
                     yield proxy, client, server
+            proxy.terminate()
+            assert proxy.wait() == 0
 
 
 def test_proxy_moves_much_both_ways_at_once(
