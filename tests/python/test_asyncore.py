@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -857,6 +859,41 @@ def test_nothing_is_left(ours: Callable[..., None]) -> None:
 
 
 # ---- In place of asyncore's ----
+
+# Python's own tests of asyncore and asynchat, which went with them.
+PYTHONS_TESTS = """
+import sys, unittest
+import becket.asyncore
+from test import test_asyncore, test_asynchat
+becket.asyncore.install(sys.argv[1])
+for name in ("TestAPI_UseIPv4Select", "TestAPI_UseIPv4Poll", "TestAPI_UseIPv6Select",
+             "TestAPI_UseIPv6Poll", "TestAPI_UseUnixSocketsSelect", "TestAPI_UseUnixSocketsPoll"):
+    getattr(test_asyncore, name).test_handle_expt = None  # what no notifier tells of
+suite = unittest.TestSuite(map(unittest.defaultTestLoader.loadTestsFromModule,
+                               (test_asyncore, test_asynchat)))
+result = unittest.TextTestRunner(verbosity=0).run(suite)
+assert result.testsRun > 100
+sys.exit(not result.wasSuccessful())
+"""
+
+if importlib.util.find_spec("test.test_asyncore") is not None:
+
+    @pytest.mark.parametrize("notifier", becket.notifiers)
+    def test_pythons_own_tests(notifier: str, tmp_path: Any) -> None:
+        command = [sys.executable, "-W", "ignore", "-c", PYTHONS_TESTS, notifier]
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_ends_a_wait(ours: Callable[..., None], map: Map) -> None:
+    with pairs() as [(near, _far)]:
+        Idle(near, map)
+        timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            ours(timeout=20, map=map)
+        timer.join()
+
 
 PROGRAM = """
 import asyncore, socket, sys
