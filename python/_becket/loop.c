@@ -457,7 +457,8 @@ static PyObject *loop_time(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
 
 /* ---- Running ---- */
 
-/* None; or what ended the run is raised: what a callback, a handler of a signal, or the core has. */
+/* None; or what ended the run is raised: what a callback, a handler of a signal, or the core has.
+ */
 static PyObject *run_result(LoopObject *self, int code) {
     if (self->error != NULL) {
         PyObject *e = self->error;

@@ -94,6 +94,10 @@ class _Runner:
         self.files: dict[int, _Channel] = {}
         self.reads: list[_Channel] = []  # what the notifier has told in this turn
         self.writes: list[_Channel] = []
+        self.directions = (
+            (READ, self.loop._add_reader, self.loop._remove_reader, self.reads),
+            (WRITE, self.loop._add_writer, self.loop._remove_writer, self.writes),
+        )
         self.swept = float("-inf")
         self.restless = True  # something has happened since then
 
@@ -177,18 +181,11 @@ class _Runner:
     def watch(self, channel: _Channel, wants: int) -> None:
         fd, changed = channel.fd, wants ^ channel.wants
         try:
-            if channel.is_file:
-                pass
-            elif changed & wants & READ:
-                self.loop._add_reader(fd, self.reads.append, channel)
-            elif changed & READ:
-                self.loop._remove_reader(fd)
-            if channel.is_file:
-                pass
-            elif changed & wants & WRITE:
-                self.loop._add_writer(fd, self.writes.append, channel)
-            elif changed & WRITE:
-                self.loop._remove_writer(fd)
+            for direction, add, remove, ready in () if channel.is_file else self.directions:
+                if changed & wants & direction:
+                    add(fd, ready.append, channel)
+                elif changed & direction:
+                    remove(fd)
         except PermissionError:
             channel.is_file = True
         channel.wants = wants
@@ -304,7 +301,7 @@ os.register_at_fork(after_in_child=_runners.after_fork)
 def _note(obj: object) -> None:
     for runner in _runners.all:
         channel = runner.known.get(id(obj))
-        if channel is not None:
+        if channel is not None and not channel.asked:
             runner.ask_later(channel)
 
 
