@@ -28,8 +28,8 @@ typedef struct proxy {
         uint8_t *kept;    /* then: addresses that are not IPv4's, and what is held; or NULL */
     };
     bool open : 1, relayed : 1;
-    uint8_t family;  /* of the addresses that were told; AF_UNSPEC: none were */
-    uint16_t held;   /* bytes that were read with the header, and follow it */
+    uint8_t family;   /* of the addresses that were told; AF_UNSPEC: none were */
+    uint16_t held;    /* bytes that were read with the header, and follow it */
     uint8_t ipv4[12]; /* the addresses */
 } proxy;
 
@@ -286,9 +286,17 @@ static int proxy_query(bk_transport *t, int what, void *ret_value, size_t *size)
 /* One that has nothing to flush is closed with fewer calls. */
 #define OPS(flush_or_null)                                                                         \
     {                                                                                              \
-        .size = sizeof(bk_transport_ops), .name = "proxy", .read = proxy_read,                     \
-        .write = proxy_write, .flush = flush_or_null, .wants = proxy_wants, .end = proxy_end,      \
-        .close = proxy_close, .fd = proxy_fd, .query = proxy_query, .open = proxy_open,            \
+        .size = sizeof(bk_transport_ops),                                                          \
+        .name = "proxy",                                                                           \
+        .read = proxy_read,                                                                        \
+        .write = proxy_write,                                                                      \
+        .flush = flush_or_null,                                                                    \
+        .wants = proxy_wants,                                                                      \
+        .end = proxy_end,                                                                          \
+        .close = proxy_close,                                                                      \
+        .fd = proxy_fd,                                                                            \
+        .query = proxy_query,                                                                      \
+        .open = proxy_open,                                                                        \
     }
 
 static const bk_transport_ops proxy_ops[] = {OPS(NULL), OPS(proxy_flush)};
@@ -366,8 +374,8 @@ int bk_proxy_send(bk_loop *loop, bk_transport *inner, int version, const struct 
         return -ENOMEM;
     opening *o = self->opening;
     o->sends = true;
-    o->used = bk_proxy_header_make(version, source, source_size, destination, destination_size,
-                                   o->bytes);
+    o->used =
+        bk_proxy_header_make(version, source, source_size, destination, destination_size, o->bytes);
     *ret_transport = &self->base;
     return 0;
 }

@@ -177,9 +177,9 @@ static int check_tlvs(const uint8_t *data, size_t at, size_t size) {
         if (value > size || n > size - value)
             return BK_EPROXY;
         if (data[at] == TLV_CRC32C) {
-            uint32_t told = n != 4 ? 0
-                                   : (uint32_t)number(data + value) << 16 |
-                                         (uint32_t)number(data + value + 2);
+            uint32_t told =
+                n != 4 ? 0
+                       : (uint32_t)number(data + value) << 16 | (uint32_t)number(data + value + 2);
             if (n != 4 || told != crc32c(data, size, value))
                 return BK_EPROXY;
         }

@@ -139,9 +139,9 @@ bool bk_proxy_trusts(const bk_proxy_trust *trust, const struct sockaddr *peer, u
      -ETIMEDOUT     it did not come in BK_PROXY_HEADER_MS
      -EACCES        `required`, and the peer is not trusted
    Not `required`: what does not begin as a header does is data, and so is all that an untrusted
-   peer sends: ret_transport is inner itself then. The first bytes are waited for all the same: where
-   the server speaks first, a trusted peer must send a header. inner is the caller's again when this
-   fails. */
+   peer sends: ret_transport is inner itself then. The first bytes are waited for all the same:
+   where the server speaks first, a trusted peer must send a header. inner is the caller's again
+   when this fails. */
 int bk_proxy_read(bk_loop *loop, bk_transport *inner, const bk_proxy_trust *trust, bool required,
                   bk_transport **ret_transport);
 

@@ -155,9 +155,10 @@ static void make_binaries(void) {
     add_unix("UNIX, abstract", "\0abc", 4, "unix:@abc");
     add_unix("UNIX, without a name", "", 0, "unix:");
     memset(longest + 200, 'x', 108);
-    add_unix("UNIX, as long as can be", longest + 200, 108,
-             "unix:xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-             "xxxxxxxxxxxxxxxxxxxxxxx");
+    add_unix(
+        "UNIX, as long as can be", longest + 200, 108,
+        "unix:xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+        "xxxxxxxxxxxxxxxxxxxxxxx");
     add_binary("LOCAL", 0x20, 0x00, AF_UNSPEC, NULL, NULL);
     add(add_binary("LOCAL, with what is to be ignored", 0x20, 0xff, AF_UNSPEC, NULL, NULL), INET,
         12);
@@ -307,9 +308,15 @@ static const struct {
     const char *bytes;
     size_t size;
 } bad_tlvs[] = {
-    {CUT("\4")},           {CUT("\4\0")},          {CUT("\4\0\1")},
-    {CUT("\4\xff\xff")},   {CUT("\4\0\0\4\0\1")},  {CUT("\3\0\0")},
-    {CUT("\3\0\3\0\0\0")}, {CUT("\3\0\5\0\0\0\0\0")}, {CUT("\3\0\4\0\0\0\0")},
+    {CUT("\4")},
+    {CUT("\4\0")},
+    {CUT("\4\0\1")},
+    {CUT("\4\xff\xff")},
+    {CUT("\4\0\0\4\0\1")},
+    {CUT("\3\0\0")},
+    {CUT("\3\0\3\0\0\0")},
+    {CUT("\3\0\5\0\0\0\0\0")},
+    {CUT("\3\0\4\0\0\0\0")},
 };
 
 static void bad_headers(void) {
@@ -542,7 +549,8 @@ static const struct {
     {"/8", 0, "\"\" is not an IPv4 or IPv6 address, nor the word unix"},
     {"[::1]", 0, "\"[::1]\" is not an IPv4 or IPv6 address, nor the word unix"},
     {"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", 0,
-     "\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" is not an IPv4 or IPv6 address, nor the "
+     "\"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\" is not an IPv4 or IPv6 address, nor "
+     "the "
      "word unix"},
     {"10.0.0.0/", 9, "the prefix length of 10.0.0.0 must be a number from 0 to 32"},
     {"10.0.0.0/33", 9, "the prefix length of 10.0.0.0 must be a number from 0 to 32"},
@@ -751,8 +759,8 @@ static void truncated_everywhere(void) {
 
 /* What does not begin as a header does: decided with the byte that says so. */
 static void not_a_header(void) {
-    static const char *const texts[] = {"GET / HTTP/1.1\r\n", "PROXX", "PROXYTCP4", "\r\n\r\nQUIT",
-                                        "\r\n\r\n\r", "\x16\x03\x01"};
+    static const char *const texts[] = {"GET / HTTP/1.1\r\n", "PROXX",      "PROXYTCP4",
+                                        "\r\n\r\nQUIT",       "\r\n\r\n\r", "\x16\x03\x01"};
     for (int i = 0; i < COUNT(texts); i++) {
         const char *text = texts[i];
         bk_proxy_header h;
@@ -1235,36 +1243,21 @@ static void reading_walked(void) {
 
 int main(int argc, char **argv) {
     static const check_case cases[] = {
-        CASE(good_headers),
-        CASE(bad_headers),
-        CASE(damaged_headers),
-        CASE(checksums),
-        CASE(headers_made),
-        CASE(trusted_peers),
-        CASE(bad_trust),
-        CASE(split_everywhere),
-        CASE(byte_by_byte),
-        CASE(truncated_everywhere),
-        CASE(not_a_header),
-        CASE(malformed),
-        CASE(untrusted),
-        CASE(unknown_peer),
-        CASE(who_relayed),
-        CASE(two_proxies),
-        CASE(idle_memory),
-        CASE(sent_in_pieces),
-        CASE(sent_of_itself),
-        CASE(sent_to_nobody),
-        CASE(times_out),
-        CASE(no_time_out),
-        CASE(sending_times_out),
-        CASE(held_while_paused),
-        CASE(over_memory),
-        CASE(over_tcp),
-        CASE(over_unix),
-        CASE(over_pipes),
-        CASE(transport_walked),
-        CASE(reading_walked),
+        CASE(good_headers),      CASE(bad_headers),
+        CASE(damaged_headers),   CASE(checksums),
+        CASE(headers_made),      CASE(trusted_peers),
+        CASE(bad_trust),         CASE(split_everywhere),
+        CASE(byte_by_byte),      CASE(truncated_everywhere),
+        CASE(not_a_header),      CASE(malformed),
+        CASE(untrusted),         CASE(unknown_peer),
+        CASE(who_relayed),       CASE(two_proxies),
+        CASE(idle_memory),       CASE(sent_in_pieces),
+        CASE(sent_of_itself),    CASE(sent_to_nobody),
+        CASE(times_out),         CASE(no_time_out),
+        CASE(sending_times_out), CASE(held_while_paused),
+        CASE(over_memory),       CASE(over_tcp),
+        CASE(over_unix),         CASE(over_pipes),
+        CASE(transport_walked),  CASE(reading_walked),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }
