@@ -66,6 +66,15 @@ enum {
     BK_TLS_RELOAD_S = 5,
     /* Sessions a client's context keeps, each for one name. */
     BK_TLS_SESSIONS = 64,
+    /* A PROXY header, with all that proxies add to it: real ones have less than 1 KiB. */
+    BK_PROXY_HEADER_BYTES = 4096,
+    /* … of which so much is read at first: most often with the first message behind it, to be held
+       until it is asked for; and, with what is beside it, less than malloc() is quick with. */
+    BK_PROXY_FIRST_BYTES = 896,
+    /* Milliseconds in which a PROXY header must have come, or gone: proxies send it at once. */
+    BK_PROXY_HEADER_MS = 10 * 1000,
+    /* Networks whose PROXY headers one listener believes: each is looked at for a connection. */
+    BK_PROXY_NETWORKS = 64,
     /* Signals have numbers below this on every system we know. */
     BK_SIGNALS = 65,
 };

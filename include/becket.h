@@ -83,6 +83,7 @@ enum {
     BK_ENAME = -4005,      /* a host name that cannot be resolved */
     BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
     BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
+    BK_EPROXY = -4008,     /* a PROXY header that is missing or malformed */
     /* TLS, whatever the engine; its own words are in bk_error, or BK_QUERY_TLS_WORDS. */
     BK_ETLS = -4020,            /* it failed in a way that has no code below */
     BK_ETLS_ENGINE = -4021,     /* an engine that does not exist, or whose library is not here */
@@ -395,6 +396,9 @@ enum {
     BK_QUERY_NAME,   /* char[]: the transport's name, "tcp" */
     BK_QUERY_PLAIN,  /* int: a socket that carries the stream's bytes as they are, of which nothing
                         is held back here: another process or thread could go on with it */
+    /* sockaddr of the proxy that relayed this, by the PROXY protocol; BK_QUERY_PEER and _LOCAL are
+       as it told them. -ENOTSUP: nobody did. */
+    BK_QUERY_PROXY_PEER,
 };
 
 /*

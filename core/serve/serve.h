@@ -149,4 +149,81 @@ int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned s
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
 
+/* ---- The PROXY protocol (proxy.c; proxy_header.c and proxy_trust.c serve it) ---- */
+
+/* Whose PROXY headers are believed. */
+typedef struct bk_proxy_trust {
+    bool local; /* of peers without an IP address: UNIX sockets, pipes */
+    int count;
+    struct {
+        uint8_t address[16]; /* IPv4 as ::ffff:a.b.c.d */
+        uint8_t bits;
+    } networks[BK_PROXY_NETWORKS];
+} bk_proxy_trust;
+
+/* "10.0.0.0/8,::1,unix": addresses, networks, and the word for peers without an IP address. NULL:
+   this machine. BK_EOPTION, or BK_ELIMIT, with the position in text, in error (may be NULL). */
+int bk_proxy_trust_parse(const char *text, bk_proxy_trust *ret_trust, bk_error *error);
+
+/* size 0: a peer without any address. IPv4 peers match IPv4 networks, however they are written. */
+bool bk_proxy_trusts(const bk_proxy_trust *trust, const struct sockaddr *peer, unsigned size);
+
+/* Of a server: a transport over inner that reads a PROXY header, version 1 or 2, when it opens, and
+   then says the peer to be whom that names. From a peer that is not trusted no byte is looked at.
+   Opening fails with
+     BK_EPROXY      what should be a header is malformed; or `required`, and it is none
+     BK_ELIMIT      a header longer than BK_PROXY_HEADER_BYTES
+     BK_ETRUNCATED  the input ended within a header; or `required`, before one
+     -ETIMEDOUT     it did not come in BK_PROXY_HEADER_MS
+     -EACCES        `required`, and the peer is not trusted
+   Not `required`: what does not begin as a header does is data, and so is all that an untrusted
+   peer sends: ret_transport is inner itself then. The first bytes are waited for all the same:
+   where the server speaks first, a trusted peer must send a header. inner is the caller's again
+   when this fails. */
+int bk_proxy_read(bk_loop *loop, bk_transport *inner, const bk_proxy_trust *trust, bool required,
+                  bk_transport **ret_transport);
+
+/* Of a client: a transport over inner that sends a PROXY header when it opens, version 1 or 2
+   (others: -EINVAL). source NULL: this side of inner; destination NULL: inner's peer. What is no
+   address the protocol has words for is told as unknown, or as the proxy's own connection. */
+int bk_proxy_send(bk_loop *loop, bk_transport *inner, int version, const struct sockaddr *source,
+                  unsigned source_size, const struct sockaddr *destination,
+                  unsigned destination_size, bk_transport **ret_transport);
+
+enum {
+    BK_PROXY_ADDRESS_BYTES = 216, /* the longest pair of addresses: of UNIX sockets */
+    BK_PROXY_SENT_BYTES = 16 + BK_PROXY_ADDRESS_BYTES,
+};
+
+typedef struct bk_proxy_header {
+    size_t size;    /* what is behind it are data */
+    bool relayed;   /* for somebody; else it is the proxy's own connection */
+    uint8_t family; /* AF_INET, AF_INET6, AF_UNIX; AF_UNSPEC: it tells no addresses */
+    uint8_t addresses[BK_PROXY_ADDRESS_BYTES]; /* as version 2 has them */
+} bk_proxy_header;
+
+/* 1: a header, whole; 0: it may become one; -ENOMSG: it is none; BK_EPROXY and BK_ELIMIT as above.
+   Where the input was cut makes no difference. */
+int bk_proxy_header_parse(const void *data, size_t n, bk_proxy_header *ret_header);
+
+/* How long the header is that begins so, as far as can be told: version 1 may turn out shorter, and
+   version 2 longer until 16 bytes are there. 0: not even whether it is one. */
+size_t bk_proxy_header_length(const void *data, size_t n);
+
+/* A header into room; returns its size. */
+size_t bk_proxy_header_make(int version, const struct sockaddr *source, unsigned source_size,
+                            const struct sockaddr *destination, unsigned destination_size,
+                            uint8_t room[BK_PROXY_SENT_BYTES]);
+
+/* How many bytes the addresses of a family have; and one of them as a sockaddr, whose size is
+   returned. */
+size_t bk_proxy_addresses_size(int family);
+unsigned bk_proxy_address(int family, const uint8_t *addresses, bool source,
+                          struct sockaddr_storage *ret_address);
+
+/* An IP address as one of IPv6, IPv4 as ::ffff:a.b.c.d, and its port. False: it is none. */
+bool bk_proxy_ip(const struct sockaddr *address, unsigned size, uint8_t ret_ip[16],
+                 uint8_t ret_port[2]);
+bool bk_proxy_is_ipv4(const uint8_t ip[16]);
+
 #endif
