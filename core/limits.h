@@ -75,6 +75,8 @@ enum {
     BK_PROXY_HEADER_MS = 10 * 1000,
     /* Networks whose PROXY headers one listener believes: each is looked at for a connection. */
     BK_PROXY_NETWORKS = 64,
+    /* Seconds between two words to the log of connections whose header was no good. */
+    BK_PROXY_TELL_S = 60,
     /* Signals have numbers below this on every system we know. */
     BK_SIGNALS = 65,
 };

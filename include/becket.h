@@ -619,7 +619,8 @@ BK_API const char *bk_endpoint_option(const bk_endpoint *endpoint, const char *k
 struct bk_scheme {
     size_t size;
     const char *name;
-    const char *const *options; /* the keys it knows, ended by NULL; NULL: none */
+    const char *const *options; /* the keys it knows, ended by NULL; NULL: none. Those of PROXY
+                                   and TLS are known without it. */
     /* Either may be NULL: not for servers, not for clients. Errors go to error (never NULL). */
     int (*listen)(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
                   bk_error *error, bk_listener **ret_listener);

@@ -158,6 +158,12 @@ static int make_fronts(opening *o, bk_error *error) {
             return code;
         put_in_front(o, f);
     }
+    if (bk_endpoint_option(&o->endpoint, "proxy") != NULL) {
+        code = bk_proxy_listen(o->loop, &o->endpoint, o->protocol, error, &f);
+        if (code < 0)
+            return code;
+        put_in_front(o, f);
+    }
     return code;
 }
 

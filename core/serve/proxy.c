@@ -278,6 +278,8 @@ static int proxy_query(bk_transport *t, int what, void *ret_value, size_t *size)
         unsigned n = bk_proxy_address(self->family, addresses, what == BK_QUERY_PEER, &address);
         return bk_query_answer(ret_value, size, &address, n);
     }
+    if (what == BK_QUERY_PLAIN && (!self->open || self->held > 0))
+        return -ENOTSUP;
     if (what == BK_QUERY_PROXY_PEER && self->relayed)
         what = BK_QUERY_PEER;
     return query_inner(self->inner, what, ret_value, size);

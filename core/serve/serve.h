@@ -151,6 +151,13 @@ int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protoc
 
 /* ---- The PROXY protocol (proxy.c; proxy_header.c and proxy_trust.c serve it) ---- */
 
+/* Endpoints that say proxy= (proxy_front.c): the options, and what they put in front. */
+extern const char *const bk_proxy_keys[];
+int bk_proxy_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                    bk_error *error, bk_listener_front **ret_front);
+int bk_proxy_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                     bk_error *error, bk_client_front **ret_front);
+
 /* Whose PROXY headers are believed. */
 typedef struct bk_proxy_trust {
     bool local; /* of peers without an IP address: UNIX sockets, pipes */
