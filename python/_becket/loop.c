@@ -251,6 +251,8 @@ static PyObject *loop_visits(LoopObject *self, PyObject *arg) {
         bool silent = !v->away && v->bytes_in == 0 && v->bytes_out == 0 && s->queued == 0;
         if (end == CUT)
             bk_stream_fail(s, -ECANCELED);
+        else if (end == CLOSE_SILENT && v->away)
+            away_end_silent(s);
         else if (end == CLOSE_SILENT && silent)
             bk_stream_close(s);
     }

@@ -46,6 +46,7 @@ STATS = (
     "handshakes",
 )
 POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
+UNABLE = '["OSError", ["no worker could begin to serve; the log says why"]]'
 LAST_WORDS = 1.0  # … for what was cut to take notice
 
 Sockets = Mapping[str, list[int]]
@@ -97,7 +98,7 @@ class Share:
         if served.factory is not None:
             return served.factory(self.loop)
         self.pool = Pool(served, plan.max_threads)
-        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first)
+        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first, served.refusal)
 
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
@@ -200,7 +201,7 @@ class ThreadsShare(Share):
 
     def _protocol(self) -> Any:
         self.pool = self._make_pool()
-        return _becket.Hand(self.loop, self._give, True)
+        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1
@@ -261,6 +262,7 @@ class Driver:
         if self._error is not None:
             self._thread.join()
             self._thread = None
+            self.shares.clear()
             error, self._error = self._error, None
             raise error
 
@@ -476,7 +478,7 @@ class Forks(Driver):
             _leave(lambda: self._supervise(writer))
         os.close(writer)
         with open(reader) as answer:
-            told = json.loads(answer.readline() or '["OSError", [0, "the server died"]]')
+            told = json.loads(answer.readline() or UNABLE)
         if isinstance(told, dict):
             self._pid, self.names = pid, told["names"]
             return
@@ -528,7 +530,7 @@ class Forks(Driver):
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
         self._failed = False
-        self._served = False
+        self._serving = asyncio.Event()  # the first worker listens
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -536,11 +538,13 @@ class Forks(Driver):
         sockets = self._open(loop)  # type: ignore[arg-type]
         for place in range(self.workers):
             self._due[place] = 0.0
-        self._fill(sockets)
-        await self._until_serving()
-        if not self._ending:
+        watching = asyncio.create_task(self._watch(sockets))
+        serving = asyncio.create_task(self._serving.wait())
+        await asyncio.wait((watching, serving), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        if self._serving.is_set() and not self._ending:
             ready()
-        return await self._watch(sockets)
+        return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
         """Open what all workers accept from. What is one connection, or is to be opened by each
@@ -596,6 +600,12 @@ class Forks(Driver):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(writer)
         self._pids[pid] = (place, time.monotonic(), reader)
+        asyncio.get_running_loop().add_reader(reader, self._told, reader)
+
+    def _told(self, reader: int) -> None:
+        asyncio.get_running_loop().remove_reader(reader)
+        if os.read(reader, 1):
+            self._serving.set()
 
     def _work(self, place: int, sockets: Sockets, writer: int) -> int:
         asyncio._set_running_loop(None)
@@ -612,15 +622,9 @@ class Forks(Driver):
             logger.error("a worker could not begin: %s", error)
             return 1
 
-    async def _until_serving(self) -> None:
-        """The first generation listens, or never will."""
-        loop = asyncio.get_running_loop()
-        for _, _, reader in list(self._pids.values()):
-            told = await loop.run_in_executor(None, os.read, reader, 1)
-            self._served = self._served or told == b"+"
-
     async def _watch(self, sockets: Sockets) -> int:
         deadline = None
+        self._fill(sockets)
         while self._pids or (self._due and not self._ending):
             wait = None
             if self._ending:
@@ -650,8 +654,8 @@ class Forks(Driver):
     def _bury(self, pid: int, status: int) -> None:
         place, began, reader = self._pids.pop(pid)
         self._board.forget(place)
-        with open(reader, "rb") as told:
-            served = self._served or told.read(1) == b"+"
+        asyncio.get_running_loop().remove_reader(reader)
+        os.close(reader)
         if self._ending:
             self._failed = self._failed or status != 0
             return
@@ -659,7 +663,7 @@ class Forks(Driver):
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
         delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
-        if not served and self._quick[place] >= self.HOPELESS:
+        if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True
             self._end()
