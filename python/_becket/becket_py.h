@@ -22,7 +22,7 @@
     X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
-    X(create_future) X(throw) X(_connection_lost)
+    X(create_future) X(throw) X(_connection_lost) X(set_exception)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -40,12 +40,12 @@ enum {
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
-    PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
+    PyTypeObject *gate_type, *hand_type, *away_type, *echo_type, *connector_type;
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
-    PyObject *logger;
+    PyObject *logger, *gaierror;
     PyObject *ssl_object, *ssl_want_read, *openssl_version;         /* of ssl */
     PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
@@ -149,8 +149,21 @@ typedef struct ListenerObject {
     bk_protocol protocol; /* its context is this object */
 } ListenerObject;
 
+/* A connection being made. */
+typedef struct ConnectorObject {
+    PyObject_HEAD LoopObject *loop;
+    bk_stream *stream; /* NULL: not any more */
+    PyObject *factory, *context;
+    PyObject *waiter; /* a future for the transport; NULL: it knows, or nobody waits */
+} ConnectorObject;
+
 /* module.c */
 module_state *state_of_type(PyTypeObject *type);
+
+/* errors.c */
+const char *endpoint_text(PyObject *arg);
+PyObject *endpoint_raise(module_state *state, const char *endpoint, const bk_error *error);
+PyObject *stream_exception(module_state *state, bk_stream *s, int why);
 
 /* handle.c */
 extern PyType_Spec handle_spec, timer_handle_spec;
@@ -195,6 +208,7 @@ PyObject *address_to_python(const void *address, size_t size);
 /* tls_context.c */
 extern PyType_Spec tls_context_spec;
 bk_tls_context *tls_context_core(PyObject *object);
+PyObject *tls_context_of(LoopObject *loop, bk_tls_context *core);
 
 /* tls.c */
 /* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
@@ -224,15 +238,16 @@ int read_offer(TransportObject *t, PyObject *reader, const char *data, size_t n)
 /* listener.c */
 extern PyType_Spec listener_spec;
 
-/* endpoint.c */
-int endpoint_raise(const char *endpoint, const bk_error *error); /* sets the exception; -1 */
-
 /* gate.c */
 extern PyType_Spec gate_spec;
 bk_gate *gate_core(PyObject *object);
 
 /* served.c */
 extern PyType_Spec hand_spec, away_spec, echo_spec;
+
+/* connector.c */
+extern PyType_Spec connector_spec;
+PyObject *connector_of(const bk_stream *s);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

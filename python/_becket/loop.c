@@ -282,7 +282,7 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
             if (core->watches[fd].fn[slot] == watch_run)
                 Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
-        if (transport_is_ours(s))
+        if (transport_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
     return 0;
 }

@@ -34,6 +34,7 @@ static int import_all(module_state *state) {
         {&state->extract_stack, "becket._repr", "extract_stack"},
         {&state->base_loop, "asyncio", "BaseEventLoop"},
         {&state->logger, "asyncio.log", "logger"},
+        {&state->gaierror, "socket", "gaierror"},
         {&state->ssl_object, "ssl", "SSLObject"},
         {&state->ssl_want_read, "ssl", "SSLWantReadError"},
         {&state->openssl_version, "ssl", "OPENSSL_VERSION"},
@@ -109,6 +110,7 @@ static int add_types(PyObject *module, module_state *state) {
             : add_type(module, &timer_handle_spec, (PyObject *)state->handle_type);
     state->transport_type = add_transport_type(module);
     state->listener_type = add_type(module, &listener_spec, NULL);
+    state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
@@ -123,9 +125,9 @@ static int add_types(PyObject *module, module_state *state) {
         state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
                    state->transport_type && state->listener_type && state->smtp_type &&
-                   state->tls_context_type && state->read_type && state->our_reader &&
-                   state->our_reader_protocol && state->done && state->gate_type &&
-                   state->hand_type && state->away_type && state->echo_type
+                   state->connector_type && state->tls_context_type && state->read_type &&
+                   state->our_reader && state->our_reader_protocol && state->done &&
+                   state->gate_type && state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -168,7 +170,7 @@ static int module_exec(PyObject *module) {
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gate_type) X(hand_type) X(away_type)            \
-    X(echo_type)
+    X(echo_type) X(gaierror) X(connector_type)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

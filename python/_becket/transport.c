@@ -335,7 +335,8 @@ static PyObject *reason(TransportObject *t, int why) {
         return Py_NewRef(t->error);
     if (why == 0 || why == -ECANCELED)
         return Py_NewRef(Py_None);
-    PyObject *e = t->tls != NULL ? tls_exception(t, why) : exception_of(why);
+    PyObject *e =
+        t->tls != NULL ? tls_exception(t, why) : stream_exception(t->loop->state, t->stream, why);
     if (e == NULL) {
         PyErr_Clear();
         return Py_NewRef(Py_None);
@@ -688,6 +689,19 @@ static bool is_tls_name(const char *name) {
            strcmp(name, "compression") == 0;
 }
 
+/* Whether it is TLS of an endpoint's, which is the core's own. */
+static bool is_core_tls(TransportObject *t) {
+    int is_tls = 0;
+    size_t size = sizeof is_tls;
+    return t->tls == NULL && t->stream != NULL &&
+           bk_stream_query(t->stream, BK_QUERY_TLS, &is_tls, &size) == 0 && is_tls;
+}
+
+/* An endpoint may be anything. */
+static bool is_socket(const TransportObject *t) {
+    return bk_is_socket_transport(bk_tls_transport_innermost(bk_stream_transport(t->stream)));
+}
+
 static PyObject *make_socket(TransportObject *t) {
     if (t->socket == NULL && t->stream != NULL) {
         PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
@@ -712,6 +726,9 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     if (t->tls != NULL && t->tls->open && is_tls_name(name))
         return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "OOs", (PyObject *)t,
                                    t->tls->engine, name);
+    if (is_tls_name(name) && is_core_tls(t))
+        return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "OOs", (PyObject *)t, Py_None,
+                                   name);
     if (is_tls_name(name))
         return NULL;
     if (t->above != NULL)
@@ -721,7 +738,7 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     if (t->is_pipe)
         return strcmp(name, "pipe") == 0 ? Py_NewRef(t->socket) : NULL;
     if (strcmp(name, "socket") == 0)
-        return make_socket(t);
+        return is_socket(t) ? make_socket(t) : NULL;
     bool peer = strcmp(name, "peername") == 0;
     if (!peer && strcmp(name, "sockname") != 0)
         return NULL;
@@ -1002,6 +1019,20 @@ static PyObject *transport_tls_query(TransportObject *t, PyObject *arg) {
     return answer;
 }
 
+/* _tls_offer() -> (context, server_side, server_hostname) or None: what a starttls:// endpoint has
+   to offer, as _start_tls() takes it. */
+static PyObject *transport_tls_offer(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
+    bk_tls_context *core;
+    const char *name;
+    if (t->stream == NULL || bk_tls_offer_context(bk_stream_transport(t->stream), &core, &name) < 0)
+        Py_RETURN_NONE;
+    PyObject *context = tls_context_of(t->loop, core);
+    if (context == NULL)
+        return NULL;
+    return Py_BuildValue("NOz", context, core->server ? Py_True : Py_False, name);
+}
+
 /* The connection goes over to a new transport, which lies above. */
 static void move_up(TransportObject *t, TransportObject *n) {
     n->stream = t->stream;
@@ -1143,6 +1174,7 @@ static PyMethodDef transport_methods[] = {
      "abort()\n\nClose now; what is queued is lost; connection_lost(None) follows."},
     {"_force_close", (PyCFunction)transport_force_close, METH_O, NULL},
     {"_start_tls", (PyCFunction)transport_start_tls, METH_VARARGS, NULL},
+    {"_tls_offer", (PyCFunction)transport_tls_offer, METH_NOARGS, NULL},
     {"_tls_query", (PyCFunction)transport_tls_query, METH_O, NULL},
     {"is_closing", (PyCFunction)transport_is_closing, METH_NOARGS,
      "is_closing() -> bool\n\nWhether it is closing, or closed."},

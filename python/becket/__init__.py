@@ -14,6 +14,7 @@ from becket import tls
 from becket._becket import __version__, notifiers
 from becket.loop import EventLoop, new_event_loop, run
 from becket.server import Server, serve
+from becket.streams import open
 
 __all__ = [
     "EventLoop",
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "new_event_loop",
     "notifiers",
+    "open",
     "run",
     "serve",
     "tls",

@@ -41,6 +41,7 @@ class Transport(asyncio.Transport):
         data: bytes,
         /,
     ) -> Transport: ...
+    def _tls_offer(self) -> tuple[TlsContext, bool, str | None] | None: ...
     def _tls_query(self, what: int, /) -> bytes | None: ...
 
 @final
@@ -94,6 +95,18 @@ class Hand:
 @final
 class Echo:
     def __init__(self, loop: Loop, /) -> None: ...
+
+@final
+class Connector:
+    def __init__(
+        self,
+        loop: Loop,
+        endpoint: str,
+        factory: Callable[[], asyncio.BaseProtocol],
+        waiter: asyncio.Future[Any],
+        /,
+    ) -> None: ...
+    def close(self) -> None: ...
 
 @final
 class TlsContext:
