@@ -162,7 +162,7 @@ class Share:
         return self.loop._visits(0) > 0 or bool(tasks)
 
     async def run(self) -> bool:
-        """Serve until stop(); True: nothing had to be cut."""
+        """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
         for listener in self.listeners:
             listener.close()
@@ -170,11 +170,11 @@ class Share:
         deadline = self.loop.time() + self._drain
         while self._busy() and not self._hurry and self.loop.time() < deadline:
             await asyncio.sleep(POLL)
-        return await self._finish(cut=self._busy())
+        return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
         left = self.loop._visits(2)
-        if left:
+        if left and cut:
             logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
         deadline = self.loop.time() + LAST_WORDS
         while self.loop._visits(0) and self.loop.time() < deadline:
@@ -283,8 +283,8 @@ class Driver:
         for share in self._shares:
             share.reload()
 
-    def run(self) -> int:
-        return self._run(self._announce, signals=True)
+    def run(self, ready: Callable[[], object] | None = None) -> int:
+        return self._run(ready or self._announce, signals=True)
 
     # ---- How it is done ----
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import becket
-from becket import cli
+from becket import cli, served
+from becket.commands import smtp
 
 COMMAND = [sys.executable, "-m", "becket"]
 
@@ -245,8 +246,9 @@ def test_a_session_on_the_standard_streams(tmp_path: Path) -> None:
 def test_main_can_be_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "smtp", "--maildir", str(tmp_path / "m"), "nonsense"]) == 2
     assert "scheme" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        cli.main(["--help"])
     assert caught.value.code == 0
 
 
@@ -260,7 +262,7 @@ def test_main_can_be_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_it_tells_how_to_send(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.tell_how_to_send(name)
+    smtp.tell_how_to_send(name)
     assert hint in capsys.readouterr().err
 
 
@@ -272,4 +274,4 @@ def test_a_host_whose_name_is_no_name_for_smtp(monkeypatch: pytest.MonkeyPatch) 
         ("under_score", "localhost"),
     ):
         monkeypatch.setattr(socket, "gethostname", lambda n=name: n)
-        assert cli.own_hostname() == expected
+        assert served.own_hostname() == expected
