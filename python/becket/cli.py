@@ -23,6 +23,7 @@ from becket.commands import (
     engines,
     notifiers,
     protocols,
+    reason,
     say,
     serve,
 )
@@ -84,8 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.rest = rest
         status: int = arguments.run(arguments)
         return status
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         say(f"becket: {error}")
-        return 2 if isinstance(error, ValueError) else 1
+        return 2
+    except OSError as error:
+        say(f"becket: {reason(error)}")
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from becket import _becket, access, tls
@@ -65,6 +65,16 @@ def reopen_logs() -> None:
             with handler.lock or contextlib.nullcontext():
                 handler.stream.close()
                 handler.stream = handler._open()
+
+
+@contextlib.contextmanager
+def naming(endpoint: str) -> Iterator[None]:
+    """An endpoint that cannot be had is named."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{endpoint}: {error.strerror or error}"
+        raise
 
 
 # ---- One loop's share ----------------------------------------------------------------------------
@@ -109,15 +119,16 @@ class Share:
         for endpoint in self.plan.endpoints:
             if sockets.get(endpoint) == []:
                 continue
-            listener = _becket.Listener(
-                self.loop,
-                endpoint,
-                protocol,
-                gate=self._gate,
-                sockets=sockets.get(endpoint, ()),
-                refusal=self.plan.served.refusal,
-                ended=self._over,
-            )
+            with naming(endpoint):
+                listener = _becket.Listener(
+                    self.loop,
+                    endpoint,
+                    protocol,
+                    gate=self._gate,
+                    sockets=sockets.get(endpoint, ()),
+                    refusal=self.plan.served.refusal,
+                    ended=self._over,
+                )
             self.listeners.append(listener)
             self._open += 1
 
@@ -548,7 +559,8 @@ class Forks(Driver):
             if endpoint in each:
                 self.names.append(endpoint)
                 continue
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol)
+            with naming(endpoint):
+                listener = _becket.Listener(loop, endpoint, asyncio.Protocol)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():

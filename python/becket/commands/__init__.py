@@ -23,7 +23,8 @@ def say(text: str) -> None:
 
 def reason(error: OSError) -> str:
     """What went wrong, without its number."""
-    return error.strerror or str(error)
+    text = error.strerror or str(error)
+    return text if error.filename is None else f"{error.filename}: {text}"
 
 
 def new_parser(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import signal
 from typing import Any, cast
 
 import becket
-from becket.commands import new_parser, reason, say
+from becket.commands import new_parser, say
 from becket.commands.endpoints import GRAMMAR
+from becket.drivers import naming
 
 # What is said before TLS starts: what to send, and what the answer to it begins with.
 DIALOGUES: dict[str, list[tuple[str, str]]] = {
@@ -31,8 +33,8 @@ def add(commands: Any) -> None:
         "connect",
         "talk to an endpoint",
         description="Send standard input to an endpoint, and write what comes from there to "
-        "standard output. When standard input ends, the peer is told so (not over TLS), "
-        "and may go on; when the peer ends, so does this. Exit status: 0 a clean end, 1 "
+        "standard output. When standard input ends, the peer is told so, where that can be "
+        "done, and may go on; when the peer ends, so does this. Exit status: 0 a clean end, 1 "
         "a failure, 130 Ctrl-C.",
         epilog=GRAMMAR,
     )
@@ -148,6 +150,18 @@ async def connect(arguments: argparse.Namespace, side: Side) -> None:
         await start_tls(arguments.endpoint, DIALOGUES[arguments.starttls], side)
 
 
+async def connect_in_time(arguments: argparse.Namespace, side: Side) -> None:
+    """The same. TimeoutError."""
+    timeout = asyncio.timeout(arguments.timeout)
+    try:
+        async with timeout:
+            await connect(arguments, side)
+    except TimeoutError:
+        if not timeout.expired():  # the system's own
+            raise
+        raise TimeoutError(errno.ETIMEDOUT, f"no connection in {arguments.timeout:g} s") from None
+
+
 def tell_tls(transport: asyncio.Transport) -> None:
     """What was agreed on, and with whom."""
     cipher = transport.get_extra_info("cipher")
@@ -177,7 +191,7 @@ async def idle(seconds: float | None, sides: list[Side]) -> None:
         await asyncio.sleep(left)
 
 
-async def join(local: Side, peer: Side, timeout: float | None) -> None:
+async def join(local: Side, peer: Side, endpoint: str, timeout: float | None) -> None:
     """Let them talk until one is lost. OSError: not in good order."""
     local.transport.resume_reading()
     peer.transport.resume_reading()
@@ -191,11 +205,12 @@ async def join(local: Side, peer: Side, timeout: float | None) -> None:
     elif local.lost.done():
         peer.transport.abort()
     else:
-        raise TimeoutError(f"nothing came or went for {timeout:g} s")
-    for side in (peer, local):
+        raise TimeoutError(f"{endpoint}: nothing came or went for {timeout:g} s")
+    for side, name in ((peer, endpoint), (local, "standard input or output")):
         error = side.lost.result() if side.lost.done() else None
         if error is not None:
-            raise error
+            with naming(name):
+                raise error
 
 
 async def talk(arguments: argparse.Namespace) -> None:
@@ -208,14 +223,11 @@ async def talk(arguments: argparse.Namespace) -> None:
     local.other, peer.other = peer, local
     await loop.connect_endpoint(lambda: local, "stdio:")
     try:
-        try:
-            async with asyncio.timeout(arguments.timeout):
-                await connect(arguments, peer)
-        except TimeoutError:
-            raise TimeoutError(f"no connection within {arguments.timeout:g} s") from None
+        with naming(arguments.endpoint):
+            await connect_in_time(arguments, peer)
         if arguments.tls_info:
             tell_tls(peer.transport)
-        await join(local, peer, arguments.timeout)
+        await join(local, peer, arguments.endpoint, arguments.timeout)
     finally:
         local.transport.abort()  # terminals are as they were before
         if hasattr(peer, "transport"):
@@ -230,9 +242,6 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=lambda: becket.EventLoop(arguments.notifier)) as runner:
             runner.run(talk(arguments))
-    except OSError as error:
-        say(f"becket: {arguments.endpoint}: {reason(error)}")
-        return 1
     except asyncio.CancelledError:
         return 128 + signal.SIGTERM
     return 0
