@@ -7,7 +7,7 @@
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
 ``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from.
-``becket serve smtp`` on the command line receives mail into a Maildir.
+``becket serve`` on the command line serves any protocol; ``becket --help`` lists what else it does.
 """
 
 from becket import tls

@@ -145,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
     for name, serve in (("becket", serve_becket), ("asyncio", serve_asyncio)):
         print(f"{name:8}", end="", flush=True)
         took.append(serve(ask_client))
-    print(f"Under becket a message took {took[0] / took[1]:.2f} times the CPU it took under asyncio.")
+    print(
+        f"Under becket a message took {took[0] / took[1]:.2f} times the CPU it took under asyncio."
+    )
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import re
 import signal
 from typing import Any, cast
 
@@ -99,13 +100,13 @@ class Local(Side):
     def __init__(self, crlf: bool) -> None:
         super().__init__()
         self.crlf = crlf
-        self.last = b""  # the last byte that was read
+        self.cr = False  # whether that was the last byte
 
     def data_received(self, data: bytes) -> None:
         if self.crlf:
-            before, self.last = self.last, data[-1:]
+            before, self.cr = self.cr, data[-1:] == b"\r"
             # What is CR LF already stays so, wherever it was cut.
-            data = (before + data).replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")[len(before) :]
+            data = re.sub(rb"(?<!\r)\n", b"\r\n", b"\r" + data if before else data)[before:]
         super().data_received(data)
 
     def eof_received(self) -> bool:
@@ -117,22 +118,34 @@ class Local(Side):
 # ---- Connecting ----------------------------------------------------------------------------------
 
 
+async def read_line(reader: asyncio.StreamReader) -> bytes:
+    """A line of what is said in plain."""
+    try:
+        return await reader.readline()
+    except ValueError:
+        raise ConnectionError("the peer's answer is a line without an end") from None
+
+
 async def start_tls(endpoint: str, dialogue: list[tuple[str, str]], side: Side) -> None:
     """Connect in plain, say what is to be said, and start TLS."""
-    reader, writer = await becket.open(endpoint)
+    loop = cast(becket.EventLoop, asyncio.get_running_loop())
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_endpoint(
+        lambda: asyncio.StreamReaderProtocol(reader), endpoint
+    )
     try:
         for line, expected in dialogue:
-            writer.write(f"{line}\r\n".encode() if line else b"")
-            answer = await reader.readline()
+            transport.write(f"{line}\r\n".encode() if line else b"")
+            answer = await read_line(reader)
             while answer.startswith(expected.encode()) and answer[3:4] == b"-":
-                answer = await reader.readline()
+                answer = await read_line(reader)
             if not answer.startswith(expected.encode()):
                 raise ConnectionError(f"{expected!r} was to come, but the peer said {answer!r}")
-        loop = asyncio.get_running_loop()
-        secure = await loop.start_tls(writer.transport, side, cast(Any, None))
+        side.transport = transport  # it may hear something as soon as TLS has started
+        secure = await loop.start_tls(transport, side, cast(Any, None))
         side.connection_made(cast(asyncio.Transport, secure))
     except BaseException:
-        writer.transport.abort()
+        transport.abort()
         raise
 
 
