@@ -272,8 +272,6 @@ def test_whoever_is_slow_makes_the_other_wait() -> None:
             for fd in (peer.fileno(), process.stdin.fileno()):
                 moved += push(fd, big)
             assert moved < 40_000_000
-            resident = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-            assert int(resident) * os.sysconf("SC_PAGESIZE") < 100_000_000
 
 
 def push(fd: int, data: bytes) -> int:

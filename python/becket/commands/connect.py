@@ -186,7 +186,7 @@ def tell_tls(transport: asyncio.Transport) -> None:
     names = [value for _, value in certificate.get("subjectAltName", ())]
     subject = [f"{k}={v}" for part in certificate.get("subject", ()) for k, v in part]
     until = f", until {certificate['notAfter']}" if "notAfter" in certificate else ""
-    known = ", ".join(subject + names)
+    known = "".join(c if c.isprintable() else "?" for c in ", ".join(subject + names))
     say(f"becket: peer: {known}{until}" if known else "becket: peer: not verified")
 
 
