@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from becket import _becket, access, tls
@@ -68,6 +68,16 @@ def reopen_logs() -> None:
                 handler.stream = handler._open()
 
 
+@contextlib.contextmanager
+def naming(endpoint: str) -> Iterator[None]:
+    """An endpoint that cannot be had is named."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{endpoint}: {error.strerror or error}"
+        raise
+
+
 # ---- One loop's share ----------------------------------------------------------------------------
 
 
@@ -110,15 +120,16 @@ class Share:
         for endpoint in self.plan.endpoints:
             if sockets.get(endpoint) == []:
                 continue
-            listener = _becket.Listener(
-                self.loop,
-                endpoint,
-                protocol,
-                gate=self._gate,
-                sockets=sockets.get(endpoint, ()),
-                refusal=self.plan.served.refusal,
-                ended=self._over,
-            )
+            with naming(endpoint):
+                listener = _becket.Listener(
+                    self.loop,
+                    endpoint,
+                    protocol,
+                    gate=self._gate,
+                    sockets=sockets.get(endpoint, ()),
+                    refusal=self.plan.served.refusal,
+                    ended=self._over,
+                )
             self.listeners.append(listener)
             self._open += 1
 
@@ -163,7 +174,7 @@ class Share:
         return self.loop._visits(0) > 0 or bool(tasks)
 
     async def run(self) -> bool:
-        """Serve until stop(); True: nothing had to be cut."""
+        """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
         for listener in self.listeners:
             listener.close()
@@ -171,11 +182,11 @@ class Share:
         deadline = self.loop.time() + self._drain
         while self._busy() and not self._hurry and self.loop.time() < deadline:
             await asyncio.sleep(POLL)
-        return await self._finish(cut=self._busy())
+        return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
         left = self.loop._visits(2)
-        if left:
+        if left and cut:
             logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
         deadline = self.loop.time() + LAST_WORDS
         while self.loop._visits(0) and self.loop.time() < deadline:
@@ -289,8 +300,8 @@ class Driver:
         for share in self.shares:
             share.reload()
 
-    def run(self) -> int:
-        return self._run(self._announce, signals=True)
+    def run(self, ready: Callable[[], object] | None = None) -> int:
+        return self._run(ready or self._announce, signals=True)
 
     # ---- How it is done ----
 
@@ -557,7 +568,8 @@ class Forks(Driver):
                 self.names.append(endpoint)
                 continue
             given = self.given.get(endpoint, ())
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
+            with naming(endpoint):
+                listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():
@@ -589,7 +601,7 @@ class Forks(Driver):
         mine = dict(sockets)
         if place > 0:  # what is one connection, is the first worker's
             single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
-            mine = {**dict.fromkeys(single, []), **mine}
+            mine = {**{endpoint: [] for endpoint in single}, **mine}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()

@@ -186,7 +186,7 @@ class TCPServer(socketserver.TCPServer):
 
 
 class _Background:
-    """Of servers whose handlers run elsewhere: what the caller of serve_forever() does meanwhile."""
+    """Of servers whose handlers run elsewhere: what serve_forever() does meanwhile."""
 
     def _wait(
         self: Any, driver: drivers.Driver, stopped: threading.Event, poll_interval: float

@@ -76,7 +76,7 @@ def test_what_cannot_be_served_is_told_what_can() -> None:
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        ("smpt", ValueError, "there is no protocol 'smpt'; there are echo, smtp"),
+        ("smpt", ValueError, r"there is no protocol 'smpt'; there are echo, smtp"),
         ("smtp", TypeError, "smtp: missing a required argument: 'maildir'"),
         (lambda a, b: None, TypeError, "nothing that can be served"),
         (type("Nothing", (), {}), TypeError, "nothing that can be served"),
@@ -100,7 +100,7 @@ def test_settings_are_for_protocols_with_a_name() -> None:
 def test_drivers_that_are_wrong(driver: str) -> None:
     if driver == "loops":
         return  # one of each is what it says without a number
-    with pytest.raises(ValueError, match="driver: .* is none of loop, loops:N, threads:N, forks:N"):
+    with pytest.raises(ValueError, match=r"driver: .* is none of loop, loops:N, threads:N, forks:N"):
         becket.Server(Echo, "tcp://127.0.0.1:0", driver=driver)
 
 
