@@ -555,14 +555,20 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
 
 /* ---- Endpoints and serving ------------------------------------------------------------------- */
 
+/* clang-format off: it would join the lines of lists. */
 /*
  * Endpoints are strings, the same for servers and clients:
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
+ *     unix:@name                    a Linux abstract socket: it has no file, and no mode; whoever
+ *                                   shares the network namespace may connect. A path that begins
+ *                                   with @ is written unix:./@name
+ *     memory:name                   a meeting place inside the process, between its loops and
+ *                                   threads; who connects where nobody listens: -ECONNREFUSED
  *     stdio:                        standard input and output, one stream
  *     fd:N                          an adopted descriptor: a listening or a connected socket, a
- * pipe tls://host:port?cert=site.pem           TLS on tcp tls+unix:path?…, tls+stdio:?…, …        …
- * on any other scheme starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
+ * pipe tls://host:port?cert=site.pem        TLS on tcp tls+unix:path?…, tls+stdio:?…, …     … on
+ * any other scheme starttls://host:port?…, starttls+…:  plain, until the protocol starts TLS
  * Percent-encoding (RFC 3986) is undone in host, path and options. The options of TLS:
  *     cert, key    PEM files; key: when it is not in cert. cert=dev: made up, for development
  *     ca           PEM file: whom to trust; without it, whom the system trusts
@@ -576,6 +582,7 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     handshake    seconds it may take (60);  linger: to wait for close_notify when closing (0)
  *     reload       (servers) look every so many seconds (5; 0: never) whether the files changed
  */
+/* clang-format on */
 enum { BK_ENDPOINT_OPTIONS = 24 };
 
 struct bk_endpoint {

@@ -46,6 +46,8 @@ void bk_lock_free(bk_os *os, bk_lock *lock);
 void bk_lock_abandon(bk_os *os, bk_lock *lock); /* after fork: whoever held it is not here */
 void bk_lock_take(bk_lock *lock);
 void bk_lock_drop(bk_lock *lock);
+/* The one lock of the process, for what its loops share; a fork waits until it is free. */
+bk_lock *bk_lock_of_process(void);
 /* Each lock has one condition; waiting drops the lock and takes it again. */
 void bk_lock_wait(bk_lock *lock);
 void bk_lock_signal(bk_lock *lock);

@@ -491,6 +491,26 @@ void bk_lock_broadcast(bk_lock *lock) {
     pthread_cond_broadcast(&lock->condition);
 }
 
+static bk_lock lock_of_process = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+
+static void take_for_fork(void) {
+    bk_lock_take(&lock_of_process);
+}
+
+static void drop_after_fork(void) {
+    bk_lock_drop(&lock_of_process);
+}
+
+static void guard_forks(void) {
+    (void)pthread_atfork(take_for_fork, drop_after_fork, drop_after_fork);
+}
+
+bk_lock *bk_lock_of_process(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, guard_forks);
+    return &lock_of_process;
+}
+
 /* ---- Libraries ---- */
 
 static void *posix_library(bk_os *os, const char *const *names, int loaded_only) {

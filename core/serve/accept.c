@@ -105,14 +105,14 @@ static bool is_passing(int code) {
     return false;
 }
 
-static void welcome(bk_acceptor *a, int fd, const struct sockaddr *peer, unsigned size) {
-    bk_loop *loop = a->loop;
+void bk_welcome(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
+                const bk_protocol *protocol) {
     bk_transport *transport;
     int code = bk_socket_transport_accepted(loop, fd, peer, size, &transport);
     if (code < 0) {
         bk_close_fd(loop->os, fd);
     } else {
-        code = bk_stream_new(loop, transport, a->protocol, NULL, NULL);
+        code = bk_stream_new(loop, transport, protocol, NULL, NULL);
         if (code < 0)
             transport->ops->close(transport);
     }
@@ -132,7 +132,7 @@ static bool accept_one(bk_acceptor *a, int listening) {
     }
     if (fd >= 0) {
         recover(a);
-        welcome(a, fd, (struct sockaddr *)&peer, size);
+        bk_welcome(a->loop, fd, (struct sockaddr *)&peer, size, a->protocol);
     } else if (!is_passing(fd)) {
         rest(a, fd);
         return false;

@@ -68,10 +68,7 @@ static int fd_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_protoc
     if (code < 0)
         return code;
     snprintf(name, sizeof name, "fd:%d", fd);
-    code = bk_listen_once(loop, name, transport, protocol, ret_listener);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    return bk_listen_once(loop, name, transport, protocol, ret_listener);
 }
 
 /* ---- Connecting ---- */
@@ -81,12 +78,7 @@ static int fd_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_proto
     bk_transport *transport;
     int fd = fd_check(loop->os, endpoint, error);
     int code = fd < 0 ? fd : fd_open(loop, fd, error, &transport);
-    if (code < 0)
-        return code;
-    code = bk_connect_transport(loop, transport, protocol, user, ret_stream);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    return code < 0 ? code : bk_connect_transport(loop, transport, protocol, user, ret_stream);
 }
 
 const bk_scheme bk_scheme_fd = {

@@ -114,6 +114,26 @@ int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, 
 
 /* ---- A descriptor that listens already ---- */
 
+/* "unix:path", or "unix:@name" of an abstract socket; false: it has no name that can be written. */
+static bool name_unix(const struct sockaddr_un *address, unsigned size, char *room) {
+    char path[sizeof "./" + sizeof address->sun_path] = "";
+    size_t before = offsetof(struct sockaddr_un, sun_path), n = size > before ? size - before : 0;
+    if (n > sizeof address->sun_path)
+        n = sizeof address->sun_path;
+    if (n > 1 && address->sun_path[0] == '\0') {
+        if (memchr(address->sun_path + 1, '\0', n - 1) != NULL)
+            return false;
+        path[0] = '@';
+        memcpy(path + 1, address->sun_path + 1, n - 1);
+    } else {
+        size_t dot = n > 0 && address->sun_path[0] == '@' ? 2 : 0; /* a file, if of such a name */
+        memcpy(path, "./", dot);
+        memcpy(path + dot, address->sun_path, n); /* it may fill all the room, without a NUL */
+    }
+    bk_endpoint_encode(path, stpcpy(room, "unix:"));
+    return path[0] != '\0';
+}
+
 /* The endpoint at which a listening socket is reached; fd:N for kinds we have no name for. */
 static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
     union {
@@ -124,20 +144,16 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         struct sockaddr_storage all;
     } a;
     unsigned n = sizeof a;
-    char text[INET6_ADDRSTRLEN], path[sizeof a.un.sun_path + 1] = "";
+    char text[INET6_ADDRSTRLEN];
     memset(&a, 0, sizeof a);
     if (loop->os->getsockname(loop->os, fd, &a.any, &n) < 0)
         a.any.sa_family = AF_UNSPEC;
-    if (a.any.sa_family == AF_UNIX) /* its text may fill all the room, without a NUL */
-        memcpy(path, a.un.sun_path, sizeof a.un.sun_path);
     if (a.any.sa_family == AF_INET && inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://%s:%d", text, ntohs(a.in.sin_port));
     else if (a.any.sa_family == AF_INET6 &&
              inet_ntop(AF_INET6, &a.in6.sin6_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://[%s]:%d", text, ntohs(a.in6.sin6_port));
-    else if (path[0] != '\0')
-        bk_endpoint_encode(path, stpcpy(room, "unix:"));
-    else
+    else if (a.any.sa_family != AF_UNIX || !name_unix(&a.un, n, room))
         snprintf(room, size, "fd:%d", fd);
 }
 
@@ -233,8 +249,10 @@ static void once_start(void *arg) {
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener) {
     once *o = bk_alloc(loop->os, sizeof *o);
-    if (o == NULL)
+    if (o == NULL) {
+        transport->ops->close(transport);
         return -ENOMEM;
+    }
     *o = (once){.ops = *transport->ops,
                 .before = transport->ops,
                 .loop = loop,
@@ -246,6 +264,7 @@ int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
     if (code < 0) {
         bk_timer_stop(loop, &o->start);
         bk_dealloc(loop->os, o);
+        transport->ops->close(transport);
         return code;
     }
     o->ops.close = once_transport_close;

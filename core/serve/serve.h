@@ -28,6 +28,9 @@
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error);
 
+/* Where in the text an option begins; 0: it is not there. */
+size_t bk_endpoint_position(const bk_endpoint *endpoint, const char *key);
+
 /* Where in the text the authority ends: where a port would stand. */
 size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
 
@@ -35,9 +38,13 @@ size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
    of which it needs at most 3 * strlen(text) + 1 bytes. Returns the end. */
 char *bk_endpoint_encode(const char *text, char *room);
 
+/* "scheme:path", encoded, in memory that is the caller's; NULL: there is none. */
+char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path);
+
 /* ---- Schemes (scheme.c) ---- */
 
-extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd;
+extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd,
+    bk_scheme_memory;
 
 /* What can stand in front of any scheme, "tls+unix:path", and puts a transport of its own on each
    of that scheme's streams. By itself it stands in front of tcp. The functions are a scheme's. */
@@ -80,7 +87,7 @@ int bk_listener_rename(bk_listener *listener, const char *name);
 void bk_listener_end(bk_listener *listener);
 
 /* One stream, over a transport that is there already; made when the loop next runs. The transport
-   is the caller's again when this fails. */
+   is closed when this fails. */
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener);
 
@@ -100,15 +107,22 @@ int bk_acceptor_start(bk_acceptor *a);
 /* Closes the sockets; a bk_acceptor * as the argument, for bk_listener_new(). */
 void bk_acceptor_free(void *arg);
 
+/* A connected socket gets a stream and the protocol, or is closed, which the log is told of. */
+void bk_welcome(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
+                const bk_protocol *protocol);
+
 /* ---- Connecting (connect.c) ---- */
 
-/* Each makes a stream that connects: to a name, to an address, or over what is there already (the
-   transport is the caller's again when this fails). opened() never comes from within the call. */
+/* Each makes a stream that connects: to a name, to an address, or over what is there already (a
+   transport, which is closed when this fails). opened() never comes from within the call. */
 int bk_connect_name(bk_loop *loop, const char *host, int port, const bk_protocol *protocol,
                     void *user, bk_stream **ret_stream);
 int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned size,
                        const bk_protocol *protocol, void *user, bk_stream **ret_stream);
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
+/* One that will hear of that failure. */
+int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void *user,
+                      bk_stream **ret_stream);
 
 #endif
