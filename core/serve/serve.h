@@ -44,7 +44,7 @@ char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path);
 /* ---- Schemes (scheme.c) ---- */
 
 extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd,
-    bk_scheme_memory;
+    bk_scheme_memory, bk_scheme_process;
 
 /* What can stand in front of any scheme, "tls+unix:path", and puts a transport of its own on each
    of that scheme's streams. By itself it stands in front of tcp. The functions are a scheme's. */

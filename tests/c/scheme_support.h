@@ -16,7 +16,7 @@ static bk_loop *loop;
 static struct {
     int opened, ended, closed, why; /* of clients */
     int answered;                   /* … those who heard what they had said */
-    int served, gone;               /* of servers */
+    int served, gone, gone_why;     /* of servers */
     int logs, log_code;
     char log[240];
     char said[4096]; /* to the last client */
@@ -100,8 +100,9 @@ static inline void echo_received(bk_stream *s, const void *data, size_t n) {
 }
 
 static inline void echo_closed(bk_stream *s, int why) {
-    (void)s, (void)why;
+    (void)s;
     seen.gone++;
+    seen.gone_why = why;
 }
 
 static const bk_protocol echo = {
@@ -211,6 +212,8 @@ static inline void walk_step(const char *listened, const char *connected, faults
         CHECK(seen.why != 0 || seen.ended == 1);
 }
 
+static void (*after_step)(void); /* for what a test has to look at, or to clean up, after each */
+
 static inline void walk(const char *listened, const char *connected) {
     for (int kind = FAULTS_NONE + 1; kind < FAULTS_KINDS; kind++) {
         long calls = 1, fired = 0;
@@ -223,6 +226,8 @@ static inline void walk(const char *listened, const char *connected) {
             calls = faults_disarm(support_faults());
             fired += faults_fired(support_faults());
             check_leaks(name);
+            if (after_step != NULL)
+                after_step();
             if (check_failures > before)
                 printf("# … %s (%s)\n", name, faults_struck(support_faults()));
         }
