@@ -25,6 +25,8 @@ enum {
     BK_ACCEPT_REST_MS = 100,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
+    /* Sockets that a supervisor may pass: real ones pass a handful. */
+    BK_SYSTEMD_FDS = 1024,
     /* Milliseconds a command may go on after it was asked to end, before it is killed. */
     BK_PROCESS_TERM_MS = 5000,
     /* … between two looks at whether it has ended, when nobody waits for that. */

@@ -581,6 +581,9 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *                                   threads; who connects where nobody listens: -ECONNREFUSED
  *     stdio:                        standard input and output, one stream
  *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
+ *     systemd:name                  (servers) the sockets of that name that a supervisor passed, as
+ *                                   sd_listen_fds(3) has it; systemd: alone is all of them. Several
+ *                                   are one listener; a connected one is one stream, as with fd
  *     process:command               standard input and output of a command, one stream; see below
  *     tls://host:port?cert=site.pem        TLS on tcp
  *     tls+unix:path?…, tls+stdio:?…, …     … on any other scheme
@@ -672,9 +675,21 @@ BK_API const char *bk_listener_name(const bk_listener *listener);
 BK_API int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, void *user,
                       bk_error *ret_error, bk_stream **ret_stream);
 
+/* Tell the supervisor that started us, such as systemd, about our state, as sd_notify(3) has it:
+   "READY=1", "STATUS=…", several on lines of their own. 1: told; 0: nobody wants to know
+   (NOTIFY_SOCKET is not in the environment). It does not wait: -EAGAIN when the supervisor cannot
+   keep up; -EAFNOSUPPORT, -ENAMETOOLONG: an address that is not a UNIX socket's. */
+BK_API int bk_supervisor_tell(bk_os *os, const char *state);
+
+/* Tell the supervisor that we are alive, twice as often as it asks for (WATCHDOG_USEC), for as long
+   as the loop turns: a loop that hangs is found out. 1: it does, now or already; 0: nobody wants to
+   know; -EINVAL: what the environment says is not a number. Ends with the loop. */
+BK_API int bk_supervisor_watch(bk_loop *loop);
+
 /* Serve a protocol at endpoints (a list of strings ended by NULL) until SIGINT or SIGTERM, on a
    loop of its own, ignoring SIGPIPE; prints to standard error where it listens, and what went
-   wrong. For main(): returns an exit status, 0 or 1. */
+   wrong. SIGHUP reloads its listeners. A supervisor is told of all that, and that it lives. For
+   main(): returns an exit status, 0 or 1. */
 BK_API int bk_serve(const bk_protocol *protocol, const char *endpoint, ...);
 
 #ifdef __cplusplus

@@ -111,6 +111,8 @@ struct bk_loop {
     bk_pool *pool;          /* worker.c */
     bk_listener *listeners; /* core/serve */
     bk_child *children;     /* … process.c */
+    bk_timer watchdog;      /* … supervisor.c */
+    int64_t watchdog_every;
     const bk_scheme **schemes;
     uint32_t scheme_count;
     const struct bk_tls_engine **tls_engines; /* core/tls */

@@ -39,6 +39,15 @@ static inline void bk_close_fd(bk_os *os, int fd) {
         (void)os->close(os, fd);
 }
 
+/* Of a table from before there was an environment: there is none. */
+static inline const char *bk_environment(bk_os *os, const char *name) {
+    return BK_HAS(os, environment) ? os->environment(os, name) : NULL;
+}
+
+static inline int bk_close_on_exec(bk_os *os, int fd) {
+    return BK_HAS(os, close_on_exec) ? os->close_on_exec(os, fd) : 0;
+}
+
 /* Locks and conditions, between a loop, its workers and those who post to it. */
 typedef struct bk_lock bk_lock;
 bk_lock *bk_lock_new(bk_os *os);

@@ -10,6 +10,7 @@
 typedef struct door {
     bk_acceptor *acceptor;
     int fd;
+    bool unblocked; /* was blocking before, and is to be so again for whom it is given back to */
 } door;
 
 struct bk_acceptor {
@@ -35,12 +36,23 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
 }
 
 void bk_acceptor_add(bk_acceptor *a, int fd) {
-    a->doors[a->count++] = (door){a, fd};
+    a->doors[a->count++] = (door){a, fd, false};
+}
+
+int bk_acceptor_adopt(bk_acceptor *a, int fd) {
+    int was = a->loop->os->set_nonblocking(a->loop->os, fd, 1);
+    if (was < 0)
+        return was;
+    a->doors[a->count++] = (door){a, fd, was == 0};
+    return 0;
 }
 
 void bk_acceptor_drop(bk_acceptor *a) {
-    for (int i = 0; i < a->count; i++)
+    for (int i = 0; i < a->count; i++) {
         bk_watch_forget(a->loop, a->doors[i].fd);
+        if (a->doors[i].unblocked)
+            (void)a->loop->os->set_nonblocking(a->loop->os, a->doors[i].fd, 0);
+    }
     a->count = 0;
 }
 

@@ -157,11 +157,32 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         snprintf(room, size, "fd:%d", fd);
 }
 
-static int listen_fd(bk_loop *loop, int fd, bk_acceptor *a, bk_listener **ret_listener) {
-    char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
-    name_socket(loop, fd, name, sizeof name);
-    int code = bk_acceptor_start(a);
-    return code < 0 ? code : bk_listener_new(loop, name, bk_acceptor_free, a, ret_listener);
+static int adopt_all(bk_acceptor *a, const int *fds, int count) {
+    int code = 0;
+    for (int i = 0; i < count && code >= 0; i++)
+        code = bk_acceptor_adopt(a, fds[i]);
+    return code < 0 ? code : bk_acceptor_start(a);
+}
+
+int bk_listen_fds(bk_loop *loop, const int *fds, int count, const char *name,
+                  const bk_protocol *protocol, bk_listener **ret_listener) {
+    char own[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
+    bk_acceptor *a;
+    int code = bk_acceptor_new(loop, protocol, count, &a);
+    if (code < 0)
+        return code;
+    if (name == NULL) {
+        name_socket(loop, fds[0], own, sizeof own);
+        name = own;
+    }
+    code = adopt_all(a, fds, count);
+    if (code >= 0)
+        code = bk_listener_new(loop, name, bk_acceptor_free, a, ret_listener);
+    if (code < 0) {
+        bk_acceptor_drop(a);
+        bk_acceptor_free(a);
+    }
+    return code;
 }
 
 int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener **ret_listener) {
@@ -171,28 +192,15 @@ int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener
         return -EBADF;
     int listening = 0;
     unsigned size = sizeof listening;
-    bk_os *os = loop->os;
-    int code = os->getsockopt(os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
-    if (code < 0 || !listening)
-        return code < 0 ? code : -EINVAL;
-    bk_acceptor *a;
     bk_listener *listener;
-    code = bk_acceptor_new(loop, protocol, 1, &a);
-    if (code < 0)
-        return code;
-    bk_acceptor_add(a, fd);
-    int was = os->set_nonblocking(os, fd, 1);
-    code = was < 0 ? was : listen_fd(loop, fd, a, &listener);
-    if (code < 0) {
-        bk_acceptor_drop(a);
-        bk_acceptor_free(a);
-        if (was == 0)
-            (void)os->set_nonblocking(os, fd, 0);
-        return code;
-    }
-    if (ret_listener != NULL)
+    int code = loop->os->getsockopt(loop->os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    if (code >= 0 && !listening)
+        code = -EINVAL;
+    if (code >= 0)
+        code = bk_listen_fds(loop, &fd, 1, NULL, protocol, &listener);
+    if (code >= 0 && ret_listener != NULL)
         *ret_listener = listener;
-    return 0;
+    return code < 0 ? code : 0;
 }
 
 /* ---- One stream over what is there already: standard input and output, an adopted pipe ---- */

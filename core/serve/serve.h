@@ -28,6 +28,20 @@
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error);
 
+/* Decimal digits and nothing else, up to high; -EINVAL. */
+static inline int64_t bk_parse_number(const char *text, int64_t high) {
+    int64_t number = 0;
+    if (*text == '\0')
+        return -EINVAL;
+    for (; *text != '\0'; text++) {
+        int digit = *text - '0';
+        if (digit < 0 || digit > 9 || number > (high - digit) / 10)
+            return -EINVAL;
+        number = number * 10 + digit;
+    }
+    return number;
+}
+
 /* Where in the text an option begins; 0: it is not there. */
 size_t bk_endpoint_position(const bk_endpoint *endpoint, const char *key);
 
@@ -44,7 +58,7 @@ char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path);
 /* ---- Schemes (scheme.c) ---- */
 
 extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd,
-    bk_scheme_memory, bk_scheme_process;
+    bk_scheme_memory, bk_scheme_process, bk_scheme_systemd;
 
 /* What can stand in front of any scheme, "tls+unix:path", and puts a transport of its own on each
    of that scheme's streams. By itself it stands in front of tcp. The functions are a scheme's. */
@@ -83,6 +97,10 @@ struct bk_listener {
 
 int bk_listener_rename(bk_listener *listener, const char *name);
 
+/* As bk_listen_fd(), over several sockets; name NULL: that of the first. */
+int bk_listen_fds(bk_loop *loop, const int *fds, int count, const char *name,
+                  const bk_protocol *protocol, bk_listener **ret_listener);
+
 /* For listeners that bring one stream, as stdio does: that stream is no more. */
 void bk_listener_end(bk_listener *listener);
 
@@ -90,6 +108,12 @@ void bk_listener_end(bk_listener *listener);
    is closed when this fails. */
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener);
+
+/* ---- Descriptors that others have opened (fd.c) ---- */
+
+bool bk_fd_is_listening(bk_os *os, int fd);
+/* A transport over a connected socket, a pipe, or whatever it is. */
+int bk_fd_open(bk_loop *loop, int fd, bk_error *error, bk_transport **ret_transport);
 
 /* ---- Accepting (accept.c) ---- */
 
@@ -100,7 +124,9 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
                     bk_acceptor **ret_acceptor);
 /* The socket is the acceptor's from then on. */
 void bk_acceptor_add(bk_acceptor *a, int fd);
-/* Give back the sockets to whoever added them. */
+/* The same for one that somebody else made, and that may block. */
+int bk_acceptor_adopt(bk_acceptor *a, int fd);
+/* Give back the sockets, as they were, to whoever added them. */
 void bk_acceptor_drop(bk_acceptor *a);
 /* Watch them. */
 int bk_acceptor_start(bk_acceptor *a);

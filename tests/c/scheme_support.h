@@ -32,10 +32,14 @@ static inline void on_log(void *arg, int code, const char *text) {
     snprintf(seen.log, sizeof seen.log, "%s", text);
 }
 
+static void (*before_loop)(void); /* for what must be there first */
+
 static inline int open_loop(const char *notifier, bk_os *os) {
     bk_loop_options options = {.size = sizeof options, .notifier = notifier, .os = os};
     options.log = on_log;
     memset(&seen, 0, sizeof seen);
+    if (before_loop != NULL)
+        before_loop();
     return bk_loop_new(&options, &loop);
 }
 

@@ -612,7 +612,7 @@ static void unknown(void) {
     CHECK_INT(listen_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(error.position, 0);
     CHECK_STR(error.text, "there is no scheme gopher; there are tcp, unix, stdio, fd, memory, "
-                          "process, tls, starttls");
+                          "process, systemd, tls, starttls");
     CHECK_INT(connect_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(listen_error("tcp://x:70?a=1", &error), BK_EOPTION);
     CHECK_INT(error.position, 11);
@@ -705,7 +705,7 @@ static void third_party(void) {
     CHECK_STR(error.text, "meet has no option a; it has when");
     CHECK_INT(listen_error("met:", &error), BK_ESCHEME);
     CHECK_STR(error.text, "there is no scheme met; there are tcp, unix, stdio, fd, memory, "
-                          "process, meet, nothing, tls, "
+                          "process, systemd, meet, nothing, tls, "
                           "starttls");
     left = 0;
     finish();
