@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -23,8 +24,11 @@ ENDPOINTS = """\
 endpoints:
   tcp://HOST:PORT      IPv4, [IPv6] or a name; port 0 takes any; tcp://:2525 is every address
   unix:PATH            a UNIX socket; ?mode=600 sets its permissions
+  unix:@NAME           a Linux abstract socket, which has no file
   stdio:               standard input and output
   fd:N                 a descriptor that is open already
+  systemd:NAME         the sockets of that name that systemd passed; systemd: alone is all
+  process:COMMAND      standard input and output of a command, run by /bin/sh
   tls://HOST:PORT?cert=FILE        TLS; tls+unix:PATH?…, tls+stdio:?… as well
   starttls://HOST:PORT?cert=FILE   plain, until the client starts TLS
 Options follow a question mark: tcp://127.0.0.1:2525?backlog=100
@@ -131,6 +135,14 @@ def tell_how_to_send(name: str) -> None:
         say(f"  try: swaks --socket {rest}{secure} --to you@example.org")
 
 
+def tell_supervisor(state: str) -> None:
+    """Systemd, or what else watches over us; that it does not hear is no reason to end."""
+    try:
+        _becket._supervisor_tell(state)
+    except OSError as error:
+        say(f"becket: the supervisor cannot be told: {error}")
+
+
 class Server:
     """A mail server of the core, on the loop that runs."""
 
@@ -147,7 +159,7 @@ class Server:
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.ended.set)
-        self.loop.add_signal_handler(signal.SIGHUP, self.smtp.reload)
+        self.loop.add_signal_handler(signal.SIGHUP, self.reload)
         self.maildir = arguments.maildir
 
     def stored(self, name: str, sender: str, recipients: list[str], size: int) -> None:
@@ -155,10 +167,22 @@ class Server:
         self.count += 1
         say(f"{self.count}: from <{sender}> to {', '.join(recipients)}, {size} bytes: {name}")
 
+    def reload(self) -> None:
+        """Certificates have changed."""
+        tell_supervisor(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.smtp.reload()
+        tell_supervisor("READY=1")
+
     async def run(self) -> int:
-        """Serve until a signal says so."""
+        """Serve until a signal says so; the supervisor hears when that begins and ends."""
         say(f"becket: mail is stored in {self.maildir}/new; Ctrl-C ends this")
+        try:
+            self.loop._supervisor_watch()
+        except OSError as error:
+            say(f"becket: there is no watchdog: {error}")
+        tell_supervisor("READY=1")
         await self.ended.wait()
+        tell_supervisor("STOPPING=1")
         say(f"becket: ended; {self.count} message{'' if self.count == 1 else 's'} stored")
         return 0
 
