@@ -2,7 +2,6 @@
  * test_process.c: commands as endpoints: what goes through them, how they end, how they are ended,
  * and that none is left behind. On every notifier, and once more with every call failing in turn.
  */
-#define _GNU_SOURCE
 #include "check.h"
 #include "core/serve/serve.h"
 #include "scheme_support.h"
@@ -364,6 +363,38 @@ static void process_faults(void) {
     after_step = NULL;
 }
 
+/* One that is left while it runs, and takes no hint; it ends at last by itself. */
+static void leave(bk_os *os) {
+    if (open_loop(NULL, os) < 0)
+        return;
+    bk_stream *s;
+    if (bk_connect(loop, "process:trap '' TERM; cat; sleep 0.2", &hearing, NULL, NULL, &s) >= 0) {
+        for (int i = 0; i < 10 && seen.opened == 0 && seen.closed == 0; i++)
+            (void)bk_loop_turn(loop, 10 * BK_MILLISECOND);
+        if (seen.closed == 0)
+            bk_stream_abort(s);
+        run_until(&seen.closed, 1);
+    }
+    (void)bk_loop_free(loop);
+}
+
+static void leaving_faults(void) {
+    faults *f = support_faults();
+    int kills = 0;
+    for (int kind = FAULTS_NONE + 1; kind < FAULTS_KINDS; kind++) {
+        for (long n = 1, fired = 1; fired > 0; n++) {
+            faults_arm(f, (faults_kind)kind, n);
+            leave(faults_os(f));
+            (void)faults_disarm(f);
+            fired = faults_fired(f);
+            kills += strcmp(faults_struck(f), "kill") == 0;
+            reap_after_step();
+            check_leaks(faults_struck(f));
+        }
+    }
+    CHECK(kills >= 2); /* the hint, and the end */
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(there_and_back),
@@ -384,6 +415,7 @@ int main(int argc, char **argv) {
         CASE(reaped_by_others),
         CASE(older_system),
         CASE(process_faults),
+        CASE(leaving_faults),
     };
     signal(SIGPIPE, SIG_IGN); /* as whoever writes to pipes does */
     return check_main(argc, argv, cases, COUNT(cases));

@@ -208,6 +208,8 @@ static void *shop_main(void *arg) {
     if (s->closing)
         CHECK_INT(bk_loop_soon(own, shop_reopen, s), 0);
     CHECK_INT(bk_loop_run(own), 0);
+    pthread_mutex_lock(&s->lock); /* the loop must outlive the call of who posted the end to it */
+    pthread_mutex_unlock(&s->lock);
     CHECK_INT(bk_loop_free(own), 0);
     return NULL;
 }
@@ -224,7 +226,9 @@ static void shop_open(shop *s, bool closing) {
 }
 
 static void shop_close(shop *s) {
+    pthread_mutex_lock(&s->lock);
     CHECK_INT(bk_loop_post(s->loop, shop_stop, s), 0);
+    pthread_mutex_unlock(&s->lock);
     CHECK_INT(pthread_join(s->thread, NULL), 0);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
