@@ -27,6 +27,16 @@ enum {
     BK_REFUSAL_S = 2,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
+    /* Sockets that a supervisor may pass: real ones pass a handful. */
+    BK_SYSTEMD_FDS = 1024,
+    /* Milliseconds a command may go on after it was asked to end, before it is killed. */
+    BK_PROCESS_TERM_MS = 5000,
+    /* … between two looks at whether it has ended, when nobody waits for that. */
+    BK_PROCESS_REAP_MS = 100,
+    /* … a stream waits to learn how its command ended, when its pipes have: it closes them a moment
+       before it has ended. Looked at that often. */
+    BK_PROCESS_STATUS_MS = 200,
+    BK_PROCESS_ASK_MS = 5,
     /* Default water marks of what a stream has queued: asyncio's. */
     BK_WATER_LOW = 16 * 1024,
     BK_WATER_HIGH = 64 * 1024,

@@ -69,11 +69,22 @@ static void listener_ended(void *arg) {
         bk_loop_stop(s->loop);
 }
 
+static void tell_supervisor(bk_os *os, const char *state) {
+    int code = bk_supervisor_tell(os, state);
+    if (code < 0)
+        say(os, "becket: the supervisor cannot be told: %s", bk_strerror(code));
+}
+
 /* SIGHUP: certificates have changed. */
 static void reload(void *arg) {
     bk_loop *loop = arg;
+    char state[64];
+    snprintf(state, sizeof state, "RELOADING=1\nMONOTONIC_USEC=%lld",
+             (long long)(loop->os->clock(loop->os) / 1000));
+    tell_supervisor(loop->os, state);
     for (bk_listener *l = loop->listeners; l != NULL; l = l->next)
         bk_listener_reload(l);
+    tell_supervisor(loop->os, "READY=1");
 }
 
 static int add_listener(server *s, const char *endpoint, const bk_protocol *protocol) {
@@ -97,6 +108,18 @@ static void ignore(int signum) {
     (void)signum;
 }
 
+/* The supervisor hears when it begins and ends. */
+static int run_told(server *s) {
+    bk_os *os = bk_loop_os(s->loop);
+    int code = bk_supervisor_watch(s->loop);
+    if (code < 0)
+        say(os, "becket: there is no watchdog: %s", bk_strerror(code));
+    tell_supervisor(os, "READY=1");
+    code = bk_loop_run(s->loop);
+    tell_supervisor(os, "STOPPING=1");
+    return code;
+}
+
 static int run(server *s) {
     bk_os *os = bk_loop_os(s->loop);
     int code = os->signal_catch(os, SIGPIPE, ignore);
@@ -107,7 +130,7 @@ static int run(server *s) {
     if (code >= 0)
         code = bk_signal_set(s->loop, SIGHUP, reload, s->loop);
     if (code >= 0)
-        code = bk_loop_run(s->loop);
+        code = run_told(s);
     if (code < 0)
         say(os, "becket: %s", bk_strerror(code));
     return code;

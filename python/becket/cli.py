@@ -11,6 +11,7 @@ import platform
 import signal
 import ssl
 import sys
+import time
 from collections.abc import Sequence
 
 import becket
