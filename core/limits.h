@@ -23,7 +23,7 @@ enum {
     BK_ACCEPTS_PER_EVENT = 64,
     /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
     BK_ACCEPT_REST_MS = 100,
-    /* Seconds in which a peer that is refused may read why. */
+    /* Seconds in which a peer that is refused may read why, and send what it likes. */
     BK_REFUSAL_S = 2,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,

@@ -557,7 +557,8 @@ BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
 
 /* Join two streams of one loop: from here on, what one receives the other sends, with flow control
    and the end of each direction passed on; when one is gone, so is the other. Both get protocols of
-   the core, and their user values are lost; neither may be ending. -EPIPE when one is closed. */
+   the core, and their user values are lost. Either may still be connecting; what has come to its
+   end already is passed on. -EPIPE when our direction of one is over, or it is closing. */
 BK_API int bk_stream_relay(bk_stream *a, bk_stream *b);
 
 /* The transport; and putting another in its place in mid-stream, most often one that holds the old
@@ -638,7 +639,7 @@ BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *pro
 
 /* What a server allows its connections; 0 is no limit. A connection over one of the first four is
    refused; those over the accept rate wait in the backlog. Times are in seconds, coarse, and up to
-   one late; a connection that overstays is closed with -ETIMEDOUT. */
+   two late; a connection that overstays is closed with -ETIMEDOUT. */
 struct bk_limits {
     size_t size;
     unsigned max_connections; /* at once */
