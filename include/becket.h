@@ -203,6 +203,14 @@ struct bk_os {
     int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
     int (*getpid)(bk_os *os);
 
+    /* Processes; NULL where a system has none of them. */
+    int (*fork)(bk_os *os); /* 0 in the child; what stdio holds back is written before */
+    int (*waitpid)(bk_os *os, int pid, int *ret_status); /* 0: still runs; 1: ended, and how: its
+                                                            exit status, or -(the signal's number) */
+    int (*kill)(bk_os *os, int pid, int signum);
+    void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
+    int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
+
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
        the process already; NULL: none. They stay for as long as the process. */
     void *(*library)(bk_os *os, const char *const *names, int loaded_only);
@@ -726,9 +734,44 @@ BK_API const char *bk_listener_name(const bk_listener *listener);
 BK_API int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, void *user,
                       bk_error *ret_error, bk_stream **ret_stream);
 
-/* Serve a protocol at endpoints (a list of strings ended by NULL) until SIGINT or SIGTERM, on a
-   loop of its own, ignoring SIGPIPE; prints to standard error where it listens, and what went
-   wrong. For main(): returns an exit status, 0 or 1. */
+/*
+ * How a server runs. The drivers:
+ *     loop       one loop, in the thread that calls
+ *     loops:N    N threads with a loop each, which accept from the same sockets
+ *     threads:N  as loops:N, each with one connection at most: a protocol may block there; what is
+ *                beyond N connections waits in the backlog
+ *     forks:N    N processes with a loop each, on sockets that their parent has opened. It restarts
+ *                what dies: at once, or when that lived less than a second, after 0.1 s, twice as
+ *                long each time up to 10 s; after five such deaths with nobody ever served it gives
+ *                up. Endpoints with reuse_port=1 are opened by each process. Limits hold for each.
+ * Endpoints that are one connection, as stdio: is, belong to the first loop or process alone.
+ */
+typedef struct bk_serve_options {
+    size_t size;
+    const char *driver;      /* NULL: BECKET_DRIVER, or loop */
+    const bk_limits *limits; /* NULL: none */
+    int drain; /* seconds that connections have to come to their end; 0: 30; < 0: none */
+    /* Optional. Called once for every loop, before it listens, to register its schemes and engines,
+       and to give it a protocol of its own in place of the server's, which ret_protocol is set to.
+       Under forks:N in each process, and for the parent's loop, which listens but serves nobody;
+       else in the thread that called. A negative result ends the server. */
+    int (*setup)(void *arg, bk_loop *loop, const bk_protocol **ret_protocol);
+    bk_log_fn log; /* NULL: lines to standard error. Called by any of the threads */
+    void *arg;     /* for setup and log */
+    bk_os *os;     /* NULL: bk_os_default() */
+} bk_serve_options;
+
+/* Serve a protocol at endpoints (a list of strings ended by NULL), on loops of its own and ignoring
+   SIGPIPE, until SIGINT or SIGTERM: then it accepts no more, closes those that never said anything,
+   and lets the others come to their end until the drain is over, or a second signal comes: what is
+   left is cut. Ends, too, when all that it listens at was one connection and that is over. SIGHUP
+   has certificates read again. Tells the log, or standard error, where it listens and what went
+   wrong. For main(): returns an exit status, 0 when nothing was cut and nothing failed; else 1.
+   Under forks:N the workers never return from it: they exit. options may be NULL. */
+BK_API int bk_serve_with(const bk_serve_options *options, const bk_protocol *protocol,
+                         const char *endpoint, ...);
+
+/* bk_serve_with() without options. */
 BK_API int bk_serve(const bk_protocol *protocol, const char *endpoint, ...);
 
 #ifdef __cplusplus

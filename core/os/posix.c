@@ -18,6 +18,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -442,6 +443,44 @@ static int posix_getpid(bk_os *os) {
     return (int)getpid();
 }
 
+/* ---- Processes ---- */
+
+static int posix_fork(bk_os *os) {
+    (void)os;
+    fflush(NULL); /* or it would be written twice */
+    RESULT(fork());
+}
+
+static int posix_waitpid(bk_os *os, int pid, int *ret_status) {
+    (void)os;
+    int status, done = (int)waitpid(pid, &status, WNOHANG);
+    if (done <= 0)
+        return done < 0 ? -errno : 0;
+    *ret_status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+    return 1;
+}
+
+static int posix_kill(bk_os *os, int pid, int signum) {
+    (void)os;
+    RESULT(kill(pid, signum));
+}
+
+static void posix_exit(bk_os *os, int status) {
+    (void)os;
+    fflush(NULL);
+    _exit(status);
+}
+
+static _Thread_local sigset_t before_hold;
+
+static int posix_hold_signals(bk_os *os, int on) {
+    sigset_t all;
+    (void)os;
+    sigfillset(&all);
+    return -(on ? pthread_sigmask(SIG_SETMASK, &all, &before_hold)
+                : pthread_sigmask(SIG_SETMASK, &before_hold, NULL));
+}
+
 /* ---- Locks ---- */
 
 struct bk_lock {
@@ -554,6 +593,11 @@ static bk_os posix = {
     .thread_join = posix_thread_join,
     .signal_catch = posix_signal_catch,
     .getpid = posix_getpid,
+    .fork = posix_fork,
+    .waitpid = posix_waitpid,
+    .kill = posix_kill,
+    .exit = posix_exit,
+    .hold_signals = posix_hold_signals,
     .library = posix_library,
     .symbol = posix_symbol,
 };

@@ -200,6 +200,11 @@ static void tell_leave(const visit *v, bk_stream *s, int why) {
     g->leave(g->arg, &visitor);
 }
 
+static void tell_crowd(const bk_listener *l, int change) {
+    if (l->crowd != NULL)
+        l->crowd(l->crowd_arg, change);
+}
+
 static void visit_opened(bk_visit *base, bk_stream *s) {
     visit *v = (visit *)base;
     bk_gate *g = v->front->gate;
@@ -229,6 +234,8 @@ static void visit_closed(bk_visit *base, bk_stream *s, int why) {
         g->stats.bytes_out += base->bytes_out;
     }
     bk_lock_drop(g->lock);
+    if (!base->refused)
+        tell_crowd(f->base.listener, -1);
     bk_dealloc(f->loop->os, v);
     bk_listener_drop(f->base.listener);
 }
@@ -334,6 +341,8 @@ static int gate_opened(bk_stream *s) {
     code = ask(f, s, v, &wait);
     if (wait > 0)
         slow_down(f, wait);
+    if (code == 0)
+        tell_crowd(f->base.listener, 1);
     if (code == 0)
         return bk_stream_pass_on(s, f->base.front.protocol);
     bk_stream_refuse(s, f->base.front.protocol, code == -ESHUTDOWN ? code : BK_ELIMIT);

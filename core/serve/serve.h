@@ -99,6 +99,8 @@ struct bk_listener {
     bk_listener_front *fronts;
     uint32_t users; /* who holds it, beside its owner */
     bool closed;
+    void (*crowd)(void *arg, int change); /* told of each that a gate lets in (1), and of its end */
+    void *crowd_arg;
     bk_fn ended; /* told when all that could ever come in here has come and gone: bk_serve() */
     void *ended_arg;
     bool over; /* … and that has happened */
