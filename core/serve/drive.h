@@ -77,7 +77,7 @@ extern const bk_driver bk_driver_loop, bk_driver_loops, bk_driver_threads, bk_dr
 int bk_driver_find(const char *name, const bk_driver **ret_driver, int *ret_workers,
                    bk_error *error);
 
-/* What every process of a server catches. */
-int bk_drive_signals(bk_loop *loop, bk_fn end, bk_fn reload, void *arg);
+/* What every process of a server catches; a failure is told. */
+int bk_drive_signals(const bk_plan *plan, bk_loop *loop, bk_fn on_end, bk_fn on_reload, void *arg);
 
 #endif

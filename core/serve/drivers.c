@@ -36,11 +36,15 @@ static void reload(void *arg) {
     bk_share_reload(&c->shares[0]);
 }
 
-int bk_drive_signals(bk_loop *loop, bk_fn on_end, bk_fn on_reload, void *arg) {
+int bk_drive_signals(const bk_plan *plan, bk_loop *loop, bk_fn on_end, bk_fn on_reload, void *arg) {
     int code = bk_signal_set(loop, SIGINT, on_end, arg);
     if (code >= 0)
         code = bk_signal_set(loop, SIGTERM, on_end, arg);
-    return code < 0 ? code : bk_signal_set(loop, SIGHUP, on_reload, arg);
+    if (code >= 0)
+        code = bk_signal_set(loop, SIGHUP, on_reload, arg);
+    if (code < 0)
+        bk_plan_say(plan, code, "cannot catch signals: %s", bk_strerror(code));
+    return code;
 }
 
 /* ---- Opening: all in one thread ---- */
@@ -70,7 +74,7 @@ static int open_share(crew *c, bk_gate *gate, bool alone) {
     s->alone = alone;
     s->arg = c;
     if (code >= 0 && s == first)
-        code = bk_drive_signals(s->loop, end, reload, c);
+        code = bk_drive_signals(c->plan, s->loop, end, reload, c);
     if (code >= 0 && s != first) {
         s->deaf = one_is_deaf;
         return listen_beside(s, first);

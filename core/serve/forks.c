@@ -57,7 +57,7 @@ static int take_signals(forks *f, bk_share *s) {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGCHLD};
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
         (void)bk_signal_set(f->share.loop, signals[i], NULL, NULL);
-    int code = bk_drive_signals(s->loop, bk_share_stop, bk_share_reload, s);
+    int code = bk_drive_signals(f->plan, s->loop, bk_share_stop, bk_share_reload, s);
     if (code >= 0)
         code = bk_signal_set(s->loop, SIGINT, no_matter, NULL);
     (void)f->plan->os->hold_signals(f->plan->os, 0);
@@ -236,16 +236,17 @@ static void stop_when_alone(forks *f) {
 
 static void bury(place *p, int status) {
     forks *f = p->forks;
+    const char *how = status < 0 ? "was killed by signal" : "exited with status";
+    int number = status < 0 ? -status : status;
     p->pid = 0;
     while (hear(p)) /* its last words may be that all is over */
         ;
     forget_pipe(p);
-    if (f->ending)
-        f->failed |= status != 0;
-    else if (status < 0)
-        died(p, "was killed by signal", -status);
-    else
-        died(p, "exited with status", status);
+    if (!f->ending)
+        died(p, how, number);
+    else if (status != 0)
+        bk_plan_say(f->plan, -ECHILD, "a worker %s %d", how, number);
+    f->failed |= f->ending && status != 0;
 }
 
 /* SIGCHLD: at least one is dead. */
@@ -299,10 +300,9 @@ static void end(void *arg) {
 
 /* ---- The parent ---- */
 
-static int whose_is(const forks *f, int i, whose *ret_whose) {
+static int whose_is(const forks *f, int i, whose *ret_whose, bk_error *error) {
     bk_endpoint e;
-    const char *text = f->plan->endpoints[i];
-    int code = bk_endpoint_parse(f->plan->os, text, &e, NULL);
+    int code = bk_endpoint_parse(f->plan->os, f->plan->endpoints[i], &e, error);
     if (code < 0)
         return code;
     const char *reuse = bk_endpoint_option(&e, "reuse_port");
@@ -320,31 +320,41 @@ static bool is_connection(const bk_listener *l) {
     return strncmp(plus != NULL ? plus + 1 : name, "fd:", 3) == 0;
 }
 
+/* Whether workers can be given it. */
+static int check_endpoint(forks *f, int i) {
+    bk_error error = {0};
+    int code = whose_is(f, i, &f->whose[i], &error);
+    if (code == 0 && f->whose[i] == FIRST && is_connection(f->share.listeners[i]))
+        code = bk_error_set(&error, -ENOTSUP, 0,
+                            "this is a connection, which no worker can be given; driver loop "
+                            "serves it");
+    if (code < 0)
+        bk_plan_say_error(f->plan, f->plan->endpoints[i], &error);
+    return code;
+}
+
+/* No more than its sockets is wanted of a listener that is shared: it accepts nothing, and looks
+   after no certificates. */
+static void put_aside(bk_listener *l) {
+    (void)bk_listener_pause(l, 1);
+    for (bk_listener_front *front = l->fronts; front != NULL; front = front->next)
+        if (front->stop != NULL)
+            front->stop(front);
+}
+
 /* The parent listens at what is shared, and has seen that the rest can be listened at. */
 static int open_endpoint(forks *f, int i) {
     int code = bk_share_listen(&f->share, i, NULL, 0);
+    if (code == 0)
+        code = check_endpoint(f, i);
     if (code < 0)
         return code;
-    bk_listener *l = f->share.listeners[i];
-    code = whose_is(f, i, &f->whose[i]);
-    if (code >= 0 && f->whose[i] == FIRST && is_connection(l)) {
-        bk_error error = {.code = -ENOTSUP,
-                          .text = "this is a connection, which no worker can be "
-                                  "given; driver loop serves it"};
-        bk_plan_say_error(f->plan, f->plan->endpoints[i], &error);
-        return error.code;
-    }
-    if (code < 0)
-        return code;
-    bk_plan_say(f->plan, 0, "listening at %s", bk_listener_name(l));
+    bk_plan_say(f->plan, 0, "listening at %s", bk_listener_name(f->share.listeners[i]));
     if (f->whose[i] == SHARED) {
-        (void)bk_listener_pause(l, 1);
-        for (bk_listener_front *front = l->fronts; front != NULL; front = front->next)
-            if (front->stop != NULL)
-                front->stop(front); /* no certificates are to be watched here */
+        put_aside(f->share.listeners[i]);
         return 0;
     }
-    bk_listener_close(l);
+    bk_listener_close(f->share.listeners[i]);
     f->share.listeners[i] = NULL;
     return 0;
 }
@@ -356,12 +366,11 @@ static int open_parent(forks *f) {
     int code = bk_share_open(&f->share, f->plan, NULL);
     if (code < 0)
         return code;
-    if (f->whose == NULL || f->places == NULL)
-        code = -ENOMEM;
-    if (code >= 0)
-        code = bk_drive_signals(f->share.loop, end, reload, f);
-    if (code >= 0)
-        code = bk_signal_set(f->share.loop, SIGCHLD, reap, f);
+    code = bk_drive_signals(f->plan, f->share.loop, end, reload, f);
+    if (code < 0)
+        return code;
+    code = f->whose == NULL || f->places == NULL ? -ENOMEM
+                                                 : bk_signal_set(f->share.loop, SIGCHLD, reap, f);
     if (code < 0)
         bk_plan_say(f->plan, code, "cannot serve: %s", bk_strerror(code));
     for (int i = 0; i < f->plan->count && code >= 0; i++)
@@ -375,9 +384,11 @@ static int run_parent(forks *f) {
         fill(&f->places[i]);
     }
     int code = bk_loop_run(f->share.loop);
-    if (code < 0) {
+    if (code < 0) { /* that may have been passing; it ends all the same */
         bk_plan_say(f->plan, code, "%s", bk_strerror(code));
-        tell_all(f, SIGTERM);
+        end(f);
+        if (bk_loop_run(f->share.loop) < 0)
+            tell_all(f, SIGKILL);
     }
     for (int i = 0; i < f->plan->workers; i++)
         forget_pipe(&f->places[i]);

@@ -129,8 +129,13 @@ static void ignore(int signum) {
 
 static int run(bk_plan *plan) {
     const bk_driver *driver;
+    const bk_limits *limits = plan->options.limits;
     if (take_driver(plan, &driver) < 0)
         return 1;
+    if (limits != NULL && limits->size < sizeof limits->size) {
+        bk_plan_say(plan, -EINVAL, "limits: their size is not set");
+        return 1;
+    }
     int code = plan->os->signal_catch(plan->os, SIGPIPE, ignore);
     if (code < 0) {
         bk_plan_say(plan, code, "cannot serve: %s", bk_strerror(code));
