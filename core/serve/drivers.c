@@ -116,7 +116,7 @@ static void thread_main(void *arg) {
     crew *c = s->arg;
     run_share(c, s);
     if (!s->stopping) { /* its loop failed: what it has is lost, and the server with it */
-        one_is_deaf(c);
+        bk_share_stop(s);
         bk_loop_post_kept(c->shares[0].loop, &c->stop);
     }
     atomic_fetch_sub(&c->running, 1);
