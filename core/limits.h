@@ -25,6 +25,8 @@ enum {
     BK_ACCEPT_REST_MS = 100,
     /* Seconds in which a peer that is refused may read why, and send what it likes. */
     BK_REFUSAL_S = 2,
+    /* Listening sockets of one endpoint that several loops or processes share. */
+    BK_SOCKETS = 64,
     /* Seconds that connections have to come to their end when a server ends. */
     BK_DRAIN_S = 30,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */

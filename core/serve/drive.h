@@ -51,6 +51,8 @@ typedef struct bk_share {
 int bk_share_open(bk_share *s, const bk_plan *plan, bk_gate *gate);
 /* Listen at an endpoint: on those sockets, or on its own, which is told. */
 int bk_share_listen(bk_share *s, int endpoint, const int *sockets, int count);
+/* … or on those another share has for it, if there are any. */
+int bk_share_listen_with(bk_share *s, int endpoint, const bk_share *owner);
 int bk_share_listen_all(bk_share *s);
 /* Serve until bk_share_stop(), and then until the end. Negative: the loop failed. */
 int bk_share_run(bk_share *s);

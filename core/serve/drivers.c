@@ -56,14 +56,10 @@ static void one_is_deaf(void *arg) {
         bk_loop_post_kept(c->shares[0].loop, &c->deaf);
 }
 
-static int listen_beside(bk_share *s, bk_share *first) {
+static int listen_beside(bk_share *s, const bk_share *first) {
     int code = 0;
-    for (int i = 0; i < s->plan->count && code >= 0; i++) {
-        int sockets[64];
-        int count = bk_listener_sockets(first->listeners[i], sockets, 64);
-        if (count > 0)
-            code = bk_share_listen(s, i, sockets, count < 64 ? count : 64);
-    }
+    for (int i = 0; i < s->plan->count && code >= 0; i++)
+        code = bk_share_listen_with(s, i, first);
     return code;
 }
 

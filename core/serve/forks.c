@@ -67,9 +67,8 @@ static int take_signals(forks *f, bk_share *s) {
 static int listen_as_worker(forks *f, bk_share *s, bool first) {
     int code = 0;
     for (int i = 0; i < f->plan->count && code >= 0; i++) {
-        int sockets[64], count = bk_listener_sockets(f->share.listeners[i], sockets, 64);
         if (f->whose[i] == SHARED)
-            code = bk_share_listen(s, i, sockets, count < 64 ? count : 64);
+            code = bk_share_listen_with(s, i, &f->share);
         else if (f->whose[i] == EACH || first)
             code = bk_share_listen(s, i, NULL, 0);
     }
@@ -83,9 +82,22 @@ static void tell(bk_os *os, int pipe, char what) {
 }
 
 typedef struct worker {
+    forks *forks;
     bk_share share;
     int pipe;
 } worker;
+
+/* Its listeners gave the sockets back; as long as any of us has them, connections come in there. */
+static void worker_deaf(void *arg) {
+    const worker *w = arg;
+    const bk_share *parent = &w->forks->share;
+    for (int i = 0; i < parent->plan->count; i++) {
+        int sockets[BK_SOCKETS];
+        int count = bk_listener_sockets(parent->listeners[i], sockets, BK_SOCKETS);
+        for (int k = 0; k < count && k < BK_SOCKETS; k++)
+            bk_close_fd(parent->plan->os, sockets[k]);
+    }
+}
 
 static void worker_over(void *arg) {
     worker *w = arg;
@@ -95,7 +107,7 @@ static void worker_over(void *arg) {
 
 /* Returns the status it exits with. */
 static int work(forks *f, int number, int pipe) {
-    worker w = {.pipe = pipe};
+    worker w = {.forks = f, .pipe = pipe};
     bk_os *os = f->plan->os;
     bk_gate *gate = NULL;
     int code = bk_plan_gate(f->plan, &gate);
@@ -104,6 +116,7 @@ static int work(forks *f, int number, int pipe) {
     if (code < 0)
         return 1;
     w.share.over = worker_over;
+    w.share.deaf = worker_deaf;
     w.share.arg = &w;
     code = take_signals(f, &w.share);
     if (code >= 0)

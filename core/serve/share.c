@@ -66,6 +66,17 @@ int bk_share_listen(bk_share *s, int endpoint, const int *sockets, int count) {
     return 0;
 }
 
+int bk_share_listen_with(bk_share *s, int endpoint, const bk_share *owner) {
+    int sockets[BK_SOCKETS];
+    int count = bk_listener_sockets(owner->listeners[endpoint], sockets, BK_SOCKETS);
+    if (count > BK_SOCKETS) {
+        bk_plan_say(s->plan, BK_ELIMIT, "%s: more than %d addresses cannot be shared",
+                    s->plan->endpoints[endpoint], BK_SOCKETS);
+        return BK_ELIMIT;
+    }
+    return count == 0 ? 0 : bk_share_listen(s, endpoint, sockets, count);
+}
+
 int bk_share_listen_all(bk_share *s) {
     int code = 0;
     for (int i = 0; i < s->plan->count && code >= 0; i++) {
