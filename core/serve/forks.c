@@ -9,12 +9,14 @@
 #include "core/serve/drive.h"
 
 #include <signal.h>
+#include <stdio.h>
 
 enum {
     QUICK_MS = 1000, /* a worker that dies sooner is restarted later and later, … */
     FIRST_MS = 100,  /* … after so long, and twice as long each time, … */
     LONGEST_MS = 10000,
     HOPELESS = 5,     /* … or never again after so many, when nobody has ever served */
+    NAME_BYTES = 400, /* of where it listens, for a line that tells it */
     LAST_WORDS_S = 2, /* beyond the drain, for workers to say what they cut */
     SERVES = '+',     /* what a worker tells */
     OVER = '.',
@@ -355,20 +357,24 @@ static void put_aside(bk_listener *l) {
             front->stop(front);
 }
 
-/* The parent listens at what is shared, and has seen that the rest can be listened at. */
+/* The parent listens at what is shared, and has seen that the rest can be listened at. That is told
+   when nobody can come to the parent any more. */
 static int open_endpoint(forks *f, int i) {
+    char name[NAME_BYTES];
     int code = bk_share_listen(&f->share, i, NULL, 0);
     if (code == 0)
         code = check_endpoint(f, i);
     if (code < 0)
         return code;
-    bk_plan_say(f->plan, 0, "listening at %s", bk_listener_name(f->share.listeners[i]));
+    bk_listener *l = f->share.listeners[i];
+    snprintf(name, sizeof name, "%s", bk_listener_name(l));
     if (f->whose[i] == SHARED) {
-        put_aside(f->share.listeners[i]);
-        return 0;
+        put_aside(l);
+    } else {
+        bk_listener_close(l);
+        f->share.listeners[i] = NULL;
     }
-    bk_listener_close(f->share.listeners[i]);
-    f->share.listeners[i] = NULL;
+    bk_plan_say(f->plan, 0, "listening at %s", name);
     return 0;
 }
 

@@ -368,11 +368,11 @@ def test_limits_are_the_servers(driver: str, start: Start) -> None:
 
 
 def served(server: Server) -> bool:
-    with closing(server.connect()) as client:
-        try:
+    try:
+        with closing(server.connect()) as client:
             return client.ask("again") == "again"
-        except ConnectionError:
-            return False
+    except ConnectionError:
+        return False
 
 
 # ---- threads:N -----------------------------------------------------------------------------------
