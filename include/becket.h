@@ -205,6 +205,15 @@ struct bk_os {
     int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
     int (*getpid)(bk_os *os);
 
+    /* Processes; NULL where a system has none of them. */
+    int (*fork)(bk_os *os); /* 0 in the child; what stdio holds back is written before */
+    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
+       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
+    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
+    int (*kill)(bk_os *os, int pid, int signum); /* pid < 0: the process group of that number */
+    void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
+    int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
+
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
        the process already; NULL: none. They stay for as long as the process. */
     void *(*library)(bk_os *os, const char *const *names, int loaded_only);
@@ -216,10 +225,6 @@ struct bk_os {
        descriptors for its standard input and output; the rest is as ours, but that no signal is
        blocked, nor SIGPIPE ignored. Returns its number. */
     int (*spawn)(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd);
-    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
-       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
-    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
-    int (*kill)(bk_os *os, int pid, int signum);             /* its whole process group */
     const char *(*environment)(bk_os *os, const char *name); /* NULL: it has none of that name */
     int (*close_on_exec)(bk_os *os, int fd);                 /* for one that others have opened */
 };
@@ -574,7 +579,8 @@ BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
 
 /* Join two streams of one loop: from here on, what one receives the other sends, with flow control
    and the end of each direction passed on; when one is gone, so is the other. Both get protocols of
-   the core, and their user values are lost; neither may be ending. -EPIPE when one is closed. */
+   the core, and their user values are lost. Either may still be connecting; what has come to its
+   end already is passed on. -EPIPE when our direction of one is over, or it is closing. */
 BK_API int bk_stream_relay(bk_stream *a, bk_stream *b);
 
 /* The transport; and putting another in its place in mid-stream, most often one that holds the old
@@ -677,7 +683,7 @@ BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *pro
 
 /* What a server allows its connections; 0 is no limit. A connection over one of the first four is
    refused; those over the accept rate wait in the backlog. Times are in seconds, coarse, and up to
-   one late; a connection that overstays is closed with -ETIMEDOUT. */
+   two late; a connection that overstays is closed with -ETIMEDOUT. */
 struct bk_limits {
     size_t size;
     unsigned max_connections; /* at once */
@@ -775,10 +781,44 @@ BK_API int bk_supervisor_tell(bk_os *os, const char *state);
    know; -EINVAL: what the environment says is not a number. Ends with the loop. */
 BK_API int bk_supervisor_watch(bk_loop *loop);
 
-/* Serve a protocol at endpoints (a list of strings ended by NULL) until SIGINT or SIGTERM, on a
-   loop of its own, ignoring SIGPIPE; prints to standard error where it listens, and what went
-   wrong. SIGHUP reloads its listeners. A supervisor is told of all that, and that it lives. For
-   main(): returns an exit status, 0 or 1. */
+/*
+ * How a server runs. The drivers:
+ *     loop       one loop, in the thread that calls
+ *     loops:N    N threads with a loop each, which accept from the same sockets
+ *     threads:N  as loops:N, each with one connection at most: a protocol may block there; what is
+ *                beyond N connections waits in the backlog
+ *     forks:N    N processes with a loop each, on sockets that their parent has opened. It restarts
+ *                what dies: at once, or when that lived less than a second, after 0.1 s, twice as
+ *                long each time up to 10 s; after five such deaths with nobody ever served it gives
+ *                up. Endpoints with reuse_port=1 are opened by each process. Limits hold for each.
+ * Endpoints that are one connection, as stdio: is, belong to the first loop or process alone.
+ */
+typedef struct bk_serve_options {
+    size_t size;
+    const char *driver;      /* NULL: BECKET_DRIVER, or loop */
+    const bk_limits *limits; /* NULL: none */
+    int drain; /* seconds that connections have to come to their end; 0: 30; < 0: none */
+    /* Optional. Called once for every loop, before it listens, to register its schemes and engines,
+       and to give it a protocol of its own in place of the server's, which ret_protocol is set to.
+       Under forks:N in each process, and for the parent's loop, which listens but serves nobody;
+       else in the thread that called. A negative result ends the server. */
+    int (*setup)(void *arg, bk_loop *loop, const bk_protocol **ret_protocol);
+    bk_log_fn log; /* NULL: lines to standard error. Called by any of the threads */
+    void *arg;     /* for setup and log */
+    bk_os *os;     /* NULL: bk_os_default() */
+} bk_serve_options;
+
+/* Serve a protocol at endpoints (a list of strings ended by NULL), on loops of its own and ignoring
+   SIGPIPE, until SIGINT or SIGTERM: then it accepts no more, closes those that never said anything,
+   and lets the others come to their end until the drain is over, or a second signal comes: what is
+   left is cut. Ends, too, when all that it listens at was one connection and that is over. SIGHUP
+   has certificates read again. Tells the log, or standard error, where it listens and what went
+   wrong; a supervisor is told of all that, and that it lives. For main(): returns an exit status, 0 when nothing was cut and nothing failed; else 1.
+   Under forks:N the workers never return from it: they exit. options may be NULL. */
+BK_API int bk_serve_with(const bk_serve_options *options, const bk_protocol *protocol,
+                         const char *endpoint, ...);
+
+/* bk_serve_with() without options. */
 BK_API int bk_serve(const bk_protocol *protocol, const char *endpoint, ...);
 
 #ifdef __cplusplus

@@ -27,6 +27,8 @@ typedef struct bk_call {
 typedef struct bk_post {
     struct bk_post *next;
     bk_call call;
+    bool kept;   /* its memory is its owner's, and not freed */
+    bool queued; /* … and it waits to be taken; under the loop's lock */
 } bk_post;
 
 typedef struct bk_timer_entry {
@@ -140,6 +142,10 @@ static inline void bk_loop_break(bk_loop *loop) {
 bool bk_watches_apply(bk_loop *loop);
 void bk_watches_dispatch(bk_loop *loop, int count);
 void bk_watches_close(bk_loop *loop);
+
+/* As bk_loop_post(), which needs memory: post is the caller's, zeroed but for its call, and must
+   outlive the loop. What waits already is not queued twice. From any thread. */
+void bk_loop_post_kept(bk_loop *loop, bk_post *post);
 
 int bk_posts_open(bk_loop *loop);
 void bk_posts_take(bk_loop *loop);

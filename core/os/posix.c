@@ -444,6 +444,47 @@ static int posix_getpid(bk_os *os) {
     return (int)getpid();
 }
 
+/* ---- Processes ---- */
+
+static int posix_fork(bk_os *os) {
+    (void)os;
+    fflush(NULL); /* or it would be written twice */
+    RESULT(fork());
+}
+
+static int posix_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
+    (void)os;
+    int status;
+    pid_t got = waitpid(pid, &status, wait ? 0 : WNOHANG);
+    if (got <= 0)
+        return got < 0 ? -errno : 0;
+    *ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    return 1;
+}
+
+static int posix_kill(bk_os *os, int pid, int signum) {
+    (void)os;
+    if (pid >= -1 && pid <= 1) /* which would mean others */
+        return -EINVAL;
+    RESULT(kill(pid, signum));
+}
+
+static void posix_exit(bk_os *os, int status) {
+    (void)os;
+    fflush(NULL);
+    _exit(status);
+}
+
+static _Thread_local sigset_t before_hold;
+
+static int posix_hold_signals(bk_os *os, int on) {
+    sigset_t all;
+    (void)os;
+    sigfillset(&all);
+    return -(on ? pthread_sigmask(SIG_SETMASK, &all, &before_hold)
+                : pthread_sigmask(SIG_SETMASK, &before_hold, NULL));
+}
+
 /* ---- Locks ---- */
 
 struct bk_lock {
@@ -582,23 +623,6 @@ static int posix_spawn_program(bk_os *os, const char *const *argv, int stdin_fd,
     return code;
 }
 
-static int posix_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
-    (void)os;
-    int status;
-    pid_t got = waitpid(pid, &status, wait ? 0 : WNOHANG);
-    if (got <= 0)
-        return got < 0 ? -errno : 0;
-    *ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-    return 1;
-}
-
-static int posix_kill(bk_os *os, int pid, int signum) {
-    (void)os;
-    if (pid <= 1) /* which would mean others */
-        return -EINVAL;
-    RESULT(kill(-pid, signum));
-}
-
 static const char *posix_environment(bk_os *os, const char *name) {
     (void)os;
     return getenv(name);
@@ -657,11 +681,14 @@ static bk_os posix = {
     .thread_join = posix_thread_join,
     .signal_catch = posix_signal_catch,
     .getpid = posix_getpid,
+    .fork = posix_fork,
+    .waitpid = posix_waitpid,
+    .kill = posix_kill,
+    .exit = posix_exit,
+    .hold_signals = posix_hold_signals,
     .library = posix_library,
     .symbol = posix_symbol,
     .spawn = posix_spawn_program,
-    .waitpid = posix_waitpid,
-    .kill = posix_kill,
     .environment = posix_environment,
     .close_on_exec = posix_close_on_exec,
 };

@@ -16,10 +16,10 @@ struct bk_acceptor {
     bk_loop *loop;
     const bk_protocol *protocol;
     bk_timer rest;
-    int trouble; /* why it rested last; 0: all is well */
-    bool paused; /* by its owner */
-    bool busy;   /* within accept_ready: a protocol may close the listener there */
-    bool freed;  /* … and has */
+    int trouble;     /* why it rested last; 0: all is well */
+    unsigned pauses; /* BK_PAUSE_…: who wants none accepted */
+    bool busy;       /* within accept_ready: a protocol may close the listener there */
+    bool freed;      /* … and has */
     int count;
     door doors[];
 };
@@ -96,16 +96,17 @@ static int watch_doors(bk_acceptor *a) {
 
 static void rest_over(void *arg) {
     bk_acceptor *a = arg;
-    int code = a->paused ? 0 : watch_doors(a);
+    int code = a->pauses != 0 ? 0 : watch_doors(a);
     if (code < 0)
         rest(a, code);
 }
 
-int bk_acceptor_pause(bk_acceptor *a, bool on) {
-    if (on == a->paused)
+int bk_acceptor_pause(bk_acceptor *a, unsigned who, bool on) {
+    bool before = a->pauses != 0;
+    a->pauses = on ? a->pauses | who : a->pauses & ~who;
+    if (before == (a->pauses != 0))
         return 0;
-    a->paused = on;
-    if (!on)
+    if (before)
         return a->rest.place != 0 ? 0 : watch_doors(a);
     for (int i = 0; i < a->count; i++)
         (void)bk_watch_set(a->loop, a->doors[i].fd, BK_READ, NULL, NULL);
@@ -177,8 +178,7 @@ static void accept_ready(void *arg, unsigned events) {
     bk_acceptor *a = d->acceptor;
     (void)events;
     a->busy = true;
-    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->paused && !a->loop->broken;
-         i++)
+    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->pauses && !a->loop->broken; i++)
         if (!accept_one(a, d->fd))
             break;
     a->busy = false;

@@ -76,9 +76,22 @@ void bk_listener_drop(bk_listener *listener) {
     release(listener);
 }
 
+/* Those whose transport has not opened yet, and which the fronts would have next: they are nobody's
+   when those are gone. */
+static void drop_unopened(bk_listener *l) {
+    static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
+    for (bk_listener_front *f = l->fronts; f != NULL; f = f->next)
+        for (bk_stream *s = l->loop->streams; s != NULL; s = s->next)
+            if (s->protocol == &f->front.base && s->visit == NULL) {
+                s->protocol = &nobody;
+                bk_stream_fail(s, -ECANCELED);
+            }
+}
+
 void bk_listener_close(bk_listener *listener) {
     if (listener == NULL)
         return;
+    drop_unopened(listener);
     *listener->link = listener->next;
     if (listener->next != NULL)
         listener->next->link = listener->link;
@@ -100,7 +113,9 @@ void bk_listener_reload(bk_listener *listener) {
 int bk_listener_pause(bk_listener *listener, int on) {
     if (listener == NULL)
         return -EINVAL;
-    return listener->acceptor == NULL ? -ENOTSUP : bk_acceptor_pause(listener->acceptor, on != 0);
+    return listener->acceptor == NULL
+               ? -ENOTSUP
+               : bk_acceptor_pause(listener->acceptor, BK_PAUSE_OWNER, on != 0);
 }
 
 int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room) {

@@ -19,6 +19,7 @@ struct bk_child {
     bk_transport *pipes;    /* NULL: closed; nothing is left but to reap it */
     bk_timer timer;         /* to ask whether it has ended */
     int64_t until;          /* when it has been waited for long enough; 0: nobody waits */
+    bool told;              /* to end */
     bool drained;           /* all it had to say was read */
     int pid;                /* 0: it has ended, and was reaped */
     int status;             /* then: as waitpid told */
@@ -70,14 +71,19 @@ static void process_reap(void *arg) {
     }
     int code =
         bk_timer_start(loop, &c->timer, now + BK_PROCESS_REAP_MS * BK_MILLISECOND, process_reap, c);
-    if (code < 0 || now >= c->until)
-        (void)loop->os->kill(loop->os, c->pid, SIGKILL);
+    if (code < 0 || (c->told && now >= c->until)) {
+        (void)loop->os->kill(loop->os, -c->pid, SIGKILL);
+    } else if (now >= c->until) {
+        (void)loop->os->kill(loop->os, -c->pid, SIGTERM);
+        c->told = true;
+        c->until = now + BK_PROCESS_TERM_MS * BK_MILLISECOND;
+    }
 }
 
 /* One that may not be killed (it has become another user's) is not waited for either. */
 static void process_kill(bk_child *c) {
     bk_os *os = c->loop->os;
-    int status, code = os->kill(os, c->pid, SIGKILL);
+    int status, code = os->kill(os, -c->pid, SIGKILL);
     if (code < 0)
         bk_loop_log(c->loop, code, "process %d cannot be ended: %s", c->pid, bk_strerror(code));
     while (code >= 0 || code == -EINTR)
@@ -151,11 +157,9 @@ static int process_end(bk_transport *t) {
     return c->pipes->ops->end(c->pipes);
 }
 
-/* The signal goes out before it is looked whether the command has ended: as long as that is not
-   reaped, its process group is nobody else's, and may have others in it. */
+/* Most commands end when their input does, having done with it; others are told to. */
 static void process_close(bk_transport *t) {
     bk_child *c = (bk_child *)t;
-    bk_os *os = c->loop->os;
     c->pipes->ops->close(c->pipes);
     c->pipes = NULL;
     bk_timer_stop(c->loop, &c->timer);
@@ -163,8 +167,7 @@ static void process_close(bk_transport *t) {
         process_free(c);
         return;
     }
-    (void)os->kill(os, c->pid, SIGTERM);
-    c->until = bk_loop_now(c->loop) + BK_PROCESS_TERM_MS * BK_MILLISECOND;
+    c->until = bk_loop_now(c->loop) + BK_PROCESS_END_MS * BK_MILLISECOND;
     process_reap(c);
 }
 

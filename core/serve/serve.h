@@ -120,6 +120,8 @@ struct bk_listener {
     bk_listener_front *fronts;
     uint32_t users; /* who holds it, beside its owner */
     bool closed;
+    void (*crowd)(void *arg, int change); /* told of each that a gate lets in (1), and of its end */
+    void *crowd_arg;
     bk_fn ended; /* told when all that could ever come in here has come and gone: bk_serve() */
     void *ended_arg;
     bool over; /* … and that has happened */
@@ -161,8 +163,9 @@ int bk_acceptor_adopt(bk_acceptor *a, int fd);
 void bk_acceptor_drop(bk_acceptor *a);
 /* Watch them. */
 int bk_acceptor_start(bk_acceptor *a);
-/* Watch them no more for now, or go on. */
-int bk_acceptor_pause(bk_acceptor *a, bool on);
+/* Watch them no more for now, or go on, when nobody wants a pause any longer. */
+enum { BK_PAUSE_OWNER = 1, BK_PAUSE_RATE = 2, BK_PAUSE_FULL = 4 };
+int bk_acceptor_pause(bk_acceptor *a, unsigned who, bool on);
 int bk_acceptor_sockets(const bk_acceptor *a, int *ret_sockets, int room);
 /* The listener of an acceptor that has started; both, or neither, are closed from then on. */
 int bk_acceptor_listener(bk_acceptor *a, const char *name, void (*close)(void *arg), void *arg,

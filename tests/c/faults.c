@@ -479,6 +479,19 @@ static int f_getpid(bk_os *os) {
     return inner(os)->getpid(inner(os));
 }
 
+/* A child has the injector's books as they were; it is expected to exit. */
+static int f_fork(bk_os *os) {
+    return fails(os, "fork") ? -EAGAIN : inner(os)->fork(inner(os));
+}
+
+static void f_exit(bk_os *os, int status) {
+    inner(os)->exit(inner(os), status);
+}
+
+static int f_hold_signals(bk_os *os, int on) {
+    return inner(os)->hold_signals(inner(os), on);
+}
+
 static void *f_library(bk_os *os, const char *const *names, int loaded_only) {
     return fails(os, "library") ? NULL : inner(os)->library(inner(os), names, loaded_only);
 }
@@ -562,11 +575,14 @@ static const bk_os TABLE = {
     .thread_join = f_thread_join,
     .signal_catch = f_signal_catch,
     .getpid = f_getpid,
+    .fork = f_fork,
+    .waitpid = f_waitpid,
+    .kill = f_kill,
+    .exit = f_exit,
+    .hold_signals = f_hold_signals,
     .library = f_library,
     .symbol = f_symbol,
     .spawn = f_spawn,
-    .waitpid = f_waitpid,
-    .kill = f_kill,
     .environment = f_environment,
     .close_on_exec = f_close_on_exec,
 };

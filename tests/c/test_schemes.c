@@ -129,7 +129,7 @@ ON_EACH_NOTIFIER(memory_nobody) {
     CHECK_STR(error.text, "memory: is followed by a name, as in memory:upstream");
     CHECK_INT(connect_error("memory://name", &error), BK_EENDPOINT);
     CHECK_INT(connect_error("memory:name?a=1", &error), BK_EOPTION);
-    CHECK_STR(error.text, "memory has no options");
+    CHECK_STR(error.text, "memory has no option a; it has proxy, proxy_from, proxy_for");
 }
 
 /* Who was on the way to a listener that is closed meanwhile is closed too; others come in. */
