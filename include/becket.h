@@ -205,9 +205,10 @@ struct bk_os {
 
     /* Processes; NULL where a system has none of them. */
     int (*fork)(bk_os *os); /* 0 in the child; what stdio holds back is written before */
-    int (*waitpid)(bk_os *os, int pid, int *ret_status); /* 0: still runs; 1: ended, and how: its
-                                                            exit status, or -(the signal's number) */
-    int (*kill)(bk_os *os, int pid, int signum);
+    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
+       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
+    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
+    int (*signal_send)(bk_os *os, int pid, int signum); /* that process alone */
     void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
     int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
 

@@ -451,16 +451,17 @@ static int posix_fork(bk_os *os) {
     RESULT(fork());
 }
 
-static int posix_waitpid(bk_os *os, int pid, int *ret_status) {
+static int posix_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
     (void)os;
-    int status, done = (int)waitpid(pid, &status, WNOHANG);
-    if (done <= 0)
-        return done < 0 ? -errno : 0;
-    *ret_status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+    int status;
+    pid_t got = waitpid(pid, &status, wait ? 0 : WNOHANG);
+    if (got <= 0)
+        return got < 0 ? -errno : 0;
+    *ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
     return 1;
 }
 
-static int posix_kill(bk_os *os, int pid, int signum) {
+static int posix_signal_send(bk_os *os, int pid, int signum) {
     (void)os;
     RESULT(kill(pid, signum));
 }
@@ -595,7 +596,7 @@ static bk_os posix = {
     .getpid = posix_getpid,
     .fork = posix_fork,
     .waitpid = posix_waitpid,
-    .kill = posix_kill,
+    .signal_send = posix_signal_send,
     .exit = posix_exit,
     .hold_signals = posix_hold_signals,
     .library = posix_library,

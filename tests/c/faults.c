@@ -484,13 +484,15 @@ static int f_fork(bk_os *os) {
     return fails(os, "fork") ? -EAGAIN : inner(os)->fork(inner(os));
 }
 
-static int f_waitpid(bk_os *os, int pid, int *ret_status) {
-    faults_kind kind = strike(os, ON(INTERRUPTED), "waitpid");
-    return kind != FAULTS_NONE ? -EINTR : inner(os)->waitpid(inner(os), pid, ret_status);
+static int f_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
+    if (strike(os, ON(INTERRUPTED), "waitpid") != FAULTS_NONE)
+        return -EINTR;
+    return inner(os)->waitpid(inner(os), pid, wait, ret_status);
 }
 
-static int f_kill(bk_os *os, int pid, int signum) {
-    return inner(os)->kill(inner(os), pid, signum);
+/* To a child that has not been waited for, none fails. */
+static int f_signal_send(bk_os *os, int pid, int signum) {
+    return inner(os)->signal_send(inner(os), pid, signum);
 }
 
 static void f_exit(bk_os *os, int status) {
@@ -559,7 +561,7 @@ static const bk_os TABLE = {
     .getpid = f_getpid,
     .fork = f_fork,
     .waitpid = f_waitpid,
-    .kill = f_kill,
+    .signal_send = f_signal_send,
     .exit = f_exit,
     .hold_signals = f_hold_signals,
     .library = f_library,
