@@ -130,6 +130,7 @@ static int work(forks *f, int number, int pipe) {
             bk_plan_say(f->plan, code, "%s", bk_strerror(code));
     }
     bool good = code >= 0 && !w.share.cut;
+    (void)os->hold_signals(os, 1); /* they would no longer be caught, and end us in their own way */
     bk_share_close(&w.share);
     return good ? 0 : 1;
 }
@@ -264,19 +265,23 @@ static void bury(place *p, int status) {
     f->failed |= f->ending && status != 0;
 }
 
-/* SIGCHLD: at least one is dead. */
-static void reap(void *arg) {
-    forks *f = arg;
+/* Those that are dead; with `wait`, all, as soon as they are. */
+static void reap_all(forks *f, int wait) {
     bk_os *os = f->plan->os;
     for (int i = 0; i < f->plan->workers; i++) {
+        place *p = &f->places[i];
         int status = 0, code = 0;
-        while (f->places[i].pid != 0 &&
-               (code = os->waitpid(os, f->places[i].pid, 0, &status)) == -EINTR)
+        while (p->pid != 0 && (code = os->waitpid(os, p->pid, wait, &status)) == -EINTR)
             ;
-        if (f->places[i].pid != 0 && code != 0) /* (-ECHILD: somebody else has waited for it) */
-            bury(&f->places[i], code < 0 ? 1 : status);
+        if (code != 0) /* (-ECHILD: somebody else has waited for it) */
+            bury(p, code < 0 ? 1 : status);
     }
     stop_when_alone(f);
+}
+
+/* SIGCHLD. */
+static void reap(void *arg) {
+    reap_all(arg, 0);
 }
 
 /* ---- Signals, and the end ---- */
@@ -414,8 +419,10 @@ static int run_parent(forks *f) {
     if (code < 0) { /* that may have been passing; it ends all the same */
         bk_plan_say(f->plan, code, "%s", bk_strerror(code));
         end(f);
-        if (bk_loop_run(f->share.loop) < 0)
+        if (bk_loop_run(f->share.loop) < 0) {
             tell_all(f, SIGKILL);
+            reap_all(f, 1);
+        }
     }
     for (int i = 0; i < f->plan->workers; i++)
         forget_pipe(&f->places[i]);

@@ -369,15 +369,14 @@ static void leave(bk_os *os) {
     if (open_loop(NULL, os) < 0)
         return;
     bk_stream *s;
-    if (bk_connect(loop, "process:trap '' TERM; cat; sleep 0.2", &hearing, NULL, NULL, &s) >= 0) {
+    if (bk_connect(loop, "process:trap '' TERM; cat; sleep 0.5", &hearing, NULL, NULL, &s) >= 0) {
         for (int i = 0; i < 10 && seen.opened == 0 && seen.closed == 0; i++)
             (void)bk_loop_turn(loop, 10 * BK_MILLISECOND);
         if (seen.closed == 0)
             bk_stream_abort(s);
         run_until(&seen.closed, 1);
         faults_pass_time(support_faults(), BK_PROCESS_END_MS * BK_MILLISECOND);
-        for (int i = 0; i < 2; i++)
-            (void)bk_loop_turn(loop, 2 * BK_PROCESS_REAP_MS * BK_MILLISECOND);
+        (void)bk_loop_turn(loop, 2 * BK_PROCESS_REAP_MS * BK_MILLISECOND);
     }
     (void)bk_loop_free(loop);
 }
