@@ -31,6 +31,16 @@ enum {
     BK_DRAIN_S = 30,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
+    /* Sockets that a supervisor may pass: real ones pass a handful. */
+    BK_SYSTEMD_FDS = 1024,
+    /* Milliseconds a command may go on after it was asked to end, before it is killed. */
+    BK_PROCESS_TERM_MS = 5000,
+    /* … between two looks at whether it has ended, when nobody waits for that. */
+    BK_PROCESS_REAP_MS = 100,
+    /* … a stream waits to learn how its command ended, when its pipes have: it closes them a moment
+       before it has ended. Looked at that often. */
+    BK_PROCESS_STATUS_MS = 200,
+    BK_PROCESS_ASK_MS = 5,
     /* Default water marks of what a stream has queued: asyncio's. */
     BK_WATER_LOW = 16 * 1024,
     BK_WATER_HIGH = 64 * 1024,
@@ -70,6 +80,17 @@ enum {
     BK_TLS_RELOAD_S = 5,
     /* Sessions a client's context keeps, each for one name. */
     BK_TLS_SESSIONS = 64,
+    /* A PROXY header, with all that proxies add to it: real ones have less than 1 KiB. */
+    BK_PROXY_HEADER_BYTES = 4096,
+    /* … of which so much is read at first: most often with the first message behind it, to be held
+       until it is asked for; and, with what is beside it, less than malloc() is quick with. */
+    BK_PROXY_FIRST_BYTES = 896,
+    /* Milliseconds in which a PROXY header must have come, or gone: proxies send it at once. */
+    BK_PROXY_HEADER_MS = 10 * 1000,
+    /* Networks whose PROXY headers one listener believes: each is looked at for a connection. */
+    BK_PROXY_NETWORKS = 64,
+    /* Seconds between two words to the log of connections whose header was no good. */
+    BK_PROXY_TELL_S = 60,
     /* Signals have numbers below this on every system we know. */
     BK_SIGNALS = 65,
 };

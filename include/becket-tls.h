@@ -113,16 +113,17 @@ BK_API int bk_stream_rekey(bk_stream *s);
 /* Questions for bk_stream_query(). -ENOTSUP without TLS and, but for the first and the last, before
    its handshake is over. */
 enum {
-    BK_QUERY_TLS = 100,   /* int: 1: this is TLS; 0: not yet, but start_tls is offered */
-    BK_QUERY_TLS_ENGINE,  /* char[]: its name, "openssl" */
-    BK_QUERY_TLS_VERSION, /* char[]: "TLSv1.3" */
-    BK_QUERY_TLS_CIPHER,  /* char[]: as the engine names it */
-    BK_QUERY_TLS_BITS,    /* int: of the cipher's key */
-    BK_QUERY_TLS_ALPN,    /* char[]: what was agreed on; "": nothing */
-    BK_QUERY_TLS_NAME,    /* char[]: the name the client asked for; "": none */
-    BK_QUERY_TLS_CERT,    /* bytes: the peer's certificate, DER; none shown: 0 of them */
-    BK_QUERY_TLS_RESUMED, /* int: whether an earlier session was resumed */
-    BK_QUERY_TLS_WORDS,   /* char[]: what broke it, in the engine's own words; "": nothing */
+    BK_QUERY_TLS = 100,    /* int: 1: this is TLS; 0: not yet, but start_tls is offered */
+    BK_QUERY_TLS_ENGINE,   /* char[]: its name, "openssl" */
+    BK_QUERY_TLS_VERSION,  /* char[]: "TLSv1.3" */
+    BK_QUERY_TLS_CIPHER,   /* char[]: as the engine names it */
+    BK_QUERY_TLS_BITS,     /* int: of the cipher's key */
+    BK_QUERY_TLS_ALPN,     /* char[]: what was agreed on; "": nothing */
+    BK_QUERY_TLS_NAME,     /* char[]: the name the client asked for; "": none */
+    BK_QUERY_TLS_CERT,     /* bytes: the peer's certificate, DER; none shown: 0 of them */
+    BK_QUERY_TLS_RESUMED,  /* int: whether an earlier session was resumed */
+    BK_QUERY_TLS_WORDS,    /* char[]: what broke it, in the engine's own words; "": nothing */
+    BK_QUERY_TLS_VERIFIED, /* int: whether a certificate that the peer shows is verified */
 };
 
 /* ---- Engines: how are bytes sealed? ---------------------------------------------------------- */

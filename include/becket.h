@@ -83,6 +83,8 @@ enum {
     BK_ENAME = -4005,      /* a host name that cannot be resolved */
     BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
     BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
+    BK_EPROXY = -4008,     /* a PROXY header that is missing or malformed */
+    BK_EPROCESS = -4009,   /* a command ended with a status other than 0, or by a signal */
     /* TLS, whatever the engine; its own words are in bk_error, or BK_QUERY_TLS_WORDS. */
     BK_ETLS = -4020,            /* it failed in a way that has no code below */
     BK_ETLS_ENGINE = -4021,     /* an engine that does not exist, or whose library is not here */
@@ -203,20 +205,27 @@ struct bk_os {
     int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
     int (*getpid)(bk_os *os);
 
-    /* Processes; NULL where a system has none of them. */
-    int (*fork)(bk_os *os); /* 0 in the child; what stdio holds back is written before */
-    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
-       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
-    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
-    int (*signal_send)(bk_os *os, int pid, int signum); /* that process alone */
-    void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
-    int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
-
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
        the process already; NULL: none. They stay for as long as the process. */
     void *(*library)(bk_os *os, const char *const *names, int loaded_only);
     void *(*symbol)(bk_os *os, void *library,
                     const char *name); /* NULL: it has none of that name */
+
+    /* Programs, and what we were started with; those a system lacks are NULL. */
+    /* Run argv[0] (a path; argv is ended by NULL) in a process group of its own, with these two
+       descriptors for its standard input and output; the rest is as ours, but that no signal is
+       blocked, nor SIGPIPE ignored. Returns its number. */
+    int (*spawn)(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd);
+    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
+       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
+    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
+    int (*kill)(bk_os *os, int pid, int signum);             /* its whole process group */
+    int (*signal_send)(bk_os *os, int pid, int signum);      /* that process alone */
+    int (*fork)(bk_os *os);                 /* 0 in the child; what stdio holds back is written */
+    void (*exit)(bk_os *os, int status);    /* of a child: at once, without what atexit() has */
+    int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
+    const char *(*environment)(bk_os *os, const char *name); /* NULL: it has none of that name */
+    int (*close_on_exec)(bk_os *os, int fd);                 /* for one that others have opened */
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -404,6 +413,9 @@ enum {
     BK_QUERY_NAME,   /* char[]: the transport's name, "tcp" */
     BK_QUERY_PLAIN,  /* int: a socket that carries the stream's bytes as they are, of which nothing
                         is held back here: another process or thread could go on with it */
+    /* sockaddr of the proxy that relayed this, by the PROXY protocol; BK_QUERY_PEER and _LOCAL are
+       as it told them. -ENOTSUP: nobody did. */
+    BK_QUERY_PROXY_PEER,
 };
 
 /*
@@ -579,15 +591,35 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
 
 /* ---- Endpoints and serving ------------------------------------------------------------------- */
 
+/* (clang-format would join the lines of the list.) */
+/* clang-format off */
 /*
  * Endpoints are strings, the same for servers and clients:
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
+ *     unix:@name                    a Linux abstract socket: it has no file, and no mode; whoever
+ *                                   shares the network namespace may connect. A path that begins
+ *                                   with @ is written unix:./@name
+ *     memory:name                   a meeting place inside the process, between its loops and
+ *                                   threads; who connects where nobody listens: -ECONNREFUSED
  *     stdio:                        standard input and output, one stream
- *     fd:N                          an adopted descriptor: a listening or a connected socket, a
- * pipe tls://host:port?cert=site.pem           TLS on tcp tls+unix:path?…, tls+stdio:?…, …        …
- * on any other scheme starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
- * Percent-encoding (RFC 3986) is undone in host, path and options. The options of TLS:
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
+ *     systemd:name                  (servers) the sockets of that name that a supervisor passed, as
+ *                                   sd_listen_fds(3) has it; systemd: alone is all of them. Several
+ *                                   are one listener; a connected one is one stream, as with fd
+ *     process:command               standard input and output of a command, one stream; see below
+ *     tls://host:port?cert=site.pem        TLS on tcp
+ *     tls+unix:path?…, tls+stdio:?…, …     … on any other scheme
+ *     starttls://host:port?…, starttls+…:  plain, until the protocol starts TLS
+ * Percent-encoding (RFC 3986) is undone in host, path and options; in a path, ? is written %3F.
+ *
+ * process: runs the command by /bin/sh, when it is listened at or connected to: never take it from
+ * strangers. Its standard error is ours. A command that fails closes its stream with BK_EPROCESS;
+ * one that still runs when the stream is closed gets SIGTERM at once, and SIGKILL after five
+ * seconds, or when the loop is freed: the whole process group. Who wants it to finish its work ends
+ * the stream (bk_stream_end()) and waits for its end. Writing to it may raise SIGPIPE.
+ *
+ * The options of TLS:
  *     cert, key    PEM files; key: when it is not in cert. cert=dev: made up, for development
  *     ca           PEM file: whom to trust; without it, whom the system trusts
  *     verify       none, optional, required: the peer's certificate. Clients: required
@@ -600,6 +632,7 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     handshake    seconds it may take (60);  linger: to wait for close_notify when closing (0)
  *     reload       (servers) look every so many seconds (5; 0: never) whether the files changed
  */
+/* clang-format on */
 enum { BK_ENDPOINT_OPTIONS = 24 };
 
 struct bk_endpoint {
@@ -625,7 +658,8 @@ BK_API const char *bk_endpoint_option(const bk_endpoint *endpoint, const char *k
 struct bk_scheme {
     size_t size;
     const char *name;
-    const char *const *options; /* the keys it knows, ended by NULL; NULL: none */
+    const char *const *options; /* the keys it knows, ended by NULL; NULL: none. Those of PROXY
+                                   and TLS are known without it. */
     /* Either may be NULL: not for servers, not for clients. Errors go to error (never NULL). */
     int (*listen)(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
                   bk_error *error, bk_listener **ret_listener);
@@ -698,8 +732,8 @@ typedef struct bk_listen_options {
     size_t size;
     bk_gate *gate;      /* NULL: everybody is welcome */
     const int *sockets; /* listening sockets to accept from, in place of the endpoint's own: those of
-                           another loop's listener at that endpoint. They stay the caller's, and
-                           must outlive the listener. */
+                           another loop's listener at that endpoint. They stay the caller's,
+                           must outlive the listener, and are made non-blocking. */
     int socket_count;
 } bk_listen_options;
 
@@ -735,6 +769,17 @@ BK_API const char *bk_listener_name(const bk_listener *listener);
 BK_API int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, void *user,
                       bk_error *ret_error, bk_stream **ret_stream);
 
+/* Tell the supervisor that started us, such as systemd, about our state, as sd_notify(3) has it:
+   "READY=1", "STATUS=…", several on lines of their own. 1: told; 0: nobody wants to know
+   (NOTIFY_SOCKET is not in the environment). It does not wait: -EAGAIN when the supervisor cannot
+   keep up; -EAFNOSUPPORT, -ENAMETOOLONG: an address that is not a UNIX socket's. */
+BK_API int bk_supervisor_tell(bk_os *os, const char *state);
+
+/* Tell the supervisor that we are alive, twice as often as it asks for (WATCHDOG_USEC), for as long
+   as the loop turns: a loop that hangs is found out. 1: it does, now or already; 0: nobody wants to
+   know; -EINVAL: what the environment says is not a number. Ends with the loop. */
+BK_API int bk_supervisor_watch(bk_loop *loop);
+
 /*
  * How a server runs. The drivers:
  *     loop       one loop, in the thread that calls
@@ -766,7 +811,7 @@ typedef struct bk_serve_options {
    SIGPIPE, until SIGINT or SIGTERM: then it accepts no more, closes those that never said anything,
    and lets the others come to their end until the drain is over, or a second signal comes: what is
    left is cut. Ends, too, when all that it listens at was one connection and that is over. SIGHUP
-   has certificates read again. Tells the log, or standard error, where it listens and what went
+   has certificates read again. A supervisor is told of all that, and that it lives. Tells the log, or standard error, where it listens and what went
    wrong. For main(): returns an exit status, 0 when nothing was cut and nothing failed; else 1.
    Under forks:N the workers never return from it: they exit. options may be NULL. */
 BK_API int bk_serve_with(const bk_serve_options *options, const bk_protocol *protocol,

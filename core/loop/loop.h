@@ -45,11 +45,12 @@ typedef struct bk_layer {
     void (*close)(bk_loop *loop);  /* the loop is being freed: end all that is left */
 } bk_layer;
 
-enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYERS };
+enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYER_CHILDREN, BK_LAYERS };
 
 typedef struct bk_chunk bk_chunk;
 typedef struct bk_block bk_block;
 typedef struct bk_pool bk_pool;
+typedef struct bk_child bk_child;
 
 struct bk_loop {
     bk_os *os;
@@ -111,6 +112,9 @@ struct bk_loop {
     /* Who else belongs to this loop. */
     bk_pool *pool;          /* worker.c */
     bk_listener *listeners; /* core/serve */
+    bk_child *children;     /* … process.c */
+    bk_timer watchdog;      /* … supervisor.c */
+    int64_t watchdog_every;
     const bk_scheme **schemes;
     uint32_t scheme_count;
     const struct bk_tls_engine **tls_engines; /* core/tls */

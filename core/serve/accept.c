@@ -9,6 +9,7 @@
 typedef struct door {
     bk_acceptor *acceptor;
     int fd;
+    bool unblocked; /* was blocking before, and is to be so again for whom it is given back to */
 } door;
 
 struct bk_acceptor {
@@ -35,12 +36,23 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
 }
 
 void bk_acceptor_add(bk_acceptor *a, int fd) {
-    a->doors[a->count++] = (door){a, fd};
+    a->doors[a->count++] = (door){a, fd, false};
+}
+
+int bk_acceptor_adopt(bk_acceptor *a, int fd) {
+    int was = a->loop->os->set_nonblocking(a->loop->os, fd, 1);
+    if (was < 0)
+        return was;
+    a->doors[a->count++] = (door){a, fd, was == 0};
+    return 0;
 }
 
 void bk_acceptor_drop(bk_acceptor *a) {
-    for (int i = 0; i < a->count; i++)
+    for (int i = 0; i < a->count; i++) {
         bk_watch_forget(a->loop, a->doors[i].fd);
+        if (a->doors[i].unblocked)
+            (void)a->loop->os->set_nonblocking(a->loop->os, a->doors[i].fd, 0);
+    }
     a->count = 0;
 }
 
@@ -126,14 +138,14 @@ static bool is_passing(int code) {
     return false;
 }
 
-static void welcome(bk_acceptor *a, int fd, const struct sockaddr *peer, unsigned size) {
-    bk_loop *loop = a->loop;
+void bk_welcome(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
+                const bk_protocol *protocol) {
     bk_transport *transport;
     int code = bk_socket_transport_accepted(loop, fd, peer, size, &transport);
     if (code < 0) {
         bk_close_fd(loop->os, fd);
     } else {
-        code = bk_stream_new(loop, transport, a->protocol, NULL, NULL);
+        code = bk_stream_new(loop, transport, protocol, NULL, NULL);
         if (code < 0)
             transport->ops->close(transport);
     }
@@ -153,7 +165,7 @@ static bool accept_one(bk_acceptor *a, int listening) {
     }
     if (fd >= 0) {
         recover(a);
-        welcome(a, fd, (struct sockaddr *)&peer, size);
+        bk_welcome(a->loop, fd, (struct sockaddr *)&peer, size, a->protocol);
     } else if (!is_passing(fd)) {
         rest(a, fd);
         return false;

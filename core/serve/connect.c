@@ -310,34 +310,61 @@ static void on_ready(void *arg) {
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream) {
     connector *c = new_connector(loop);
+    if (c == NULL) {
+        transport->ops->close(transport);
+        return -ENOMEM;
+    }
+    c->ready = transport;
+    return begin(c, begin_soon(c, on_ready), protocol, user, ret_stream);
+}
+
+int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void *user,
+                      bk_stream **ret_stream) {
+    connector *c = new_connector(loop);
     if (c == NULL)
         return -ENOMEM;
-    int code = begin_soon(c, on_ready);
-    if (code >= 0)
-        code = bk_stream_new_connecting(loop, &c->base, protocol, user, ret_stream);
-    if (code < 0)
-        connector_close(&c->base);
-    else
-        c->ready = transport;
-    return code;
+    c->why = why; /* there is nothing to try */
+    return begin(c, begin_soon(c, on_timer), protocol, user, ret_stream);
 }
 
 /* ---- The public function ---- */
+
+/* What stands in front is undone from the outermost, which knows what is behind it. */
+static void free_fronts(bk_client_front *front, int count) {
+    while (count-- > 0) {
+        bk_client_front *next = (bk_client_front *)(uintptr_t)front->front.protocol;
+        front->free(front);
+        front = next;
+    }
+}
 
 static int connect_to(bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme *scheme,
                       const bk_cover *cover, const bk_protocol *protocol, void *user,
                       bk_error *error, bk_stream **ret_stream) {
     bk_client_front *front = NULL;
+    int code = 0, count = 0;
     if (!BK_HAS(scheme, connect))
         return bk_error_set(error, -ENOTSUP, 0, "%s is for servers, not for clients", scheme->name);
-    int code = cover == NULL ? 0 : cover->connect(loop, cover, endpoint, protocol, error, &front);
-    if (code < 0)
-        return code;
-    if (front != NULL)
+    if (cover != NULL) {
+        code = cover->connect(loop, cover, endpoint, protocol, error, &front);
+        if (code < 0)
+            return code;
         protocol = &front->front.base;
-    code = scheme->connect(loop, endpoint, protocol, user, error, ret_stream);
-    if (code < 0 && front != NULL)
-        front->free(front);
+        count++;
+    }
+    if (bk_endpoint_option(endpoint, "proxy") != NULL) {
+        bk_client_front *outer = front;
+        code = bk_proxy_connect(loop, endpoint, protocol, error, &outer);
+        if (code == 0) {
+            front = outer;
+            protocol = &front->front.base;
+            count++;
+        }
+    }
+    if (code == 0)
+        code = scheme->connect(loop, endpoint, protocol, user, error, ret_stream);
+    if (code < 0)
+        free_fronts(front, count);
     return code;
 }
 

@@ -6,6 +6,7 @@
 #include "core/serve/drive.h"
 
 #include <signal.h>
+#include <stdio.h>
 
 enum { WORKERS_MAX = 10000 };
 
@@ -20,20 +21,55 @@ typedef struct crew {
     bk_post deaf, stop; /* to the first share: from all the others; from one that failed */
 } crew;
 
+/* ---- A supervisor ---- */
+
+static void tell_supervisor(const bk_plan *plan, const char *state) {
+    int code = bk_supervisor_tell(plan->os, state);
+    if (code < 0)
+        bk_plan_say(plan, code, "the supervisor cannot be told: %s", bk_strerror(code));
+}
+
+void bk_drive_begins(const bk_plan *plan, bk_loop *loop) {
+    int code = bk_supervisor_watch(loop);
+    if (code < 0)
+        bk_plan_say(plan, code, "there is no watchdog: %s", bk_strerror(code));
+    tell_supervisor(plan, "READY=1");
+}
+
+void bk_drive_reloads(const bk_plan *plan, bk_fn reload, void *arg) {
+    char state[64];
+    snprintf(state, sizeof state, "RELOADING=1\nMONOTONIC_USEC=%lld",
+             (long long)(plan->os->clock(plan->os) / 1000));
+    tell_supervisor(plan, state);
+    reload(arg);
+    tell_supervisor(plan, "READY=1");
+}
+
+void bk_drive_ends(const bk_plan *plan) {
+    tell_supervisor(plan, "STOPPING=1");
+}
+
 /* ---- Signals, in the first share's thread ---- */
 
 static void end(void *arg) {
     crew *c = arg;
+    if (!c->shares[0].stopping)
+        bk_drive_ends(c->plan);
     for (int i = 1; i < c->started; i++)
         bk_loop_post_kept(c->shares[i].loop, &c->shares[i].stop);
     bk_share_stop(&c->shares[0]);
 }
 
-static void reload(void *arg) {
+static void reload_all(void *arg) {
     crew *c = arg;
     for (int i = 1; i < c->started; i++)
         bk_loop_post_kept(c->shares[i].loop, &c->shares[i].reload);
     bk_share_reload(&c->shares[0]);
+}
+
+static void reload(void *arg) {
+    crew *c = arg;
+    bk_drive_reloads(c->plan, reload_all, c);
 }
 
 int bk_drive_signals(const bk_plan *plan, bk_loop *loop, bk_fn on_end, bk_fn on_reload, void *arg) {
@@ -143,6 +179,8 @@ static int start_threads(crew *c) {
 static void run_all(crew *c) {
     if (start_threads(c) < 0)
         end(c);
+    else
+        bk_drive_begins(c->plan, c->shares[0].loop);
     run_share(c, &c->shares[0]);
     if (!c->shares[0].stopping)
         end(c);

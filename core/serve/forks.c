@@ -292,8 +292,13 @@ static void tell_all(forks *f, int signum) {
             (void)f->plan->os->signal_send(f->plan->os, f->places[i].pid, signum);
 }
 
-static void reload(void *arg) {
+static void reload_workers(void *arg) {
     tell_all(arg, SIGHUP);
+}
+
+static void reload(void *arg) {
+    const forks *f = arg;
+    bk_drive_reloads(f->plan, reload_workers, arg);
 }
 
 static void too_late(void *arg) {
@@ -307,6 +312,8 @@ static void too_late(void *arg) {
 static void end(void *arg) {
     forks *f = arg;
     int64_t wait = bk_plan_drain(f->plan) + LAST_WORDS_S * BK_SECOND;
+    if (!f->ending)
+        bk_drive_ends(f->plan);
     tell_all(f, SIGTERM);
     bk_share_close_listeners(&f->share);
     for (int i = 0; i < f->plan->workers; i++)
@@ -407,6 +414,8 @@ static int run_parent(forks *f) {
         f->places[i] = (place){.forks = f, .pipe = -1};
         fill(&f->places[i]);
     }
+    if (!f->ending)
+        bk_drive_begins(f->plan, f->share.loop);
     int code = bk_loop_run(f->share.loop);
     if (code < 0) { /* that may have been passing; it ends all the same */
         bk_plan_say(f->plan, code, "%s", bk_strerror(code));

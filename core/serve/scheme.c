@@ -4,8 +4,9 @@
  */
 #include "core/serve/serve.h"
 
-static const bk_scheme *const built_in[] = {&bk_scheme_tcp, &bk_scheme_unix, &bk_scheme_stdio,
-                                            &bk_scheme_fd};
+static const bk_scheme *const built_in[] = {
+    &bk_scheme_tcp,    &bk_scheme_unix,    &bk_scheme_stdio,  &bk_scheme_fd,
+    &bk_scheme_memory, &bk_scheme_process, &bk_scheme_systemd};
 
 enum { BUILT_IN = sizeof built_in / sizeof built_in[0] };
 
@@ -92,14 +93,14 @@ static bool has_key(const char *const *keys, const char *key) {
 
 static int unknown_option(const bk_endpoint *endpoint, const char *const *keys,
                           const bk_cover *cover, int i, bk_error *error) {
-    char known[160] = "";
+    char known[240] = "";
     size_t position = endpoint->options[i].position;
     for (; keys != NULL && *keys != NULL; keys++)
         bk_list_add(known, sizeof known, *keys);
     for (keys = cover != NULL ? cover->options : NULL; keys != NULL && *keys != NULL; keys++)
         bk_list_add(known, sizeof known, *keys);
-    if (known[0] == '\0')
-        return bk_error_set(error, BK_EOPTION, position, "%.20s has no options", endpoint->scheme);
+    for (keys = bk_proxy_keys; *keys != NULL; keys++)
+        bk_list_add(known, sizeof known, *keys);
     return bk_error_set(error, BK_EOPTION, position, "%.20s has no option %.40s; it has %s",
                         endpoint->scheme, endpoint->options[i].key, known);
 }
@@ -113,7 +114,8 @@ static int check(const bk_loop *loop, const bk_endpoint *endpoint, const bk_sche
     const char *const *keys = BK_HAS(*ret_scheme, options) ? (*ret_scheme)->options : NULL;
     for (int i = 0; i < endpoint->option_count; i++) {
         const char *key = endpoint->options[i].key;
-        if (!has_key(keys, key) && (cover == NULL || !has_key(cover->options, key)))
+        if (!has_key(keys, key) && !has_key(bk_proxy_keys, key) &&
+            (cover == NULL || !has_key(cover->options, key)))
             return unknown_option(endpoint, keys, cover, i, error);
     }
     return 0;

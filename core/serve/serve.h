@@ -29,6 +29,23 @@
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error);
 
+/* Decimal digits and nothing else, up to high; -EINVAL. */
+static inline int64_t bk_parse_number(const char *text, int64_t high) {
+    int64_t number = 0;
+    if (*text == '\0')
+        return -EINVAL;
+    for (; *text != '\0'; text++) {
+        int digit = *text - '0';
+        if (digit < 0 || digit > 9 || number > (high - digit) / 10)
+            return -EINVAL;
+        number = number * 10 + digit;
+    }
+    return number;
+}
+
+/* Where in the text an option begins; 0: it is not there. */
+size_t bk_endpoint_position(const bk_endpoint *endpoint, const char *key);
+
 /* Where in the text the authority ends: where a port would stand. */
 size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
 
@@ -36,9 +53,13 @@ size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
    of which it needs at most 3 * strlen(text) + 1 bytes. Returns the end. */
 char *bk_endpoint_encode(const char *text, char *room);
 
+/* "scheme:path", encoded, in memory that is the caller's; NULL: there is none. */
+char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path);
+
 /* ---- Schemes (scheme.c) ---- */
 
-extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd;
+extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd,
+    bk_scheme_memory, bk_scheme_process, bk_scheme_systemd;
 
 /* What each stream of a listener goes through before the protocol has it. One file a front: gate.c,
    tls.c. A listener owns its fronts, and its streams meet them in the order of its list. */
@@ -111,14 +132,23 @@ int bk_listener_rename(bk_listener *listener, const char *name);
 /* It, its name and its fronts stay while somebody holds it, closed or not. */
 void bk_listener_hold(bk_listener *listener);
 void bk_listener_drop(bk_listener *listener);
+/* As bk_listen_fd(), over several sockets; name NULL: that of the first. */
+int bk_listen_fds(bk_loop *loop, const int *fds, int count, const char *name,
+                  const bk_protocol *protocol, bk_listener **ret_listener);
 
 /* For listeners that bring one stream, as stdio does: that stream is no more. */
 void bk_listener_end(bk_listener *listener);
 
 /* One stream, over a transport that is there already; made when the loop next runs. The transport
-   is the caller's again when this fails. */
+   is closed when this fails. */
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener);
+
+/* ---- Descriptors that others have opened (fd.c) ---- */
+
+bool bk_fd_is_listening(bk_os *os, int fd);
+/* A transport over a connected socket, a pipe, or whatever it is. */
+int bk_fd_open(bk_loop *loop, int fd, bk_error *error, bk_transport **ret_transport);
 
 /* ---- Accepting (accept.c) ---- */
 
@@ -127,7 +157,9 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
                     bk_acceptor **ret_acceptor);
 /* The socket is the acceptor's from then on. */
 void bk_acceptor_add(bk_acceptor *a, int fd);
-/* Give back the sockets to whoever added them. */
+/* The same for one that somebody else made, and that may block. */
+int bk_acceptor_adopt(bk_acceptor *a, int fd);
+/* Give back the sockets, as they were, to whoever added them. */
 void bk_acceptor_drop(bk_acceptor *a);
 /* Watch them. */
 int bk_acceptor_start(bk_acceptor *a);
@@ -141,15 +173,106 @@ int bk_acceptor_listener(bk_acceptor *a, const char *name, void (*close)(void *a
 /* Closes the sockets; a bk_acceptor * as the argument, for bk_listener_new(). */
 void bk_acceptor_free(void *arg);
 
+/* A connected socket gets a stream and the protocol, or is closed, which the log is told of. */
+void bk_welcome(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
+                const bk_protocol *protocol);
+
 /* ---- Connecting (connect.c) ---- */
 
-/* Each makes a stream that connects: to a name, to an address, or over what is there already (the
-   transport is the caller's again when this fails). opened() never comes from within the call. */
+/* Each makes a stream that connects: to a name, to an address, or over what is there already (a
+   transport, which is closed when this fails). opened() never comes from within the call. */
 int bk_connect_name(bk_loop *loop, const char *host, int port, const bk_protocol *protocol,
                     void *user, bk_stream **ret_stream);
 int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned size,
                        const bk_protocol *protocol, void *user, bk_stream **ret_stream);
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
+/* One that will hear of that failure. */
+int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void *user,
+                      bk_stream **ret_stream);
+
+/* ---- The PROXY protocol (proxy.c; proxy_header.c and proxy_trust.c serve it) ---- */
+
+/* Endpoints that say proxy= (proxy_front.c): the options, and what they put in front. */
+extern const char *const bk_proxy_keys[];
+int bk_proxy_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                    bk_error *error, bk_listener_front **ret_front);
+int bk_proxy_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_protocol *protocol,
+                     bk_error *error, bk_client_front **ret_front);
+
+/* Whose PROXY headers are believed. */
+typedef struct bk_proxy_trust {
+    bool local; /* of peers without an IP address: UNIX sockets, pipes */
+    int count;
+    struct {
+        uint8_t address[16]; /* IPv4 as ::ffff:a.b.c.d */
+        uint8_t bits;
+    } networks[BK_PROXY_NETWORKS];
+} bk_proxy_trust;
+
+/* "10.0.0.0/8,::1,unix": addresses, networks, and the word for peers without an IP address. NULL:
+   this machine. BK_EOPTION, or BK_ELIMIT, with the position in text, in error (may be NULL). */
+int bk_proxy_trust_parse(const char *text, bk_proxy_trust *ret_trust, bk_error *error);
+
+/* size 0: a peer without any address. IPv4 peers match IPv4 networks, however they are written. */
+bool bk_proxy_trusts(const bk_proxy_trust *trust, const struct sockaddr *peer, unsigned size);
+
+/* Of a server: a transport over inner that reads a PROXY header, version 1 or 2, when it opens, and
+   then says the peer to be whom that names. From a peer that is not trusted no byte is looked at.
+   Opening fails with
+     BK_EPROXY      what should be a header is malformed; or `required`, and it is none
+     BK_ELIMIT      a header longer than BK_PROXY_HEADER_BYTES
+     BK_ETRUNCATED  the input ended within a header; or `required`, before one
+     -ETIMEDOUT     it did not come in BK_PROXY_HEADER_MS
+     -EACCES        `required`, and the peer is not trusted
+   Not `required`: what does not begin as a header does is data, and so is all that an untrusted
+   peer sends: ret_transport is inner itself then. The first bytes are waited for all the same:
+   where the server speaks first, a trusted peer must send a header. inner is the caller's again
+   when this fails. */
+int bk_proxy_read(bk_loop *loop, bk_transport *inner, const bk_proxy_trust *trust, bool required,
+                  bk_transport **ret_transport);
+
+/* Of a client: a transport over inner that sends a PROXY header when it opens, version 1 or 2
+   (others: -EINVAL). source NULL: this side of inner; destination NULL: inner's peer. What is no
+   address the protocol has words for is told as unknown, or as the proxy's own connection. */
+int bk_proxy_send(bk_loop *loop, bk_transport *inner, int version, const struct sockaddr *source,
+                  unsigned source_size, const struct sockaddr *destination,
+                  unsigned destination_size, bk_transport **ret_transport);
+
+enum {
+    BK_PROXY_ADDRESS_BYTES = 216, /* the longest pair of addresses: of UNIX sockets */
+    BK_PROXY_SENT_BYTES = 16 + BK_PROXY_ADDRESS_BYTES,
+};
+
+typedef struct bk_proxy_header {
+    size_t size;    /* what is behind it are data */
+    bool relayed;   /* for somebody; else it is the proxy's own connection */
+    uint8_t family; /* AF_INET, AF_INET6, AF_UNIX; AF_UNSPEC: it tells no addresses */
+    uint8_t addresses[BK_PROXY_ADDRESS_BYTES]; /* as version 2 has them */
+} bk_proxy_header;
+
+/* 1: a header, whole; 0: it may become one; -ENOMSG: it is none; BK_EPROXY and BK_ELIMIT as above.
+   Where the input was cut makes no difference. */
+int bk_proxy_header_parse(const void *data, size_t n, bk_proxy_header *ret_header);
+
+/* How long the header is that begins so, as far as can be told: version 1 may turn out shorter, and
+   version 2 longer until 16 bytes are there. 0: not even whether it is one. */
+size_t bk_proxy_header_length(const void *data, size_t n);
+
+/* A header into room; returns its size. */
+size_t bk_proxy_header_make(int version, const struct sockaddr *source, unsigned source_size,
+                            const struct sockaddr *destination, unsigned destination_size,
+                            uint8_t room[BK_PROXY_SENT_BYTES]);
+
+/* How many bytes the addresses of a family have; and one of them as a sockaddr, whose size is
+   returned. */
+size_t bk_proxy_addresses_size(int family);
+unsigned bk_proxy_address(int family, const uint8_t *addresses, bool source,
+                          struct sockaddr_storage *ret_address);
+
+/* An IP address as one of IPv6, IPv4 as ::ffff:a.b.c.d, and its port. False: it is none. */
+bool bk_proxy_ip(const struct sockaddr *address, unsigned size, uint8_t ret_ip[16],
+                 uint8_t ret_port[2]);
+bool bk_proxy_is_ipv4(const uint8_t ip[16]);
 
 #endif

@@ -50,10 +50,6 @@ static void socket_close(bk_transport *t) {
     bk_dealloc(os, self);
 }
 
-void bk_socket_transport_disown(bk_transport *t) {
-    ((socket_transport *)t)->fd = -1;
-}
-
 static int socket_fd(bk_transport *t, unsigned direction) {
     (void)direction;
     return ((socket_transport *)t)->fd;
@@ -126,6 +122,15 @@ static const bk_transport_ops unix_ops = {
     .fd = socket_fd,
     .query = socket_query,
 };
+
+bool bk_is_socket_transport(const bk_transport *t) {
+    return t->ops == &tcp_ops || t->ops == &unix_ops;
+}
+
+void bk_socket_transport_disown(bk_transport *t) {
+    if (bk_is_socket_transport(t))
+        ((socket_transport *)t)->fd = -1;
+}
 
 int bk_socket_transport_accepted(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
                                  bk_transport **ret_transport) {

@@ -144,6 +144,7 @@ static inline int bk_query_name(bk_os *os, bk_name_call call, int fd, void *ret_
 }
 
 /* Its close() will not touch the descriptors, whose owner has taken them back. */
+bool bk_is_socket_transport(const bk_transport *t);
 void bk_socket_transport_disown(bk_transport *t);
 void bk_fd_transport_disown(bk_transport *t);
 

@@ -285,6 +285,8 @@ static int make_context(bk_os *os, const bk_tls_engine *engine, const bk_tls_con
     atomic_init(&context->references, 1);
     context->server = c->server;
     context->no_tickets = c->no_tickets;
+    context->verifies =
+        c->verify > BK_TLS_VERIFY_NONE || (c->verify == BK_TLS_VERIFY_DEFAULT && !c->server);
     context->choose = c->choose;
     context->arg = c->arg;
     context->manners = (bk_tls_manners){

@@ -97,3 +97,7 @@ int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context,
     *ret_server_name = *self->server_name != '\0' ? self->server_name : NULL;
     return 0;
 }
+
+bk_transport *bk_tls_offer_inner(const bk_transport *t) {
+    return t->ops == &offer_ops ? ((const offer *)(const void *)t)->inner : NULL;
+}

@@ -37,7 +37,7 @@ struct bk_tls_context {
     const bk_tls_engine *engine;
     void *state; /* the engine's */
     atomic_uint references;
-    bool server, no_tickets;
+    bool server, no_tickets, verifies;
     bk_tls_manners manners;
     void (*choose)(void *arg, bk_tls_hello *hello);
     void *arg;
@@ -120,7 +120,7 @@ void bk_tls_transport_close_engines(bk_transport *t);
 void bk_tls_transport_limit_end(bk_transport *t);
 /* Close one that was not put in place: what it holds is the stream's. */
 void bk_tls_transport_abandon(bk_transport *t);
-/* What it holds, if it is ours, through all layers of TLS; else t. */
+/* What it holds, if it is ours, through all layers of TLS and offers; else t. */
 bk_transport *bk_tls_transport_innermost(bk_transport *t);
 /* What was read already and is to go into TLS: ciphertext that came with what went before. */
 int bk_tls_transport_feed(bk_transport *t, const void *data, size_t n);
@@ -135,6 +135,8 @@ int bk_tls_offer(bk_loop *loop, bk_transport *inner, bk_tls_context *context,
 /* What a transport offers, borrowed from it; -ENOTSUP for any other transport. */
 int bk_tls_offer_context(bk_transport *t, bk_tls_context **ret_context,
                          const char **ret_server_name);
+/* What an offer holds; NULL: it is none. */
+bk_transport *bk_tls_offer_inner(const bk_transport *t);
 
 /* ---- OpenSSL (openssl.c) ---- */
 

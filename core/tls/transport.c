@@ -716,9 +716,14 @@ static int tls_query(bk_transport *t, int what, void *ret_value, size_t *size) {
         return bk_query_answer(ret_value, size, "tls", sizeof "tls");
     if (what == BK_QUERY_PLAIN) /* what the socket carries is sealed */
         return -ENOTSUP;
-    bool ours = what > BK_QUERY_TLS && what < BK_QUERY_TLS_WORDS;
+    bool ours = what > BK_QUERY_TLS && what <= BK_QUERY_TLS_VERIFIED;
     if (ours && is_opening(self))
         return -ENOTSUP;
+    if (what == BK_QUERY_TLS_VERIFIED) {
+        const int verified = self->chosen != NULL && self->chosen->verifies;
+        return self->chosen != NULL ? bk_query_answer(ret_value, size, &verified, sizeof verified)
+                                    : -ENOTSUP;
+    }
     if (ours)
         return BK_HAS(self->engine->ops, query)
                    ? self->engine->ops->query(self->engine, what, ret_value, size)
@@ -821,8 +826,9 @@ void bk_tls_transport_abandon(bk_transport *t) {
 }
 
 bk_transport *bk_tls_transport_innermost(bk_transport *t) {
-    while (t->ops == &tls_ops)
-        t = self_of(t)->inner;
+    bk_transport *inner;
+    while ((inner = t->ops == &tls_ops ? self_of(t)->inner : bk_tls_offer_inner(t)) != NULL)
+        t = inner;
     return t;
 }
 

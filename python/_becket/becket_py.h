@@ -22,7 +22,7 @@
     X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
-    X(create_future) X(throw) X(_connection_lost)
+    X(create_future) X(throw) X(_connection_lost) X(set_exception)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -41,11 +41,13 @@ typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
+    PyTypeObject *connector_type, *connection_type;
+    PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
-    PyObject *logger;
+    PyObject *logger, *gaierror;
     PyObject *ssl_object, *ssl_want_read, *openssl_version;         /* of ssl */
     PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
@@ -72,6 +74,9 @@ typedef struct LoopObject {
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
+    /* Where blocking code turns it (drive.c): by their idents, 0: nobody. */
+    unsigned long turner, inside;
+    struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
 } LoopObject;
@@ -149,8 +154,36 @@ typedef struct ListenerObject {
     bk_protocol protocol; /* its context is this object */
 } ListenerObject;
 
+/* A connection being made. */
+typedef struct ConnectorObject {
+    PyObject_HEAD LoopObject *loop;
+    bk_stream *stream; /* NULL: not any more */
+    PyObject *factory, *context;
+    PyObject *waiter; /* a future for the transport; NULL: it knows, or nobody waits */
+} ConnectorObject;
+
+/* A connection for blocking code. */
+typedef struct ConnectionObject {
+    PyObject_HEAD LoopObject *loop;
+    TransportObject *transport; /* NULL: not yet, or not any more */
+    PyObject *error;            /* why it was lost; NULL: in good order */
+    PyObject *input;            /* bytes to read into, of which [from, used) waits to be taken */
+    Py_ssize_t from, used, room;
+    Py_ssize_t limit;   /* no more than this is read ahead */
+    uint64_t arrived;   /* all bytes that ever came */
+    int64_t timeout_ns; /* < 0: for ever */
+    bool reads_much, paused;
+    bool eof, ended; /* the peer's direction is over, or ours */
+    bool lost, closed;
+} ConnectionObject;
+
 /* module.c */
 module_state *state_of_type(PyTypeObject *type);
+
+/* errors.c */
+const char *endpoint_text(PyObject *arg);
+PyObject *endpoint_raise(module_state *state, const char *endpoint, const bk_error *error);
+PyObject *stream_exception(module_state *state, bk_stream *s, int why);
 
 /* handle.c */
 extern PyType_Spec handle_spec, timer_handle_spec;
@@ -195,6 +228,7 @@ PyObject *address_to_python(const void *address, size_t size);
 /* tls_context.c */
 extern PyType_Spec tls_context_spec;
 bk_tls_context *tls_context_core(PyObject *object);
+PyObject *tls_context_of(LoopObject *loop, bk_tls_context *core);
 
 /* tls.c */
 /* asyncio's water marks over TLS, in bytes: sslproto._set_write_buffer_limits() */
@@ -224,15 +258,30 @@ int read_offer(TransportObject *t, PyObject *reader, const char *data, size_t n)
 /* listener.c */
 extern PyType_Spec listener_spec;
 
-/* endpoint.c */
-int endpoint_raise(const char *endpoint, const bk_error *error); /* sets the exception; -1 */
-
 /* gate.c */
 extern PyType_Spec gate_spec;
 bk_gate *gate_core(PyObject *object);
 
 /* served.c */
 extern PyType_Spec hand_spec, away_spec, echo_spec;
+void away_end_silent(bk_stream *s);
+
+/* connector.c */
+extern PyType_Spec connector_spec;
+PyObject *connector_of(const bk_stream *s);
+
+/* drive.c */
+int drive_enter(LoopObject *loop, unsigned long *ret_before);
+void drive_leave(LoopObject *loop, unsigned long before);
+int drive_turn(LoopObject *loop, int64_t timeout_ns);
+void drive_before_wait(LoopObject *loop);
+void drive_after_wait(LoopObject *loop);
+
+/* connection.c */
+extern PyType_Spec connection_spec;
+int connection_room(bk_stream *s, bk_room *ret_room);
+void connection_received(bk_stream *s, const void *data, size_t n);
+int connection_ended(bk_stream *s);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

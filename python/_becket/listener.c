@@ -194,8 +194,10 @@ static int listen_at(ListenerObject *self, const Wanted *w) {
         return -1;
     int code = bk_listen_with(self->loop->core, endpoint, table_of(self, state), &options, &error,
                               &self->core);
-    if (code < 0)
-        return endpoint_raise(endpoint, &error);
+    if (code < 0) {
+        (void)endpoint_raise(self->loop->state, endpoint, &error);
+        return -1;
+    }
     self->core->ended = over;
     self->core->ended_arg = self;
     return 0;

@@ -96,6 +96,8 @@ void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyO
 
 static void before_wait(void *arg) {
     LoopObject *self = arg;
+    if (self->turner != 0)
+        drive_before_wait(self);
     self->thread = PyEval_SaveThread();
 }
 
@@ -103,6 +105,8 @@ static void after_wait(void *arg) {
     LoopObject *self = arg;
     PyEval_RestoreThread(self->thread);
     self->thread = NULL;
+    if (self->turner != 0)
+        drive_after_wait(self);
     /* Handlers of signals run here. What they raise comes out of the run, as out of any call. */
     if (PyErr_CheckSignals() < 0)
         end_run(self);
@@ -247,6 +251,8 @@ static PyObject *loop_visits(LoopObject *self, PyObject *arg) {
         bool silent = !v->away && v->bytes_in == 0 && v->bytes_out == 0 && s->queued == 0;
         if (end == CUT)
             bk_stream_fail(s, -ECANCELED);
+        else if (end == CLOSE_SILENT && v->away)
+            away_end_silent(s);
         else if (end == CLOSE_SILENT && silent)
             bk_stream_close(s);
     }
@@ -282,7 +288,7 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
             if (core->watches[fd].fn[slot] == watch_run)
                 Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
-        if (transport_is_ours(s))
+        if (transport_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
     return 0;
 }
@@ -453,13 +459,9 @@ static PyObject *loop_time(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
 
 /* ---- Running ---- */
 
-/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
-static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
-    if (loop_check_open(self) < 0)
-        return NULL;
-    int code = bk_loop_run(self->core);
-    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
-        return NULL;
+/* None; or what ended the run is raised: what a callback, a handler of a signal, or the core has.
+ */
+static PyObject *run_result(LoopObject *self, int code) {
     if (self->error != NULL) {
         PyObject *e = self->error;
         self->error = NULL;
@@ -472,6 +474,27 @@ static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
+static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    int code = bk_loop_run(self->core);
+    if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
+        return NULL;
+    return run_result(self, code);
+}
+
+/* _turn(seconds): one turn, for who has a loop of his own: waits at most so long (None: for ever)
+   for something to do. Called by becket.asyncore. */
+static PyObject *loop_turn(LoopObject *self, PyObject *arg) {
+    double seconds = arg == Py_None ? -1.0 : PyFloat_AsDouble(arg);
+    if ((seconds == -1.0 && PyErr_Occurred()) || loop_check_open(self) < 0)
+        return NULL;
+    double ns = ceil(seconds * 1e9);
+    int64_t timeout = arg == Py_None || ns >= 9.2e18 ? -1 : ns > 0 ? (int64_t)ns : 0;
+    return run_result(self, bk_loop_turn(self->core, timeout));
 }
 
 static PyObject *loop_stop(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -828,6 +851,18 @@ static PyObject *loop_forked(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
+/* True: it watches; False: nobody wants to know. */
+static PyObject *loop_supervisor_watch(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    int code = bk_supervisor_watch(self->core);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    return PyBool_FromLong(code);
+}
+
 static PyObject *loop_get_notifier(LoopObject *self, void *Py_UNUSED(closure)) {
     if (self->core == NULL)
         Py_RETURN_NONE;
@@ -859,6 +894,7 @@ static PyMethodDef loop_methods[] = {
      "create_task(coro, **kwargs) -> asyncio.Task\n\nRun a coroutine as a task of this loop."},
     {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
+    {"_turn", (PyCFunction)loop_turn, METH_O, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
     {"_visits", (PyCFunction)loop_visits, METH_O, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
@@ -873,6 +909,7 @@ static PyMethodDef loop_methods[] = {
     {"_new_pipe_transport", (PyCFunction)loop_new_pipe_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
     {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},
+    {"_supervisor_watch", (PyCFunction)loop_supervisor_watch, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -34,6 +34,9 @@ static int import_all(module_state *state) {
         {&state->extract_stack, "becket._repr", "extract_stack"},
         {&state->base_loop, "asyncio", "BaseEventLoop"},
         {&state->logger, "asyncio.log", "logger"},
+        {&state->incomplete_read, "asyncio", "IncompleteReadError"},
+        {&state->limit_overrun, "asyncio", "LimitOverrunError"},
+        {&state->gaierror, "socket", "gaierror"},
         {&state->ssl_object, "ssl", "SSLObject"},
         {&state->ssl_want_read, "ssl", "SSLWantReadError"},
         {&state->openssl_version, "ssl", "OPENSSL_VERSION"},
@@ -109,6 +112,8 @@ static int add_types(PyObject *module, module_state *state) {
             : add_type(module, &timer_handle_spec, (PyObject *)state->handle_type);
     state->transport_type = add_transport_type(module);
     state->listener_type = add_type(module, &listener_spec, NULL);
+    state->connection_type = add_type(module, &connection_spec, NULL);
+    state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
@@ -123,9 +128,10 @@ static int add_types(PyObject *module, module_state *state) {
         state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
                    state->transport_type && state->listener_type && state->smtp_type &&
-                   state->tls_context_type && state->read_type && state->our_reader &&
-                   state->our_reader_protocol && state->done && state->gate_type &&
-                   state->hand_type && state->away_type && state->echo_type
+                   state->connector_type && state->connection_type && state->tls_context_type &&
+                   state->read_type && state->our_reader && state->our_reader_protocol &&
+                   state->done && state->gate_type && state->hand_type && state->away_type &&
+                   state->echo_type
                ? 0
                : -1;
 }
@@ -167,7 +173,8 @@ static int module_exec(PyObject *module) {
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
-    X(our_reader) X(our_reader_protocol) X(done) X(gate_type) X(hand_type) X(away_type)            \
+    X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
+    X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
     X(echo_type)
 /* clang-format on */
 
@@ -199,9 +206,29 @@ static void module_free(void *module) {
     (void)module_clear(module);
 }
 
+/* True: it was told; False: there is no supervisor. */
+static PyObject *supervisor_tell(PyObject *Py_UNUSED(module), PyObject *arg) {
+    Py_ssize_t n = 0;
+    const char *state = PyUnicode_Check(arg) ? PyUnicode_AsUTF8AndSize(arg, &n) : NULL;
+    if (state == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "state: a str is needed, not %R", Py_TYPE(arg));
+        return NULL;
+    }
+    if (n == 0 || strlen(state) != (size_t)n)
+        return PyErr_Format(PyExc_ValueError, "state: %R is not like 'READY=1'", arg);
+    int code = bk_supervisor_tell(bk_os_default(), state);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    return PyBool_FromLong(code);
+}
+
 static PyMethodDef module_methods[] = {
     {"_can_adopt", tls_can_adopt, METH_O, NULL},
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
+    {"_supervisor_tell", supervisor_tell, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,6 +1,6 @@
 /*
  * smtp.c: the core's SMTP server with its Maildir store, on an EventLoop. Made by `becket serve
- * smtp` (python/becket/cli.py). No Python runs for a message but the one call that tells of it.
+ * smtp` (python/becket/served.py). No Python runs for a message but the one call that tells of it.
  */
 #include "becket_py.h"
 
@@ -107,19 +107,15 @@ static int listen_at(SmtpObject *self, const char *endpoint, bk_error *ret_error
 
 static PyObject *smtp_listen(SmtpObject *self, PyObject *arg) {
     bk_error error = {0, 0, ""};
-    const char *endpoint = PyUnicode_Check(arg) ? PyUnicode_AsUTF8(arg) : NULL;
-    if (endpoint == NULL) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_TypeError, "endpoint: a str is needed, not %R", Py_TYPE(arg));
+    const char *endpoint = endpoint_text(arg);
+    if (endpoint == NULL)
         return NULL;
-    }
     if (self->protocol == NULL || loop_check_open(self->loop) < 0)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_RuntimeError, "the server is closed");
     int code = listen_at(self, endpoint, &error);
     if (code >= 0)
         return PyUnicode_FromString(bk_listener_name(self->listeners[self->listener_count - 1]));
-    (void)endpoint_raise(endpoint, &error);
-    return NULL;
+    return endpoint_raise(self->loop->state, endpoint, &error);
 }
 
 static void end_smtp(SmtpObject *self) {

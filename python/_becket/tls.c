@@ -385,7 +385,7 @@ static int make_transport(TransportObject *t, TlsState *tls, bk_transport **ret_
         PyObject *name = tls->spec.server_hostname;
         code = bk_tls_transport(loop, inner, tls_context_core(tls->engine),
                                 name != Py_None ? PyUnicode_AsUTF8(name) : NULL, ret_transport);
-        if (code == 0)
+        if (code == 0 && tls->spec.context != tls->engine) /* else the endpoint has said how */
             bk_tls_transport_set_manners(*ret_transport, &manners);
         return code;
     }

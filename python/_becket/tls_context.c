@@ -1,6 +1,7 @@
 /*
  * tls_context.c: a context of one of the core's TLS engines, as a Python object: what becket.tls's
- * Context becomes on a loop. Made by EventLoop._core_context(), used by tls.c.
+ * Context becomes on a loop, and what an endpoint of starttls:// offers. Made by
+ * EventLoop._core_context() and by transport.c, used by tls.c.
  */
 #include "becket_py.h"
 
@@ -59,6 +60,17 @@ static PyObject *tls_context_new(PyTypeObject *type, PyObject *args, PyObject *k
     self->loop = (LoopObject *)Py_NewRef(loop); /* an engine in Python is its */
     if (make(self->loop, args, kwargs, &self->core) < 0)
         Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+/* A context of the core's that is there already, as an object. */
+PyObject *tls_context_of(LoopObject *loop, bk_tls_context *core) {
+    PyTypeObject *type = loop->state->tls_context_type;
+    TlsContextObject *self = (TlsContextObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->loop = (LoopObject *)Py_NewRef((PyObject *)loop);
+    self->core = bk_tls_context_ref(core);
     return (PyObject *)self;
 }
 

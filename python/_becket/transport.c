@@ -22,7 +22,8 @@ enum {
     LOST_WRITES_LOGGED = 5,       /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
-static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader;
+static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader,
+    transport_connection;
 
 /* After start_tls() the connection is the new transport's; the old one passes on what it is asked,
    and so never again sends in plain. */
@@ -335,7 +336,8 @@ static PyObject *reason(TransportObject *t, int why) {
         return Py_NewRef(t->error);
     if (why == 0 || why == -ECANCELED)
         return Py_NewRef(Py_None);
-    PyObject *e = t->tls != NULL ? tls_exception(t, why) : exception_of(why);
+    PyObject *e =
+        t->tls != NULL ? tls_exception(t, why) : stream_exception(t->loop->state, t->stream, why);
     if (e == NULL) {
         PyErr_Clear();
         return Py_NewRef(Py_None);
@@ -504,17 +506,26 @@ static const bk_protocol transport_copied = {COMMON, .name = "asyncio.BufferedPr
                                              .received = copied_received};
 static const bk_protocol transport_reader = {COMMON, .name = "asyncio.StreamReaderProtocol",
                                              .received = reader_received};
+static const bk_protocol transport_connection = {.size = sizeof(bk_protocol),
+                                                 .name = "becket.Connection",
+                                                 .room = connection_room,
+                                                 .received = connection_received,
+                                                 .ended = connection_ended,
+                                                 .closed = closed,
+                                                 .upgraded = upgraded};
 
 /* ---- Life ---- */
 
 /* Which of the tables above fits the protocol. */
 int transport_adopt_protocol(TransportObject *t, PyObject *protocol) {
-    int buffered = PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
+    bool blocking = PyObject_TypeCheck(protocol, t->loop->state->connection_type);
+    int buffered = blocking ? 0 : PyObject_IsInstance(protocol, t->loop->state->buffered_protocol);
     if (buffered < 0)
         return -1;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     Py_CLEAR(t->reader);
-    const bk_protocol *table = buffered && t->tls    ? &transport_copied
+    const bk_protocol *table = blocking              ? &transport_connection
+                               : buffered && t->tls  ? &transport_copied
                                : buffered            ? &transport_buffered
                                : reader_recognise(t) ? &transport_reader
                                                      : &transport_plain;
@@ -688,6 +699,19 @@ static bool is_tls_name(const char *name) {
            strcmp(name, "compression") == 0;
 }
 
+/* Whether it is TLS of an endpoint's, which is the core's own. */
+static bool is_core_tls(TransportObject *t) {
+    int is_tls = 0;
+    size_t size = sizeof is_tls;
+    return t->tls == NULL && t->stream != NULL &&
+           bk_stream_query(t->stream, BK_QUERY_TLS, &is_tls, &size) == 0 && is_tls;
+}
+
+/* An endpoint may be anything. */
+static bool is_socket(const TransportObject *t) {
+    return bk_is_socket_transport(bk_tls_transport_innermost(bk_stream_transport(t->stream)));
+}
+
 static PyObject *make_socket(TransportObject *t) {
     if (t->socket == NULL && t->stream != NULL) {
         PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
@@ -712,6 +736,9 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     if (t->tls != NULL && t->tls->open && is_tls_name(name))
         return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "OOs", (PyObject *)t,
                                    t->tls->engine, name);
+    if (is_tls_name(name) && is_core_tls(t))
+        return PyObject_CallMethod((PyObject *)t->loop, "_tls_info", "OOs", (PyObject *)t, Py_None,
+                                   name);
     if (is_tls_name(name))
         return NULL;
     if (t->above != NULL)
@@ -721,7 +748,7 @@ static PyObject *find_extra(TransportObject *t, const char *name) {
     if (t->is_pipe)
         return strcmp(name, "pipe") == 0 ? Py_NewRef(t->socket) : NULL;
     if (strcmp(name, "socket") == 0)
-        return make_socket(t);
+        return is_socket(t) ? make_socket(t) : NULL;
     bool peer = strcmp(name, "peername") == 0;
     if (!peer && strcmp(name, "sockname") != 0)
         return NULL;
@@ -1002,6 +1029,20 @@ static PyObject *transport_tls_query(TransportObject *t, PyObject *arg) {
     return answer;
 }
 
+/* _tls_offer() -> (context, server_side, server_hostname) or None: what a starttls:// endpoint has
+   to offer, as _start_tls() takes it. */
+static PyObject *transport_tls_offer(TransportObject *t, PyObject *Py_UNUSED(ignored)) {
+    t = current(t);
+    bk_tls_context *core;
+    const char *name;
+    if (t->stream == NULL || bk_tls_offer_context(bk_stream_transport(t->stream), &core, &name) < 0)
+        Py_RETURN_NONE;
+    PyObject *context = tls_context_of(t->loop, core);
+    if (context == NULL)
+        return NULL;
+    return Py_BuildValue("NOz", context, core->server ? Py_True : Py_False, name);
+}
+
 /* The connection goes over to a new transport, which lies above. */
 static void move_up(TransportObject *t, TransportObject *n) {
     n->stream = t->stream;
@@ -1143,6 +1184,7 @@ static PyMethodDef transport_methods[] = {
      "abort()\n\nClose now; what is queued is lost; connection_lost(None) follows."},
     {"_force_close", (PyCFunction)transport_force_close, METH_O, NULL},
     {"_start_tls", (PyCFunction)transport_start_tls, METH_VARARGS, NULL},
+    {"_tls_offer", (PyCFunction)transport_tls_offer, METH_NOARGS, NULL},
     {"_tls_query", (PyCFunction)transport_tls_query, METH_O, NULL},
     {"is_closing", (PyCFunction)transport_is_closing, METH_NOARGS,
      "is_closing() -> bool\n\nWhether it is closing, or closed."},

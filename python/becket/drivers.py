@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from becket import _becket, access, tls
@@ -46,6 +46,7 @@ STATS = (
     "handshakes",
 )
 POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
+UNABLE = '["OSError", ["no worker could begin to serve; the log says why"]]'
 LAST_WORDS = 1.0  # … for what was cut to take notice
 
 Sockets = Mapping[str, list[int]]
@@ -67,6 +68,16 @@ def reopen_logs() -> None:
                 handler.stream = handler._open()
 
 
+@contextlib.contextmanager
+def naming(endpoint: str) -> Iterator[None]:
+    """An endpoint that cannot be had is named."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{endpoint}: {error.strerror or error}"
+        raise
+
+
 # ---- One loop's share ----------------------------------------------------------------------------
 
 
@@ -85,7 +96,7 @@ class Share:
         self._open = 0
         self._hurry = False
         self._drain = plan.drain
-        self._pool: Pool | None = None
+        self.pool: Pool | None = None
 
     # ---- Listening ----
 
@@ -96,8 +107,8 @@ class Share:
             return served.core(self.loop)
         if served.factory is not None:
             return served.factory(self.loop)
-        self._pool = Pool(served, plan.max_threads)
-        return _becket.Hand(self.loop, self._pool.give, plan.speaks_first)
+        self.pool = Pool(served, plan.max_threads)
+        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first, served.refusal)
 
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
@@ -109,15 +120,16 @@ class Share:
         for endpoint in self.plan.endpoints:
             if sockets.get(endpoint) == []:
                 continue
-            listener = _becket.Listener(
-                self.loop,
-                endpoint,
-                protocol,
-                gate=self._gate,
-                sockets=sockets.get(endpoint, ()),
-                refusal=self.plan.served.refusal,
-                ended=self._over,
-            )
+            with naming(endpoint):
+                listener = _becket.Listener(
+                    self.loop,
+                    endpoint,
+                    protocol,
+                    gate=self._gate,
+                    sockets=sockets.get(endpoint, ()),
+                    refusal=self.plan.served.refusal,
+                    ended=self._over,
+                )
             self.listeners.append(listener)
             self._open += 1
 
@@ -162,7 +174,7 @@ class Share:
         return self.loop._visits(0) > 0 or bool(tasks)
 
     async def run(self) -> bool:
-        """Serve until stop(); True: nothing had to be cut."""
+        """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
         for listener in self.listeners:
             listener.close()
@@ -170,18 +182,18 @@ class Share:
         deadline = self.loop.time() + self._drain
         while self._busy() and not self._hurry and self.loop.time() < deadline:
             await asyncio.sleep(POLL)
-        return await self._finish(cut=self._busy())
+        return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
         left = self.loop._visits(2)
-        if left:
+        if left and cut:
             logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
         deadline = self.loop.time() + LAST_WORDS
         while self.loop._visits(0) and self.loop.time() < deadline:
             await asyncio.sleep(0)
         stuck = 0
-        if self._pool is not None:
-            stuck = await asyncio.to_thread(self._pool.close, LAST_WORDS)
+        if self.pool is not None:
+            stuck = await asyncio.to_thread(self.pool.close, LAST_WORDS)
         if stuck:
             logger.warning("%d thread%s not returned", stuck, " has" if stuck == 1 else "s have")
         return not cut and not stuck
@@ -195,16 +207,19 @@ class ThreadsShare(Share):
         self._free = threads
         self._threads = threads
 
+    def _make_pool(self) -> Pool:
+        return Pool(self.plan.served, self._threads, self._done)
+
     def _protocol(self) -> Any:
-        self._pool = Pool(self.plan.served, self._threads, self._done)
-        return _becket.Hand(self.loop, self._give, True)
+        self.pool = self._make_pool()
+        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1
         if self._free == 0:
             self._pause(True)
-        assert self._pool is not None
-        self._pool.give(*handed)
+        assert self.pool is not None
+        self.pool.give(*handed)
 
     def _done(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before its thread
@@ -232,8 +247,9 @@ class Driver:
         self.plan = plan
         self.workers = workers
         self.names: list[str] = []
+        self.given: Sockets = {}  # sockets that listen already, by their endpoints
+        self.shares: list[Share] = []
         self._gate = make_gate(plan)
-        self._shares: list[Share] = []
         self._thread: threading.Thread | None = None
         self._status = 0
         self._error: BaseException | None = None
@@ -257,6 +273,7 @@ class Driver:
         if self._error is not None:
             self._thread.join()
             self._thread = None
+            self.shares.clear()
             error, self._error = self._error, None
             raise error
 
@@ -272,19 +289,19 @@ class Driver:
         thread, self._thread = self._thread, None
         if thread is None:
             return 0
-        for share in self._shares:
+        for share in self.shares:
             share.stop(drain)
         thread.join()
-        self._shares.clear()
+        self.shares.clear()
         return self._status
 
     def reload(self) -> None:
         reopen_logs()
-        for share in self._shares:
+        for share in self.shares:
             share.reload()
 
-    def run(self) -> int:
-        return self._run(self._announce, signals=True)
+    def run(self, ready: Callable[[], object] | None = None) -> int:
+        return self._run(ready or self._announce, signals=True)
 
     # ---- How it is done ----
 
@@ -296,7 +313,7 @@ class Driver:
         return Share(self.plan, self._gate, loop, self._end)
 
     def _end(self) -> None:
-        for share in self._shares:
+        for share in self.shares:
             share.stop(self.plan.drain)
 
     def _run(self, ready: Callable[[], object], *, signals: bool) -> int:
@@ -306,10 +323,10 @@ class Driver:
 
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
-        self._shares.append(share)
+        self.shares.append(share)
         if signals:
             self._catch_signals(share.loop)
-        share.open({})
+        share.open(self.given)
         self.names = share.names()
         with self._others(share) as others:
             ready()
@@ -345,7 +362,7 @@ class Loops(Driver):
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
             one.open(first)
-            self._shares.append(one)
+            self.shares.append(one)
             started.wait()
             return await one.run()
 
@@ -426,7 +443,7 @@ class Worker(Driver):
 
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
-        self._shares.append(share)
+        self.shares.append(share)
         self._catch_signals(share.loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         share.open(self._sockets)
@@ -472,7 +489,7 @@ class Forks(Driver):
             _leave(lambda: self._supervise(writer))
         os.close(writer)
         with open(reader) as answer:
-            told = json.loads(answer.readline() or '["OSError", [0, "the server died"]]')
+            told = json.loads(answer.readline() or UNABLE)
         if isinstance(told, dict):
             self._pid, self.names = pid, told["names"]
             return
@@ -524,7 +541,7 @@ class Forks(Driver):
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
         self._failed = False
-        self._served = False
+        self._serving = asyncio.Event()  # the first worker listens
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -532,11 +549,13 @@ class Forks(Driver):
         sockets = self._open(loop)  # type: ignore[arg-type]
         for place in range(self.workers):
             self._due[place] = 0.0
-        self._fill(sockets)
-        await self._until_serving()
-        if not self._ending:
+        watching = asyncio.create_task(self._watch(sockets))
+        serving = asyncio.create_task(self._serving.wait())
+        await asyncio.wait((watching, serving), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        if self._serving.is_set() and not self._ending:
             ready()
-        return await self._watch(sockets)
+        return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
         """Open what all workers accept from. What is one connection, or is to be opened by each
@@ -548,7 +567,9 @@ class Forks(Driver):
             if endpoint in each:
                 self.names.append(endpoint)
                 continue
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol)
+            given = self.given.get(endpoint, ())
+            with naming(endpoint):
+                listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():
@@ -577,8 +598,10 @@ class Forks(Driver):
 
     def _fork(self, place: int, sockets: Sockets) -> None:
         reader, writer = os.pipe()
-        alone = {e: [] for e in self.plan.endpoints if e not in sockets and "reuse_port=1" not in e}
-        mine: dict[str, list[int]] = dict(sockets) if place == 0 else {**sockets, **alone}
+        mine = dict(sockets)
+        if place > 0:  # what is one connection, is the first worker's
+            single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
+            mine = {**{endpoint: [] for endpoint in single}, **mine}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -589,26 +612,31 @@ class Forks(Driver):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(writer)
         self._pids[pid] = (place, time.monotonic(), reader)
+        asyncio.get_running_loop().add_reader(reader, self._told, reader)
+
+    def _told(self, reader: int) -> None:
+        asyncio.get_running_loop().remove_reader(reader)
+        if os.read(reader, 1):
+            self._serving.set()
 
     def _work(self, place: int, sockets: Sockets, writer: int) -> int:
         asyncio._set_running_loop(None)
         signal.set_wakeup_fd(-1)
         worker = Worker(self.plan, self._board, place, sockets)
+
+        def ready() -> None:
+            os.write(writer, b"+")
+            os.close(writer)
+
         try:
-            return worker._run(lambda: (os.write(writer, b"+"), os.close(writer)), signals=True)
+            return worker._run(ready, signals=True)
         except (OSError, ValueError) as error:
             logger.error("a worker could not begin: %s", error)
             return 1
 
-    async def _until_serving(self) -> None:
-        """The first generation listens, or never will."""
-        loop = asyncio.get_running_loop()
-        for _, _, reader in list(self._pids.values()):
-            told = await loop.run_in_executor(None, os.read, reader, 1)
-            self._served = self._served or told == b"+"
-
     async def _watch(self, sockets: Sockets) -> int:
         deadline = None
+        self._fill(sockets)
         while self._pids or (self._due and not self._ending):
             wait = None
             if self._ending:
@@ -638,8 +666,8 @@ class Forks(Driver):
     def _bury(self, pid: int, status: int) -> None:
         place, began, reader = self._pids.pop(pid)
         self._board.forget(place)
-        with open(reader, "rb") as told:
-            served = self._served or told.read(1) == b"+"
+        asyncio.get_running_loop().remove_reader(reader)
+        os.close(reader)
         if self._ending:
             self._failed = self._failed or status != 0
             return
@@ -647,7 +675,7 @@ class Forks(Driver):
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
         delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
-        if not served and self._quick[place] >= self.HOPELESS:
+        if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True
             self._end()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import selectors
 import signal
 import socket
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from becket import _becket, tls
 
 T = TypeVar("T")
+_P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
 if TYPE_CHECKING:
 
@@ -127,6 +129,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         _becket.Loop.__init__(self, notifier)
         _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
         self._listeners: dict[int, _becket.Listener] = {}
+        self._knows_engines = False
         self._tls_contexts: weakref.WeakKeyDictionary[tls.Context, _becket.TlsContext] = (
             weakref.WeakKeyDictionary()
         )
@@ -263,7 +266,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
         What the peer sent before it could know of TLS, and *protocol*'s StreamReader still holds,
         goes into TLS: it never comes out as if it had been said under it. *sslcontext* may be an
-        ssl.SSLContext, or what an engine of becket.tls takes. Errors are those of asyncio.
+        ssl.SSLContext, or what an engine of becket.tls takes; None is what a starttls:// endpoint
+        offers. Errors are those of asyncio.
         """
         if protocol is None:
             raise TypeError("protocol: an asyncio protocol is needed, not None")
@@ -273,16 +277,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
                 server_hostname=server_hostname, ssl_handshake_timeout=ssl_handshake_timeout,
                 ssl_shutdown_timeout=ssl_shutdown_timeout,
             )  # fmt: skip
-        known = isinstance(sslcontext, (ssl.SSLContext, tls.Context))
-        if not known and tls.engine_of(sslcontext) is None:
-            raise TypeError(
-                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
-            )
-        if transport.get_extra_info("pipe") is not None:
-            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
+        spec = self._tls_spec(transport, sslcontext, server_side, server_hostname, times)
         waiter = self.create_future()
-        spec = (sslcontext, server_side, None if server_side else server_hostname or None, *times)
         readers = {_reader_of(transport.get_protocol()), _reader_of(protocol)} - {None}
         held = {reader: bytes(reader._buffer) for reader in readers}
         for reader in readers:
@@ -302,8 +299,66 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise
         return upgraded
 
+    # ---- Endpoints ----
+
+    async def connect_endpoint(
+        self, protocol_factory: Callable[[], _P], endpoint: str
+    ) -> tuple[asyncio.Transport, _P]:
+        """Connect to an endpoint of any scheme: "tcp://host:port", "unix:path", "tls://host:port?…".
+
+        When it is open, after the handshake of TLS, *protocol_factory* makes the protocol. Raises
+        ValueError for an endpoint that is wrong, with a mark under what is wrong; else OSError:
+        ConnectionRefusedError, socket.gaierror for a name that nobody knows, ssl.SSLError for TLS.
+        """
+        waiter = self.create_future()
+        self._know_engines(endpoint)
+        connector = _becket.Connector(self, endpoint, protocol_factory, waiter)
+        try:
+            transport: asyncio.Transport = await waiter
+        except BaseException:
+            connector.close()
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                waiter.result().abort()  # cancelled when it had just been made
+            raise
+        return transport, transport.get_protocol()  # type: ignore[return-value]
+
+    def _know_engines(self, endpoint: str) -> None:
+        """Let endpoints name the TLS engines in Python, from the first that may do so."""
+        named = "engine=" in str(endpoint) or "BECKET_TLS" in os.environ
+        if self._knows_engines or not named:
+            return
+        self._knows_engines = True
+        for engine in tls.engines().values():
+            # It is known already, or this is a subinterpreter, where none can be.
+            with contextlib.suppress(ValueError, RuntimeError):
+                self._add_tls_engine(engine)
+
+    def _tls_spec(
+        self,
+        transport: _becket.Transport,
+        sslcontext: Any,
+        server_side: bool,
+        server_hostname: str | None,
+        times: tuple[float, float],
+    ) -> tuple[Any, bool, str | None, float, float]:
+        """What Transport._start_tls() is to be given; TypeError: there is no TLS to be had."""
+        offer = transport._tls_offer() if sslcontext is None else None
+        if offer is not None:
+            context, server_side, name = offer
+            return (context, server_side, server_hostname or name, *times)
+        known = isinstance(sslcontext, (ssl.SSLContext, tls.Context))
+        if not known and tls.engine_of(sslcontext) is None:
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        if transport.get_extra_info("pipe") is not None:
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+        return (sslcontext, server_side, None if server_side else server_hostname or None, *times)
+
     def _new_engine(self, context: Any, server_side: bool, server_hostname: str | None) -> Any:
         """A connection's TLS: an ssl.SSLObject, a tls.Engine, or a context of the core."""
+        if isinstance(context, _becket.TlsContext):  # of an endpoint
+            return context
         if isinstance(context, tls.Context):
             tls.check_name(server_hostname)
             return self._core_context(context, server_side)
@@ -331,11 +386,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
     def _tls_info(self, transport: _becket.Transport, engine: Any, name: str) -> Any:
         """What get_extra_info() tells of TLS."""
-        if isinstance(engine, _becket.TlsContext):
-            context = transport.get_extra_info("sslcontext")
-            default = ssl.CERT_NONE if context.server_side else ssl.CERT_REQUIRED
-            verify = default if context.verify is None else context.verify
-            return tls.core_info(transport._tls_query, verify != ssl.CERT_NONE, name)
+        if engine is None or isinstance(engine, _becket.TlsContext):  # the core's
+            return tls.core_info(transport._tls_query, name)
         if not isinstance(engine, ssl.SSLObject):
             return engine.query(name)
         if name == "ssl_object":

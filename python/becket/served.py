@@ -68,9 +68,9 @@ def _smtp(
     maildir: str,
     hostname: str | None = None,
     max_message: int = 0,
-    stored: Callable[[str, str, list[str], int], object] | None = None,
+    stored: Callable[[str, str, list[str], int], None] | None = None,
 ) -> _becket.Smtp:
-    """Receives mail into *maildir*; see `becket serve smtp --help`."""
+    """Receives mail into a Maildir."""
     return _becket.Smtp(
         loop, maildir, hostname or own_hostname(), max_message=max_message, stored=stored
     )
@@ -96,8 +96,15 @@ def registered() -> dict[str, Any]:
 
 def _load(name: str) -> Any:
     module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that it imports
+        raise ValueError(f"{name}: there is no module {error.name!r}") from error
     for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{name}: {found!r} has no attribute {part!r}")
         found = getattr(found, part)
     return found
 
@@ -165,12 +172,12 @@ def _streams(
 
 
 def _handler(target: type[socketserver.BaseRequestHandler]) -> Callable[[Connection], object]:
-    from becket.socketserver import HandlerServer
+    from becket.socketserver import HandlerServer, client_address
 
     server = HandlerServer(target)
 
     def call(connection: Connection) -> None:
-        target(connection, connection.client_address, server)  # type: ignore[arg-type]
+        target(connection, client_address(connection), server)  # type: ignore[arg-type]
 
     return call
 
@@ -193,14 +200,14 @@ def find(target: Any, settings: dict[str, Any] | None = None) -> Served:
         return Served("handler", name, call=_handler(target), refusal=refusal)
     if inspect.isclass(target) and issubclass(target, asyncio.BaseProtocol):
         return Served("protocol", name, factory=lambda loop: target, refusal=refusal)
-    if callable(target):
+    if callable(target) and not inspect.isclass(target):
         needed = _required(target)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(
-            getattr(target, "__call__", None)  # noqa: B004: it is callable; is that a coroutine?
+            type(target).__call__
         ):
             if needed == 2:
                 return Served("coroutine", name, factory=_streams(target), refusal=refusal)
-        elif needed == 1 and not inspect.isclass(target):
+        elif needed == 1:
             return Served("blocking", name, call=target, refusal=refusal)
         elif needed == 0:
             return Served("protocol", name, factory=lambda loop: target, refusal=refusal)

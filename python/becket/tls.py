@@ -66,6 +66,7 @@ RENEGOTIATION = -4033
 
 # BK_QUERY_TLS_… of becket-tls.h
 _QUERY_VERSION, _QUERY_CIPHER, _QUERY_BITS, _QUERY_CERT = 102, 103, 104, 107
+_QUERY_VERIFIED = 110
 
 # As X509_verify_cert() of OpenSSL numbers them.
 _UNSPECIFIED, _EXPIRED, _NO_ISSUER, _WRONG_HOST, _WRONG_ADDRESS = 1, 10, 20, 62, 64
@@ -243,7 +244,7 @@ def check_name(server_hostname: str | None) -> None:
         )
 
 
-def core_info(query: Callable[[int], bytes | None], verified: bool, name: str) -> Any:
+def core_info(query: Callable[[int], bytes | None], name: str) -> Any:
     """What get_extra_info() tells of a connection of the core's engines, out of its answers."""
     if name == "cipher":
         cipher, version, bits = query(_QUERY_CIPHER), query(_QUERY_VERSION), query(_QUERY_BITS)
@@ -254,7 +255,7 @@ def core_info(query: Callable[[int], bytes | None], verified: bool, name: str) -
     der = query(_QUERY_CERT) if name == "peercert" else None
     if not der:
         return None
-    if not verified:
+    if not any(query(_QUERY_VERIFIED) or b""):
         return {}
     with _as_file(ssl.DER_cert_to_PEM_cert(der).encode()) as path:
         decode: Any = ssl._ssl._test_decode_cert  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@
 #include "tests/c/check.h"
 #include "tests/c/support.h"
 
+#include "core/serve/serve.h"
 #include "core/tls/libssl.h"
 #include "core/tls/tls.h"
 
@@ -174,6 +175,38 @@ static void over_tls(void) {
     bk_conform_joint inner = joint_over(&inside, "tls");
     tls_joint outside = {any_engine(), &inner, 0};
     bk_conform_joint joint = joint_over(&outside, "tls over tls");
+    CHECK_INT(support_conforms(support_transport, &joint, NULL), 0);
+}
+
+/* Behind a proxy that only relays: the header comes before, and may come with, the hello. */
+static int make_relayed(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
+    const bk_conform_joint *inner = arg;
+    bk_proxy_trust trust;
+    bk_transport *pair[2];
+    int code = inner->make(loop, inner->arg, pair);
+    if (code < 0)
+        return code;
+    code = bk_proxy_trust_parse(NULL, &trust, NULL);
+    if (code == 0)
+        code = bk_proxy_send(loop, pair[0], 2, NULL, 0, NULL, 0, &pair[0]);
+    if (code == 0)
+        code = bk_proxy_read(loop, pair[1], &trust, true, &pair[1]);
+    for (int i = 0; i < 2; i++)
+        if (code < 0)
+            pair[i]->ops->close(pair[i]);
+        else
+            ret_pair[i] = pair[i];
+    return code;
+}
+
+static void over_proxy(void) {
+    bk_conform_joint relayed = {"PROXY", 0, make_relayed, (void *)support_joint("tcp")};
+    tls_joint inside = {any_engine(), &relayed, 0};
+    bk_conform_joint joint = joint_over(&inside, "tls over PROXY over tcp");
+    CHECK_INT(support_conforms(support_transport, &joint, NULL), 0);
+    relayed.traits = BK_CONFORM_NO_RESET;
+    relayed.arg = (void *)&narrow;
+    joint = joint_over(&inside, "tls over PROXY over narrow memory");
     CHECK_INT(support_conforms(support_transport, &joint, NULL), 0);
 }
 
@@ -603,6 +636,7 @@ int main(int argc, char **argv) {
         CASE(over_pipes),
         CASE(over_what_cannot_half_close),
         CASE(over_tls),
+        CASE(over_proxy),
         CASE(engines_walked),
         CASE(transport_walked),
         CASE(reload_keeps_the_engine),

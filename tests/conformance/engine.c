@@ -110,6 +110,7 @@ static void answers(bk_conform_case *c) {
         EXPECT(c, strcmp(ask_text(x, BK_QUERY_TLS_ALPN), "h2") == 0);
         EXPECT(c, strcmp(ask_text(x, BK_QUERY_TLS_NAME), "localhost") == 0);
         EXPECT(c, ask(x, BK_QUERY_TLS_RESUMED) == 0);
+        EXPECT(c, ask(x, BK_QUERY_TLS_VERIFIED) == 1);
         EXPECT(c, strcmp(ask_text(x, BK_QUERY_TLS_WORDS), "") == 0);
         EXPECT(c, strcmp(ask_text(x, BK_QUERY_NAME), "tls") == 0);
         EXPECT(c, ask(x, 1 << 20) == -ENOTSUP);
@@ -126,12 +127,14 @@ out:
 
 /* Exactly the room that is needed will do; a byte less will not, and leaves all as it was. */
 static void answers_need_room(bk_conform_case *c) {
-    static const int numbers[] = {BK_QUERY_TLS, BK_QUERY_TLS_BITS, BK_QUERY_TLS_RESUMED};
+    static const int numbers[] = {BK_QUERY_TLS, BK_QUERY_TLS_BITS, BK_QUERY_TLS_RESUMED,
+                                  BK_QUERY_TLS_VERIFIED};
     tls_link l;
     link_init(&l, c);
     TRY(c, link_open(&l));
     OPENED(&l);
-    for (int what = BK_QUERY_TLS; what <= BK_QUERY_TLS_WORDS; what++) {
+    EXPECT(c, ask(l.server, BK_QUERY_TLS_VERIFIED) == 0); /* it asked for no certificate */
+    for (int what = BK_QUERY_TLS; what <= BK_QUERY_TLS_VERIFIED; what++) {
         unsigned char room[4096] = {0}, again[4096] = {0};
         size_t n = sizeof room;
         TRY(c, bk_stream_query(l.client->s, what, room, &n));
@@ -170,6 +173,8 @@ static void answers_come_late(bk_conform_case *c) {
             EXPECT(c, code == -ENOTSUP || l.p.sides[i].opened == 1);
         }
         EXPECT(c, strcmp(ask_text(&l.p.sides[i], BK_QUERY_TLS_WORDS), "") == 0);
+        EXPECT(c,
+               ask(&l.p.sides[i], BK_QUERY_TLS_VERIFIED) == -ENOTSUP || l.p.sides[i].opened == 1);
     }
     l.wires[SERVER].stop = SIZE_MAX;
     OPENED(&l);
