@@ -301,6 +301,11 @@ static void reload(void *arg) {
     bk_plan_tell_reload(f->plan, reload_all, arg);
 }
 
+static void reload(void *arg) {
+    const forks *f = arg;
+    bk_drive_reloads(f->plan, reload_workers, arg);
+}
+
 static void too_late(void *arg) {
     forks *f = arg;
     bk_plan_say(f->plan, -ETIMEDOUT, "workers that do not end are killed");

@@ -375,6 +375,21 @@ def served(server: Server) -> bool:
         return False
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_supervisor_is_told(driver: str, start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(20)
+        server = start(driver, NOTIFY_SOCKET=supervisor.getsockname())
+        assert supervisor.recv(1000) == b"READY=1"
+        server.signal(signal.SIGHUP)
+        assert supervisor.recv(1000).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert supervisor.recv(1000) == b"READY=1"
+        server.signal(signal.SIGTERM)
+        assert supervisor.recv(1000) == b"STOPPING=1"
+        assert server.ends() == 0, server.told
+
+
 # ---- threads:N -----------------------------------------------------------------------------------
 
 
