@@ -86,12 +86,6 @@ extern const bk_driver bk_driver_loop, bk_driver_loops, bk_driver_threads, bk_dr
 int bk_driver_find(const char *name, const bk_driver **ret_driver, int *ret_workers,
                    bk_error *error);
 
-/* What a supervisor hears: that all listen, with a watchdog on the loop; of a reload; of the end.
- */
-void bk_drive_begins(const bk_plan *plan, bk_loop *loop);
-void bk_drive_reloads(const bk_plan *plan, bk_fn reload, void *arg);
-void bk_drive_ends(const bk_plan *plan);
-
 /* What every process of a server catches; a failure is told. */
 int bk_drive_signals(const bk_plan *plan, bk_loop *loop, bk_fn on_end, bk_fn on_reload, void *arg);
 

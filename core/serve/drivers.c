@@ -22,34 +22,6 @@ typedef struct crew {
     bk_post deaf, stop; /* to the first share: from all the others; from one that failed */
 } crew;
 
-/* ---- A supervisor ---- */
-
-static void tell_supervisor(const bk_plan *plan, const char *state) {
-    int code = bk_supervisor_tell(plan->os, state);
-    if (code < 0)
-        bk_plan_say(plan, code, "the supervisor cannot be told: %s", bk_strerror(code));
-}
-
-void bk_drive_begins(const bk_plan *plan, bk_loop *loop) {
-    int code = bk_supervisor_watch(loop);
-    if (code < 0)
-        bk_plan_say(plan, code, "there is no watchdog: %s", bk_strerror(code));
-    tell_supervisor(plan, "READY=1");
-}
-
-void bk_drive_reloads(const bk_plan *plan, bk_fn reload, void *arg) {
-    char state[64];
-    snprintf(state, sizeof state, "RELOADING=1\nMONOTONIC_USEC=%lld",
-             (long long)(plan->os->clock(plan->os) / 1000));
-    tell_supervisor(plan, state);
-    reload(arg);
-    tell_supervisor(plan, "READY=1");
-}
-
-void bk_drive_ends(const bk_plan *plan) {
-    tell_supervisor(plan, "STOPPING=1");
-}
-
 /* ---- Signals, in the first share's thread ---- */
 
 static void end(void *arg) {

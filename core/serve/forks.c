@@ -301,11 +301,6 @@ static void reload(void *arg) {
     bk_plan_tell_reload(f->plan, reload_all, arg);
 }
 
-static void reload(void *arg) {
-    const forks *f = arg;
-    bk_drive_reloads(f->plan, reload_workers, arg);
-}
-
 static void too_late(void *arg) {
     forks *f = arg;
     bk_plan_say(f->plan, -ETIMEDOUT, "workers that do not end are killed");
@@ -419,7 +414,8 @@ static int run_parent(forks *f) {
         f->places[i] = (place){.forks = f, .pipe = -1};
         fill(&f->places[i]);
     }
-    bk_plan_tell_ready(f->plan, f->share.loop);
+    if (!f->ending)
+        bk_plan_tell_ready(f->plan, f->share.loop);
     int code = bk_loop_run(f->share.loop);
     if (code < 0) { /* that may have been passing; it ends all the same */
         bk_plan_say(f->plan, code, "%s", bk_strerror(code));

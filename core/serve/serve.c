@@ -120,8 +120,6 @@ static int take_driver(bk_plan *plan, const bk_driver **ret_driver) {
     return code;
 }
 
-/* ---- Serving ---- */
-
 /* ---- The supervisor ---- */
 
 static void tell(const bk_plan *plan, const char *state) {
@@ -149,6 +147,8 @@ void bk_plan_tell_reload(const bk_plan *plan, void (*reload)(void *arg), void *a
 void bk_plan_tell_stopping(const bk_plan *plan) {
     tell(plan, "STOPPING=1");
 }
+
+/* ---- Serving ---- */
 
 /* Caught, not ignored: what is ignored stays so in the programs that a protocol may start. */
 static void ignore(int signum) {
