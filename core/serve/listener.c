@@ -103,6 +103,11 @@ int bk_listener_pause(bk_listener *listener, int on) {
     return listener->acceptor == NULL ? -ENOTSUP : bk_acceptor_pause(listener->acceptor, on != 0);
 }
 
+void bk_listener_drain(bk_listener *listener) {
+    if (listener != NULL && listener->acceptor != NULL)
+        bk_acceptor_drain(listener->acceptor);
+}
+
 int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room) {
     if (listener == NULL || room < 0 || (ret_sockets == NULL && room > 0))
         return -EINVAL;

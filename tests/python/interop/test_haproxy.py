@@ -175,3 +175,89 @@ def test_health_checks_do_not_fill_the_log(check, driver, tmp_path):
             with proxy.connect() as sock:
                 assert ask(sock, b"who").split()[0] == b"127.0.0.1"
             assert ",UP," in proxy.ask("show stat"), status
+
+
+# ---- Restarted under load ----
+
+
+class Load:
+    """Clients that send requests, each on a connection of its own, until they are told to stop."""
+
+    def __init__(self, address: tuple[str, int], clients: int) -> None:
+        self._address = address
+        self._numbers = itertools.count()
+        self._over = threading.Event()
+        self.answered: list[bytes] = []
+        self.failed: dict[bytes, str] = {}
+        self._threads = [threading.Thread(target=self._work) for _ in range(clients)]
+
+    def _work(self) -> None:
+        while not self._over.is_set():
+            number = next(self._numbers)
+            line = b"%s%d" % (b"slow" if number % 16 == 0 else b"quick", number)
+            try:
+                with socket.create_connection(self._address, PATIENCE) as sock:
+                    said = ask(sock, line)
+            except OSError as error:
+                self.failed[line] = str(error)
+                continue
+            if said == line + b" done\n":
+                self.answered.append(line)
+            else:
+                self.failed[line] = repr(said)
+
+    def more(self, count: int = 40) -> None:
+        """Wait until so many more have been answered."""
+        goal = len(self.answered) + count
+        until(lambda: len(self.answered) >= goal)
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@SERVED
+def test_no_request_is_lost_when_haproxy_is_reloaded(target, driver, tmp_path):
+    with serve(target, driver, "tcp://127.0.0.2:0?proxy=require") as server:
+        with HAProxy(tmp_path, f"127.0.0.2:{server.port} send-proxy-v2") as proxy:
+            with Load(proxy.address, 6) as load:
+                for _ in range(3):
+                    load.more()
+                    proxy.reload()
+                load.more()
+            assert load.failed == {}
+
+
+@SERVED
+def test_no_request_is_lost_when_servers_are_restarted(target, driver, tmp_path):
+    """One after the other, by TERM; HAProxy takes the other one when it cannot connect."""
+    begun = str(tmp_path / "begun")
+    where = "tcp://127.0.0.2:{}?proxy=require"  # no client's port can be in the way there
+
+    def start(port: int) -> Server:
+        return serve(target, driver, where.format(port), BEGUN=begun)
+
+    servers = [start(0), start(0)]
+    try:
+        texts = [f"127.0.0.2:{server.port} send-proxy-v2" for server in servers]
+        with HAProxy(tmp_path, *texts) as proxy:
+            with Load(proxy.address, 6) as load:
+                for _ in range(2):
+                    for i in (0, 1):
+                        load.more()
+                        servers[i].end(signal.SIGTERM)
+                        servers[i].__exit__(None)
+                        servers[i] = start(servers[i].port)
+                load.more()
+    finally:
+        for server in servers:
+            server.__exit__(None)
+    lines = Path(begun).read_bytes().splitlines()
+    assert load.failed == {}
+    assert sorted(lines) == sorted(load.answered)
