@@ -21,6 +21,7 @@ enum {
     /* Connections accepted from one listener in one turn, so that a storm of new ones does not
        starve those that are there. */
     BK_ACCEPTS_PER_EVENT = 64,
+    BK_ACCEPTS_AT_END = 4096, /* more than waits at a socket: /proc/sys/net/core/somaxconn */
     /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
     BK_ACCEPT_REST_MS = 100,
     /* Seconds in which a peer that is refused may read why, and send what it likes. */

@@ -747,6 +747,10 @@ BK_API int bk_listen_with(bk_loop *loop, const char *endpoint, const bk_protocol
    waits: stdio, or a scheme of a third party. */
 BK_API int bk_listener_pause(bk_listener *listener, int on);
 
+/* Accept at once all that wait in the backlog, paused or not: closing would reset those, who may
+   have sent their requests already. For listeners that are to be closed while clients come. */
+BK_API void bk_listener_drain(bk_listener *listener);
+
 /* Its listening sockets, at most `room`, for bk_listen_options; returns how many there are: 0 where
    there is no socket that others could accept from. They are the listener's. */
 BK_API int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room);

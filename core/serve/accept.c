@@ -173,17 +173,29 @@ static bool accept_one(bk_acceptor *a, int listening) {
     return true;
 }
 
-static void accept_ready(void *arg, unsigned events) {
-    const door *d = arg;
-    bk_acceptor *a = d->acceptor;
-    (void)events;
+/* At most so many; false: the acceptor is no more. */
+static bool accept_some(bk_acceptor *a, int fd, int most, bool heed_pause) {
     a->busy = true;
-    for (int i = 0; i < BK_ACCEPTS_PER_EVENT && !a->freed && !a->pauses && !a->loop->broken; i++)
-        if (!accept_one(a, d->fd))
+    for (int i = 0; i < most && !a->freed && !a->loop->broken && !(heed_pause && a->pauses); i++)
+        if (!accept_one(a, fd))
             break;
     a->busy = false;
-    if (a->freed)
-        bk_dealloc(a->loop->os, a);
+    if (!a->freed)
+        return true;
+    bk_dealloc(a->loop->os, a);
+    return false;
+}
+
+static void accept_ready(void *arg, unsigned events) {
+    const door *d = arg;
+    (void)events;
+    (void)accept_some(d->acceptor, d->fd, BK_ACCEPTS_PER_EVENT, true);
+}
+
+void bk_acceptor_drain(bk_acceptor *a) {
+    for (int i = 0; i < a->count; i++)
+        if (!accept_some(a, a->doors[i].fd, BK_ACCEPTS_AT_END, false))
+            return;
 }
 
 /* What is accepted inherits this: a small answer must not wait for an acknowledgement. */

@@ -118,6 +118,11 @@ int bk_listener_pause(bk_listener *listener, int on) {
                : bk_acceptor_pause(listener->acceptor, BK_PAUSE_OWNER, on != 0);
 }
 
+void bk_listener_drain(bk_listener *listener) {
+    if (listener != NULL && listener->acceptor != NULL)
+        bk_acceptor_drain(listener->acceptor);
+}
+
 int bk_listener_sockets(const bk_listener *listener, int *ret_sockets, int room) {
     if (listener == NULL || room < 0 || (ret_sockets == NULL && room > 0))
         return -EINVAL;

@@ -46,6 +46,7 @@ STATS = (
     "handshakes",
 )
 POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
+SILENT = 0.5  # … for those who have just come to say their first word
 UNABLE = '["OSError", ["no worker could begin to serve; the log says why"]]'
 LAST_WORDS = 1.0  # … for what was cut to take notice
 
@@ -97,6 +98,7 @@ class Share:
         self._hurry = False
         self._drain = plan.drain
         self.pool: Pool | None = None
+        self.copies: list[int] = []  # of listening sockets, closed when it listens no more
 
     # ---- Listening ----
 
@@ -143,6 +145,12 @@ class Share:
         pairs = zip(self.plan.endpoints, self.listeners, strict=True)
         return {endpoint: listener.sockets() for endpoint, listener in pairs}
 
+    def copy(self, sockets: Sockets) -> Sockets:
+        """The same sockets, but this share's own."""
+        copies = {endpoint: list(map(os.dup, fds)) for endpoint, fds in sockets.items()}
+        self.copies = [fd for fds in copies.values() for fd in fds]
+        return copies
+
     def names(self) -> list[str]:
         """Where it listens."""
         return [listener.name or "" for listener in self.listeners]
@@ -168,20 +176,33 @@ class Share:
 
     # ---- The end ----
 
-    def _busy(self) -> bool:
-        """Whether something is under way."""
+    def _close(self) -> None:
+        for listener in self.listeners:
+            listener.drain()
+            listener.close()
+        for fd in self.copies:
+            os.close(fd)
+        self.copies.clear()
+
+    def _busy(self, early: bool = False) -> bool:
+        """Whether something is under way. *Early*, it may yet be in a PROXY header: connections are
+        not counted before."""
         tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task(self.loop)}
-        return self.loop._visits(0) > 0 or bool(tasks)
+        waits = early and any("proxy=" in endpoint for endpoint in self.plan.endpoints)
+        return self.loop._visits(0) > 0 or bool(tasks) or waits
 
     async def run(self) -> bool:
         """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
-        for listener in self.listeners:
-            listener.close()
-        self.loop._visits(1)
-        deadline = self.loop.time() + self._drain
-        while self._busy() and not self._hurry and self.loop.time() < deadline:
+        self._close()
+        began = now = self.loop.time()
+        heard = began + min(SILENT, self._drain / 2)
+        while not self._hurry and now < began + self._drain and self._busy(now < heard):
+            if now >= heard:
+                self.loop._visits(1)
             await asyncio.sleep(POLL)
+            now = self.loop.time()
+        self.loop._visits(1)
         return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
@@ -361,7 +382,7 @@ class Loops(Driver):
         async def serve() -> bool:
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
-            one.open(first)
+            one.open(one.copy(first))  # which may be closed while others still look at theirs
             self.shares.append(one)
             started.wait()
             return await one.run()
@@ -447,6 +468,7 @@ class Worker(Driver):
         self._catch_signals(share.loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         share.open(self._sockets)
+        share.copies = [fd for fds in self._sockets.values() for fd in fds]
         ready()
         self._note(share.loop)
         good = await share.run()
@@ -473,6 +495,7 @@ class Forks(Driver):
         super().__init__(plan, workers)
         self._board = Board(workers)
         self._pid = 0  # of the parent of workers, when it runs in the background
+        self._listeners: list[_becket.Listener] = []  # its own, which it does not accept from
 
     def stats(self) -> dict[str, int]:
         return self._board.total()
@@ -560,7 +583,6 @@ class Forks(Driver):
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
         """Open what all workers accept from. What is one connection, or is to be opened by each
         worker, is opened there."""
-        share = Share(self.plan, self._gate, loop, lambda: None)
         sockets: dict[str, list[int]] = {}
         each = {e for e in self.plan.endpoints if "reuse_port=1" in e}
         for endpoint in self.plan.endpoints:
@@ -574,13 +596,15 @@ class Forks(Driver):
             self.names.append(listener.name or "")
             if listener.sockets():
                 sockets[endpoint] = listener.sockets()
-                share.listeners.append(listener)
+                self._listeners.append(listener)
             else:  # the first worker's
                 listener.close()
         return sockets
 
     def _end(self) -> None:
         self._ending += 1
+        for listener in self._listeners:  # else clients would wait for nobody
+            listener.close()
         self._tell(signal.SIGTERM)
         self._changed.set()
 
@@ -674,7 +698,7 @@ class Forks(Driver):
         how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
-        delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
+        delay = min(self.FIRST * 2 ** (self._quick[place] - 1), self.LONGEST) if quick else 0.0
         if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True
