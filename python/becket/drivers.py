@@ -79,6 +79,34 @@ def naming(endpoint: str) -> Iterator[None]:
         raise
 
 
+# ---- A supervisor, such as systemd ---------------------------------------------------------------
+
+
+def tell_supervisor(state: str) -> None:
+    """That it does not hear is no reason to end."""
+    try:
+        _becket._supervisor_tell(state)
+    except OSError as error:
+        logger.warning("the supervisor cannot be told: %s", error)
+
+
+def tell_ready(loop: EventLoop) -> None:
+    """The server serves; and as long as this loop turns, it lives."""
+    try:
+        loop._supervisor_watch()
+    except (OSError, ValueError) as error:
+        logger.warning("there is no watchdog: %s", error)
+    tell_supervisor("READY=1")
+
+
+@contextlib.contextmanager
+def telling_reload() -> Iterator[None]:
+    """Within it, what is reloaded is."""
+    tell_supervisor(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    yield
+    tell_supervisor("READY=1")
+
+
 # ---- One loop's share ----------------------------------------------------------------------------
 
 
@@ -317,9 +345,10 @@ class Driver:
         return self._status
 
     def reload(self) -> None:
-        reopen_logs()
-        for share in self.shares:
-            share.reload()
+        with telling_reload():
+            reopen_logs()
+            for share in self.shares:
+                share.reload()
 
     def run(self, ready: Callable[[], object] | None = None) -> int:
         return self._run(ready or self._announce, signals=True)
@@ -334,6 +363,7 @@ class Driver:
         return Share(self.plan, self._gate, loop, self._end)
 
     def _end(self) -> None:
+        tell_supervisor("STOPPING=1")
         for share in self.shares:
             share.stop(self.plan.drain)
 
@@ -351,6 +381,8 @@ class Driver:
         self.names = share.names()
         with self._others(share) as others:
             ready()
+            if signals:
+                tell_ready(share.loop)
             good = await share.run()
             return await asyncio.to_thread(others, good)
 
@@ -462,6 +494,21 @@ class Worker(Driver):
         self._board, self._place, self._sockets = board, place, sockets
         self._base = board.base(place)
 
+    def _catch_signals(self, loop: EventLoop) -> None:
+        """A terminal's Ctrl-C reaches all processes; the parent tells what is to be done."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _stop(self) -> None:
+        for share in self.shares:
+            share.stop(self.plan.drain)
+
+    def _reload(self) -> None:
+        reopen_logs()
+        for share in self.shares:
+            share.reload()
+
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
         self.shares.append(share)
@@ -551,8 +598,9 @@ class Forks(Driver):
         if self._pid:
             os.kill(self._pid, signal.SIGHUP)
             return
-        reopen_logs()
-        self._tell(signal.SIGHUP)
+        with telling_reload():
+            reopen_logs()
+            self._tell(signal.SIGHUP)
 
     # ---- The parent of workers ----
 
@@ -570,6 +618,7 @@ class Forks(Driver):
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         sockets = self._open(loop)  # type: ignore[arg-type]
+        self._alone = not sockets and not any("reuse_port=1" in e for e in self.plan.endpoints)
         for place in range(self.workers):
             self._due[place] = 0.0
         watching = asyncio.create_task(self._watch(sockets))
@@ -578,6 +627,7 @@ class Forks(Driver):
         serving.cancel()
         if self._serving.is_set() and not self._ending:
             ready()
+            tell_ready(loop)  # type: ignore[arg-type]
         return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
@@ -599,10 +649,15 @@ class Forks(Driver):
                 self._listeners.append(listener)
             else:  # the first worker's
                 listener.close()
+                if endpoint.rpartition("+")[2].startswith("fd:"):
+                    raise ValueError(
+                        f"driver: {endpoint} is a connection, which no worker can be given; use loop"
+                    )
         return sockets
 
     def _end(self) -> None:
         self._ending += 1
+        tell_supervisor("STOPPING=1")
         for listener in self._listeners:  # else clients would wait for nobody
             listener.close()
         self._tell(signal.SIGTERM)
@@ -694,6 +749,9 @@ class Forks(Driver):
         os.close(reader)
         if self._ending:
             self._failed = self._failed or status != 0
+            return
+        if status == 0 and place == 0 and self._alone:  # what it had was one connection
+            self._end()
             return
         how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
         quick = time.monotonic() - began < self.QUICK
