@@ -63,7 +63,8 @@ static int code_of_error(PyObject *e) {
     long value = number != NULL && PyLong_Check(number) ? PyLong_AsLong(number) : 0;
     PyErr_Clear();
     Py_XDECREF(number);
-    return value > 0 && value < 4000 ? (int)-value : code_of_class(e);
+    int code = value > 0 && value < 4000 ? (int)-value : code_of_class(e);
+    return code == -EINTR ? -EAGAIN : code; /* of all methods: not now */
 }
 
 /* The exception that is set, as a code. One that is no OSError is a fault of the author's, and goes
@@ -92,7 +93,7 @@ static int take_exception(py_transport *self, const char *method) {
 /* Where there is no result that could tell it, the next call does. */
 static void break_later(py_transport *self, const char *method) {
     self->broken = take_exception(self, method);
-    if (self->broken == -EAGAIN || self->broken == -EINTR)
+    if (self->broken == -EAGAIN)
         self->broken = -EIO;
     bk_transport_wake(&self->base);
 }

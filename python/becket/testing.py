@@ -18,6 +18,7 @@ import contextlib
 import functools
 import inspect
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -70,6 +71,19 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, before)
         signal.signal(signal.SIGALRM, handler)
+
+
+@contextlib.contextmanager
+def _unraisable(reports: list[dict[str, Any]]) -> Iterator[None]:
+    """What a loop that ends cannot tell its exception handler is told to us."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda args: reports.append({"exception": args.exc_value})
+    try:
+        with warnings.catch_warnings():  # that a connection is still there may be the case's aim
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _Scheme(Scheme):
@@ -458,8 +472,7 @@ class TransportSuite:
                 error.add_note(f"The loop's exception handler heard: {report}")
             raise
         finally:
-            with warnings.catch_warnings():  # that a transport was not closed is what we are after
-                warnings.simplefilter("ignore", ResourceWarning)
+            with _unraisable(reports):
                 loop.close()
         _check(case.open_ends == 0, "close() was not called")
         _check(not case.failures, "; ".join(case.failures[:3]))
