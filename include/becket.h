@@ -301,6 +301,9 @@ typedef struct bk_loop_hooks {
     void (*before_wait)(void *arg); /* the wait that follows may block */
     void (*after_wait)(void *arg);  /* the wait is over */
     void (*interrupted)(void *arg); /* a signal ended the wait */
+    /* An endpoint has a scheme that nobody has registered; this may do so now. 1: look again; 0:
+       there is none; negative: what error (never NULL) says. */
+    int (*unknown_scheme)(void *arg, const char *name, bk_error *error);
 } bk_loop_hooks;
 
 typedef struct bk_loop_options {

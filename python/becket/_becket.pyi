@@ -6,7 +6,7 @@ from contextvars import Context
 from os import PathLike
 from socket import socket
 from ssl import SSLObject
-from typing import Any, Self, TypeVar, final
+from typing import Any, Self, TypeVar, final, overload
 
 from typing_extensions import Buffer
 
@@ -154,6 +154,9 @@ class Connection:
     ) -> None: ...
     def _wait(self, future: asyncio.Future[T], /) -> T: ...
 
+class TransportHead:
+    def wake(self) -> None: ...
+
 @final
 class TlsContext:
     def __init__(
@@ -229,6 +232,12 @@ class Loop:
     def _ensure_fd_no_transport(self, fd: object, /) -> None: ...
     def _add_tls_engine(self, engine: type[Engine], /) -> None: ...
     def _supervisor_watch(self) -> bool: ...
+    @overload
+    def _add_scheme(self, capsule: object, /) -> None: ...
+    @overload
+    def _add_scheme(
+        self, name: str, options: tuple[str, ...], listens: bool, connects: bool, /
+    ) -> None: ...
     def _new_transport(
         self,
         sock: socket,
