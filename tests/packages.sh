@@ -21,6 +21,7 @@ look() {
     need swaks command -v swaks
     need postfix command -v smtp-source
     need wrk command -v wrk
+    need haproxy command -v haproxy
     need curl command -v curl
     need openssl command -v openssl
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1

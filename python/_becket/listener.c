@@ -265,6 +265,11 @@ static PyObject *listener_pause(ListenerObject *self, PyObject *on) {
     return truth < 0 ? NULL : PyBool_FromLong(code == 0);
 }
 
+static PyObject *listener_drain(ListenerObject *self, PyObject *Py_UNUSED(ignored)) {
+    bk_listener_drain(self->core);
+    Py_RETURN_NONE;
+}
+
 static PyObject *listener_reload(ListenerObject *self, PyObject *Py_UNUSED(ignored)) {
     bk_listener_reload(self->core);
     Py_RETURN_NONE;
@@ -325,6 +330,8 @@ static PyMethodDef listener_methods[] = {
     {"close", (PyCFunction)listener_close, METH_NOARGS, "close()\n\nAccept no more."},
     {"pause", (PyCFunction)listener_pause, METH_O,
      "pause(on) -> bool\n\nAccept none for now, or go on; False: this kind cannot."},
+    {"drain", (PyCFunction)listener_drain, METH_NOARGS,
+     "drain()\n\nAccept all that wait in the backlog: closing would reset them."},
     {"reload", (PyCFunction)listener_reload, METH_NOARGS,
      "reload()\n\nRead the certificates of its endpoint again."},
     {"sockets", (PyCFunction)listener_sockets, METH_NOARGS,

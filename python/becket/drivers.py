@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from becket import _becket, access, tls
@@ -46,6 +46,8 @@ STATS = (
     "handshakes",
 )
 POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
+SILENT = 0.5  # … for those who have just come to say their first word
+UNABLE = '["OSError", ["no worker could begin to serve; the log says why"]]'
 LAST_WORDS = 1.0  # … for what was cut to take notice
 
 Sockets = Mapping[str, list[int]]
@@ -67,6 +69,44 @@ def reopen_logs() -> None:
                 handler.stream = handler._open()
 
 
+@contextlib.contextmanager
+def naming(endpoint: str) -> Iterator[None]:
+    """An endpoint that cannot be had is named."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{endpoint}: {error.strerror or error}"
+        raise
+
+
+# ---- A supervisor, such as systemd ---------------------------------------------------------------
+
+
+def tell_supervisor(state: str) -> None:
+    """That it does not hear is no reason to end."""
+    try:
+        _becket._supervisor_tell(state)
+    except OSError as error:
+        logger.warning("the supervisor cannot be told: %s", error)
+
+
+def tell_ready(loop: EventLoop) -> None:
+    """The server serves; and as long as this loop turns, it lives."""
+    try:
+        loop._supervisor_watch()
+    except (OSError, ValueError) as error:
+        logger.warning("there is no watchdog: %s", error)
+    tell_supervisor("READY=1")
+
+
+@contextlib.contextmanager
+def telling_reload() -> Iterator[None]:
+    """Within it, what is reloaded is."""
+    tell_supervisor(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    yield
+    tell_supervisor("READY=1")
+
+
 # ---- One loop's share ----------------------------------------------------------------------------
 
 
@@ -86,6 +126,7 @@ class Share:
         self._hurry = False
         self._drain = plan.drain
         self.pool: Pool | None = None
+        self.copies: list[int] = []  # of listening sockets, closed when it listens no more
 
     # ---- Listening ----
 
@@ -97,7 +138,7 @@ class Share:
         if served.factory is not None:
             return served.factory(self.loop)
         self.pool = Pool(served, plan.max_threads)
-        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first)
+        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first, served.refusal)
 
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
@@ -109,15 +150,16 @@ class Share:
         for endpoint in self.plan.endpoints:
             if sockets.get(endpoint) == []:
                 continue
-            listener = _becket.Listener(
-                self.loop,
-                endpoint,
-                protocol,
-                gate=self._gate,
-                sockets=sockets.get(endpoint, ()),
-                refusal=self.plan.served.refusal,
-                ended=self._over,
-            )
+            with naming(endpoint):
+                listener = _becket.Listener(
+                    self.loop,
+                    endpoint,
+                    protocol,
+                    gate=self._gate,
+                    sockets=sockets.get(endpoint, ()),
+                    refusal=self.plan.served.refusal,
+                    ended=self._over,
+                )
             self.listeners.append(listener)
             self._open += 1
 
@@ -130,6 +172,12 @@ class Share:
         """The listening sockets of each endpoint, for other shares."""
         pairs = zip(self.plan.endpoints, self.listeners, strict=True)
         return {endpoint: listener.sockets() for endpoint, listener in pairs}
+
+    def copy(self, sockets: Sockets) -> Sockets:
+        """The same sockets, but this share's own."""
+        copies = {endpoint: list(map(os.dup, fds)) for endpoint, fds in sockets.items()}
+        self.copies = [fd for fds in copies.values() for fd in fds]
+        return copies
 
     def names(self) -> list[str]:
         """Where it listens."""
@@ -156,25 +204,38 @@ class Share:
 
     # ---- The end ----
 
-    def _busy(self) -> bool:
-        """Whether something is under way."""
+    def _close(self) -> None:
+        for listener in self.listeners:
+            listener.drain()
+            listener.close()
+        for fd in self.copies:
+            os.close(fd)
+        self.copies.clear()
+
+    def _busy(self, early: bool = False) -> bool:
+        """Whether something is under way. *Early*, it may yet be in a PROXY header: connections are
+        not counted before."""
         tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task(self.loop)}
-        return self.loop._visits(0) > 0 or bool(tasks)
+        waits = early and any("proxy=" in endpoint for endpoint in self.plan.endpoints)
+        return self.loop._visits(0) > 0 or bool(tasks) or waits
 
     async def run(self) -> bool:
-        """Serve until stop(); True: nothing had to be cut."""
+        """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
-        for listener in self.listeners:
-            listener.close()
-        self.loop._visits(1)
-        deadline = self.loop.time() + self._drain
-        while self._busy() and not self._hurry and self.loop.time() < deadline:
+        self._close()
+        began = now = self.loop.time()
+        heard = began + min(SILENT, self._drain / 2)
+        while not self._hurry and now < began + self._drain and self._busy(now < heard):
+            if now >= heard:
+                self.loop._visits(1)
             await asyncio.sleep(POLL)
-        return await self._finish(cut=self._busy())
+            now = self.loop.time()
+        self.loop._visits(1)
+        return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
         left = self.loop._visits(2)
-        if left:
+        if left and cut:
             logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
         deadline = self.loop.time() + LAST_WORDS
         while self.loop._visits(0) and self.loop.time() < deadline:
@@ -200,7 +261,7 @@ class ThreadsShare(Share):
 
     def _protocol(self) -> Any:
         self.pool = self._make_pool()
-        return _becket.Hand(self.loop, self._give, True)
+        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1
@@ -261,6 +322,7 @@ class Driver:
         if self._error is not None:
             self._thread.join()
             self._thread = None
+            self.shares.clear()
             error, self._error = self._error, None
             raise error
 
@@ -283,12 +345,13 @@ class Driver:
         return self._status
 
     def reload(self) -> None:
-        reopen_logs()
-        for share in self.shares:
-            share.reload()
+        with telling_reload():
+            reopen_logs()
+            for share in self.shares:
+                share.reload()
 
-    def run(self) -> int:
-        return self._run(self._announce, signals=True)
+    def run(self, ready: Callable[[], object] | None = None) -> int:
+        return self._run(ready or self._announce, signals=True)
 
     # ---- How it is done ----
 
@@ -300,6 +363,7 @@ class Driver:
         return Share(self.plan, self._gate, loop, self._end)
 
     def _end(self) -> None:
+        tell_supervisor("STOPPING=1")
         for share in self.shares:
             share.stop(self.plan.drain)
 
@@ -317,6 +381,8 @@ class Driver:
         self.names = share.names()
         with self._others(share) as others:
             ready()
+            if signals:
+                tell_ready(share.loop)
             good = await share.run()
             return await asyncio.to_thread(others, good)
 
@@ -348,7 +414,7 @@ class Loops(Driver):
         async def serve() -> bool:
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
-            one.open(first)
+            one.open(one.copy(first))  # which may be closed while others still look at theirs
             self.shares.append(one)
             started.wait()
             return await one.run()
@@ -428,12 +494,28 @@ class Worker(Driver):
         self._board, self._place, self._sockets = board, place, sockets
         self._base = board.base(place)
 
+    def _catch_signals(self, loop: EventLoop) -> None:
+        """A terminal's Ctrl-C reaches all processes; the parent tells what is to be done."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _stop(self) -> None:
+        for share in self.shares:
+            share.stop(self.plan.drain)
+
+    def _reload(self) -> None:
+        reopen_logs()
+        for share in self.shares:
+            share.reload()
+
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
         self.shares.append(share)
         self._catch_signals(share.loop)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         share.open(self._sockets)
+        share.copies = [fd for fds in self._sockets.values() for fd in fds]
         ready()
         self._note(share.loop)
         good = await share.run()
@@ -460,6 +542,7 @@ class Forks(Driver):
         super().__init__(plan, workers)
         self._board = Board(workers)
         self._pid = 0  # of the parent of workers, when it runs in the background
+        self._listeners: list[_becket.Listener] = []  # its own, which it does not accept from
 
     def stats(self) -> dict[str, int]:
         return self._board.total()
@@ -476,7 +559,7 @@ class Forks(Driver):
             _leave(lambda: self._supervise(writer))
         os.close(writer)
         with open(reader) as answer:
-            told = json.loads(answer.readline() or '["OSError", [0, "the server died"]]')
+            told = json.loads(answer.readline() or UNABLE)
         if isinstance(told, dict):
             self._pid, self.names = pid, told["names"]
             return
@@ -515,8 +598,9 @@ class Forks(Driver):
         if self._pid:
             os.kill(self._pid, signal.SIGHUP)
             return
-        reopen_logs()
-        self._tell(signal.SIGHUP)
+        with telling_reload():
+            reopen_logs()
+            self._tell(signal.SIGHUP)
 
     # ---- The parent of workers ----
 
@@ -528,24 +612,27 @@ class Forks(Driver):
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
         self._failed = False
-        self._served = False
+        self._serving = asyncio.Event()  # the first worker listens
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         sockets = self._open(loop)  # type: ignore[arg-type]
+        self._alone = not sockets and not any("reuse_port=1" in e for e in self.plan.endpoints)
         for place in range(self.workers):
             self._due[place] = 0.0
-        self._fill(sockets)
-        await self._until_serving()
-        if not self._ending:
+        watching = asyncio.create_task(self._watch(sockets))
+        serving = asyncio.create_task(self._serving.wait())
+        await asyncio.wait((watching, serving), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        if self._serving.is_set() and not self._ending:
             ready()
-        return await self._watch(sockets)
+            tell_ready(loop)  # type: ignore[arg-type]
+        return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
         """Open what all workers accept from. What is one connection, or is to be opened by each
         worker, is opened there."""
-        share = Share(self.plan, self._gate, loop, lambda: None)
         sockets: dict[str, list[int]] = {}
         each = {e for e in self.plan.endpoints if "reuse_port=1" in e}
         for endpoint in self.plan.endpoints:
@@ -553,18 +640,26 @@ class Forks(Driver):
                 self.names.append(endpoint)
                 continue
             given = self.given.get(endpoint, ())
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
+            with naming(endpoint):
+                listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():
                 sockets[endpoint] = listener.sockets()
-                share.listeners.append(listener)
+                self._listeners.append(listener)
             else:  # the first worker's
                 listener.close()
+                if endpoint.rpartition("+")[2].startswith("fd:"):
+                    raise ValueError(
+                        f"driver: {endpoint} is a connection, which no worker can be given; use loop"
+                    )
         return sockets
 
     def _end(self) -> None:
         self._ending += 1
+        tell_supervisor("STOPPING=1")
+        for listener in self._listeners:  # else clients would wait for nobody
+            listener.close()
         self._tell(signal.SIGTERM)
         self._changed.set()
 
@@ -585,7 +680,7 @@ class Forks(Driver):
         mine = dict(sockets)
         if place > 0:  # what is one connection, is the first worker's
             single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
-            mine = {**dict.fromkeys(single, []), **mine}
+            mine = {**{endpoint: [] for endpoint in single}, **mine}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -596,6 +691,12 @@ class Forks(Driver):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(writer)
         self._pids[pid] = (place, time.monotonic(), reader)
+        asyncio.get_running_loop().add_reader(reader, self._told, reader)
+
+    def _told(self, reader: int) -> None:
+        asyncio.get_running_loop().remove_reader(reader)
+        if os.read(reader, 1):
+            self._serving.set()
 
     def _work(self, place: int, sockets: Sockets, writer: int) -> int:
         asyncio._set_running_loop(None)
@@ -612,15 +713,9 @@ class Forks(Driver):
             logger.error("a worker could not begin: %s", error)
             return 1
 
-    async def _until_serving(self) -> None:
-        """The first generation listens, or never will."""
-        loop = asyncio.get_running_loop()
-        for _, _, reader in list(self._pids.values()):
-            told = await loop.run_in_executor(None, os.read, reader, 1)
-            self._served = self._served or told == b"+"
-
     async def _watch(self, sockets: Sockets) -> int:
         deadline = None
+        self._fill(sockets)
         while self._pids or (self._due and not self._ending):
             wait = None
             if self._ending:
@@ -650,16 +745,19 @@ class Forks(Driver):
     def _bury(self, pid: int, status: int) -> None:
         place, began, reader = self._pids.pop(pid)
         self._board.forget(place)
-        with open(reader, "rb") as told:
-            served = self._served or told.read(1) == b"+"
+        asyncio.get_running_loop().remove_reader(reader)
+        os.close(reader)
         if self._ending:
             self._failed = self._failed or status != 0
+            return
+        if status == 0 and place == 0 and self._alone:  # what it had was one connection
+            self._end()
             return
         how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
-        delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
-        if not served and self._quick[place] >= self.HOPELESS:
+        delay = min(self.FIRST * 2 ** (self._quick[place] - 1), self.LONGEST) if quick else 0.0
+        if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True
             self._end()
