@@ -25,6 +25,7 @@ static const struct {
     {BK_ENOTIFIER, "no such notifier on this system"},
     {BK_ELIMIT, "a limit was reached"},
     {BK_EPROXY, "a PROXY header is missing or malformed"},
+    {BK_EPROCESS, "the process failed"},
     {BK_ETLS, "TLS failed"},
     {BK_ETLS_ENGINE, "no such TLS engine here"},
     {BK_ETLS_CONFIG, "a certificate, a key or a setting of TLS cannot be used"},

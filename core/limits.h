@@ -24,10 +24,26 @@ enum {
     BK_ACCEPTS_AT_END = 4096, /* more than waits at a socket: /proc/sys/net/core/somaxconn */
     /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
     BK_ACCEPT_REST_MS = 100,
-    /* Seconds in which a peer that is refused may read why. */
+    /* Seconds in which a peer that is refused may read why, and send what it likes. */
     BK_REFUSAL_S = 2,
+    /* Listening sockets of one endpoint that several loops or processes share. */
+    BK_SOCKETS = 64,
+    /* Seconds that connections have to come to their end when a server ends. */
+    BK_DRAIN_S = 30,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
+    /* Sockets that a supervisor may pass: real ones pass a handful. */
+    BK_SYSTEMD_FDS = 1024,
+    /* Milliseconds in which a command may end by itself, once its pipes are closed. */
+    BK_PROCESS_END_MS = 1000,
+    /* Milliseconds a command may go on after it was asked to end, before it is killed. */
+    BK_PROCESS_TERM_MS = 5000,
+    /* … between two looks at whether it has ended, when nobody waits for that. */
+    BK_PROCESS_REAP_MS = 100,
+    /* … a stream waits to learn how its command ended, when its pipes have: it closes them a moment
+       before it has ended. Looked at that often. */
+    BK_PROCESS_STATUS_MS = 200,
+    BK_PROCESS_ASK_MS = 5,
     /* Default water marks of what a stream has queued: asyncio's. */
     BK_WATER_LOW = 16 * 1024,
     BK_WATER_HIGH = 64 * 1024,

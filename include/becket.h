@@ -84,6 +84,7 @@ enum {
     BK_ENOTIFIER = -4006,  /* a notifier of that name does not exist here */
     BK_ELIMIT = -4007,     /* a limit of limits.h was reached */
     BK_EPROXY = -4008,     /* a PROXY header that is missing or malformed */
+    BK_EPROCESS = -4009,   /* a command ended with a status other than 0, or by a signal */
     /* TLS, whatever the engine; its own words are in bk_error, or BK_QUERY_TLS_WORDS. */
     BK_ETLS = -4020,            /* it failed in a way that has no code below */
     BK_ETLS_ENGINE = -4021,     /* an engine that does not exist, or whose library is not here */
@@ -204,11 +205,28 @@ struct bk_os {
     int (*signal_catch)(bk_os *os, int signum, void (*handler)(int)); /* NULL: as it was before */
     int (*getpid)(bk_os *os);
 
+    /* Processes; NULL where a system has none of them. */
+    int (*fork)(bk_os *os); /* 0 in the child; what stdio holds back is written before */
+    /* 1: it has ended, and its number means nothing any more; the status is that of its exit, or
+       the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
+    int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
+    int (*kill)(bk_os *os, int pid, int signum); /* pid < 0: the process group of that number */
+    void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
+    int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
+
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
        the process already; NULL: none. They stay for as long as the process. */
     void *(*library)(bk_os *os, const char *const *names, int loaded_only);
     void *(*symbol)(bk_os *os, void *library,
                     const char *name); /* NULL: it has none of that name */
+
+    /* Programs, and what we were started with; those a system lacks are NULL. */
+    /* Run argv[0] (a path; argv is ended by NULL) in a process group of its own, with these two
+       descriptors for its standard input and output; the rest is as ours, but that no signal is
+       blocked, nor SIGPIPE ignored. Returns its number. */
+    int (*spawn)(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd);
+    const char *(*environment)(bk_os *os, const char *name); /* NULL: it has none of that name */
+    int (*close_on_exec)(bk_os *os, int fd);                 /* for one that others have opened */
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -561,7 +579,8 @@ BK_API void bk_stream_set_protocol(bk_stream *s, const bk_protocol *protocol);
 
 /* Join two streams of one loop: from here on, what one receives the other sends, with flow control
    and the end of each direction passed on; when one is gone, so is the other. Both get protocols of
-   the core, and their user values are lost; neither may be ending. -EPIPE when one is closed. */
+   the core, and their user values are lost. Either may still be connecting; what has come to its
+   end already is passed on. -EPIPE when our direction of one is over, or it is closing. */
 BK_API int bk_stream_relay(bk_stream *a, bk_stream *b);
 
 /* The transport; and putting another in its place in mid-stream, most often one that holds the old
@@ -573,15 +592,35 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
 
 /* ---- Endpoints and serving ------------------------------------------------------------------- */
 
+/* (clang-format would join the lines of the list.) */
+/* clang-format off */
 /*
  * Endpoints are strings, the same for servers and clients:
  *     tcp://host:port?backlog=100   IPv4, [IPv6] or a name; port 0: any; host empty or *: all
  *     unix:path?mode=600            a stale socket file is replaced, a live one never
+ *     unix:@name                    a Linux abstract socket: it has no file, and no mode; whoever
+ *                                   shares the network namespace may connect. A path that begins
+ *                                   with @ is written unix:./@name
+ *     memory:name                   a meeting place inside the process, between its loops and
+ *                                   threads; who connects where nobody listens: -ECONNREFUSED
  *     stdio:                        standard input and output, one stream
- *     fd:N                          an adopted descriptor: a listening or a connected socket, a
- * pipe tls://host:port?cert=site.pem           TLS on tcp tls+unix:path?…, tls+stdio:?…, …        …
- * on any other scheme starttls://host:port?…, starttls+…:     plain, until the protocol starts TLS
- * Percent-encoding (RFC 3986) is undone in host, path and options. The options of TLS:
+ *     fd:N                          an adopted descriptor: a listening or a connected socket, a pipe
+ *     systemd:name                  (servers) the sockets of that name that a supervisor passed, as
+ *                                   sd_listen_fds(3) has it; systemd: alone is all of them. Several
+ *                                   are one listener; a connected one is one stream, as with fd
+ *     process:command               standard input and output of a command, one stream; see below
+ *     tls://host:port?cert=site.pem        TLS on tcp
+ *     tls+unix:path?…, tls+stdio:?…, …     … on any other scheme
+ *     starttls://host:port?…, starttls+…:  plain, until the protocol starts TLS
+ * Percent-encoding (RFC 3986) is undone in host, path and options; in a path, ? is written %3F.
+ *
+ * process: runs the command by /bin/sh, when it is listened at or connected to: never take it from
+ * strangers. Its standard error is ours. A command that fails closes its stream with BK_EPROCESS;
+ * one that still runs when the stream is closed gets SIGTERM at once, and SIGKILL after five
+ * seconds, or when the loop is freed: the whole process group. Who wants it to finish its work ends
+ * the stream (bk_stream_end()) and waits for its end. Writing to it may raise SIGPIPE.
+ *
+ * The options of TLS:
  *     cert, key    PEM files; key: when it is not in cert. cert=dev: made up, for development
  *     ca           PEM file: whom to trust; without it, whom the system trusts
  *     verify       none, optional, required: the peer's certificate. Clients: required
@@ -594,6 +633,7 @@ BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
  *     handshake    seconds it may take (60);  linger: to wait for close_notify when closing (0)
  *     reload       (servers) look every so many seconds (5; 0: never) whether the files changed
  */
+/* clang-format on */
 enum { BK_ENDPOINT_OPTIONS = 24 };
 
 struct bk_endpoint {
@@ -643,7 +683,7 @@ BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *pro
 
 /* What a server allows its connections; 0 is no limit. A connection over one of the first four is
    refused; those over the accept rate wait in the backlog. Times are in seconds, coarse, and up to
-   one late; a connection that overstays is closed with -ETIMEDOUT. */
+   two late; a connection that overstays is closed with -ETIMEDOUT. */
 struct bk_limits {
     size_t size;
     unsigned max_connections; /* at once */
@@ -734,9 +774,55 @@ BK_API const char *bk_listener_name(const bk_listener *listener);
 BK_API int bk_connect(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, void *user,
                       bk_error *ret_error, bk_stream **ret_stream);
 
-/* Serve a protocol at endpoints (a list of strings ended by NULL) until SIGINT or SIGTERM, on a
-   loop of its own, ignoring SIGPIPE; prints to standard error where it listens, and what went
-   wrong. For main(): returns an exit status, 0 or 1. */
+/* Tell the supervisor that started us, such as systemd, about our state, as sd_notify(3) has it:
+   "READY=1", "STATUS=…", several on lines of their own. 1: told; 0: nobody wants to know
+   (NOTIFY_SOCKET is not in the environment). It does not wait: -EAGAIN when the supervisor cannot
+   keep up; -EAFNOSUPPORT, -ENAMETOOLONG: an address that is not a UNIX socket's. */
+BK_API int bk_supervisor_tell(bk_os *os, const char *state);
+
+/* Tell the supervisor that we are alive, twice as often as it asks for (WATCHDOG_USEC), for as long
+   as the loop turns: a loop that hangs is found out. 1: it does, now or already; 0: nobody wants to
+   know; -EINVAL: what the environment says is not a number. Ends with the loop. */
+BK_API int bk_supervisor_watch(bk_loop *loop);
+
+/*
+ * How a server runs. The drivers:
+ *     loop       one loop, in the thread that calls
+ *     loops:N    N threads with a loop each, which accept from the same sockets
+ *     threads:N  as loops:N, each with one connection at most: a protocol may block there; what is
+ *                beyond N connections waits in the backlog
+ *     forks:N    N processes with a loop each, on sockets that their parent has opened. It restarts
+ *                what dies: at once, or when that lived less than a second, after 0.1 s, twice as
+ *                long each time up to 10 s; after five such deaths with nobody ever served it gives
+ *                up. Endpoints with reuse_port=1 are opened by each process. Limits hold for each.
+ * Endpoints that are one connection, as stdio: is, belong to the first loop or process alone.
+ */
+typedef struct bk_serve_options {
+    size_t size;
+    const char *driver;      /* NULL: BECKET_DRIVER, or loop */
+    const bk_limits *limits; /* NULL: none */
+    int drain; /* seconds that connections have to come to their end; 0: 30; < 0: none */
+    /* Optional. Called once for every loop, before it listens, to register its schemes and engines,
+       and to give it a protocol of its own in place of the server's, which ret_protocol is set to.
+       Under forks:N in each process, and for the parent's loop, which listens but serves nobody;
+       else in the thread that called. A negative result ends the server. */
+    int (*setup)(void *arg, bk_loop *loop, const bk_protocol **ret_protocol);
+    bk_log_fn log; /* NULL: lines to standard error. Called by any of the threads */
+    void *arg;     /* for setup and log */
+    bk_os *os;     /* NULL: bk_os_default() */
+} bk_serve_options;
+
+/* Serve a protocol at endpoints (a list of strings ended by NULL), on loops of its own and ignoring
+   SIGPIPE, until SIGINT or SIGTERM: then it accepts no more, closes those that never said anything,
+   and lets the others come to their end until the drain is over, or a second signal comes: what is
+   left is cut. Ends, too, when all that it listens at was one connection and that is over. SIGHUP
+   has certificates read again. Tells the log, or standard error, where it listens and what went
+   wrong; a supervisor is told of all that, and that it lives. For main(): returns an exit status, 0 when nothing was cut and nothing failed; else 1.
+   Under forks:N the workers never return from it: they exit. options may be NULL. */
+BK_API int bk_serve_with(const bk_serve_options *options, const bk_protocol *protocol,
+                         const char *endpoint, ...);
+
+/* bk_serve_with() without options. */
 BK_API int bk_serve(const bk_protocol *protocol, const char *endpoint, ...);
 
 #ifdef __cplusplus

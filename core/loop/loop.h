@@ -27,6 +27,8 @@ typedef struct bk_call {
 typedef struct bk_post {
     struct bk_post *next;
     bk_call call;
+    bool kept;   /* its memory is its owner's, and not freed */
+    bool queued; /* … and it waits to be taken; under the loop's lock */
 } bk_post;
 
 typedef struct bk_timer_entry {
@@ -43,11 +45,12 @@ typedef struct bk_layer {
     void (*close)(bk_loop *loop);  /* the loop is being freed: end all that is left */
 } bk_layer;
 
-enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYERS };
+enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYER_CHILDREN, BK_LAYERS };
 
 typedef struct bk_chunk bk_chunk;
 typedef struct bk_block bk_block;
 typedef struct bk_pool bk_pool;
+typedef struct bk_child bk_child;
 
 struct bk_loop {
     bk_os *os;
@@ -109,6 +112,9 @@ struct bk_loop {
     /* Who else belongs to this loop. */
     bk_pool *pool;          /* worker.c */
     bk_listener *listeners; /* core/serve */
+    bk_child *children;     /* … process.c */
+    bk_timer watchdog;      /* … supervisor.c */
+    int64_t watchdog_every;
     const bk_scheme **schemes;
     uint32_t scheme_count;
     const struct bk_tls_engine **tls_engines; /* core/tls */
@@ -136,6 +142,10 @@ static inline void bk_loop_break(bk_loop *loop) {
 bool bk_watches_apply(bk_loop *loop);
 void bk_watches_dispatch(bk_loop *loop, int count);
 void bk_watches_close(bk_loop *loop);
+
+/* As bk_loop_post(), which needs memory: post is the caller's, zeroed but for its call, and must
+   outlive the loop. What waits already is not queued twice. From any thread. */
+void bk_loop_post_kept(bk_loop *loop, bk_post *post);
 
 int bk_posts_open(bk_loop *loop);
 void bk_posts_take(bk_loop *loop);

@@ -70,6 +70,18 @@ void bk_loop_wake(bk_loop *loop) {
     errno = before;
 }
 
+static void append(bk_loop *loop, bk_post *post) {
+    bk_lock_take(loop->lock);
+    if (!post->queued) {
+        post->queued = true;
+        post->next = NULL;
+        *loop->posts_end = post;
+        loop->posts_end = &post->next;
+    }
+    bk_lock_drop(loop->lock);
+    bk_loop_wake(loop);
+}
+
 int bk_loop_post(bk_loop *loop, bk_fn fn, void *arg) {
     if (loop == NULL || fn == NULL)
         return -EINVAL;
@@ -77,12 +89,23 @@ int bk_loop_post(bk_loop *loop, bk_fn fn, void *arg) {
     if (post == NULL)
         return -ENOMEM;
     *post = (bk_post){.call = {fn, arg}};
-    bk_lock_take(loop->lock);
-    *loop->posts_end = post;
-    loop->posts_end = &post->next;
-    bk_lock_drop(loop->lock);
-    bk_loop_wake(loop);
+    append(loop, post);
     return 0;
+}
+
+void bk_loop_post_kept(bk_loop *loop, bk_post *post) {
+    post->kept = true;
+    append(loop, post);
+}
+
+static void release(bk_loop *loop, bk_post *post) {
+    if (!post->kept) {
+        bk_dealloc(loop->os, post);
+        return;
+    }
+    bk_lock_take(loop->lock);
+    post->queued = false;
+    bk_lock_drop(loop->lock);
 }
 
 static void put_back(bk_loop *loop, bk_post *rest) {
@@ -108,7 +131,7 @@ void bk_posts_take(bk_loop *loop) {
     while (post != NULL && !loop->broken) {
         bk_post *next = post->next;
         bk_call call = post->call;
-        bk_dealloc(loop->os, post);
+        release(loop, post);
         post = next;
         call.fn(call.arg);
         bk_loop_settle(loop);
@@ -128,7 +151,7 @@ void bk_posts_close(bk_loop *loop) {
     while (loop->posts != NULL) {
         bk_post *post = loop->posts;
         loop->posts = post->next;
-        bk_dealloc(loop->os, post);
+        release(loop, post);
     }
     close_fds(loop);
     bk_lock_free(loop->os, loop->lock);

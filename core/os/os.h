@@ -39,6 +39,15 @@ static inline void bk_close_fd(bk_os *os, int fd) {
         (void)os->close(os, fd);
 }
 
+/* Of a table from before there was an environment: there is none. */
+static inline const char *bk_environment(bk_os *os, const char *name) {
+    return BK_HAS(os, environment) ? os->environment(os, name) : NULL;
+}
+
+static inline int bk_close_on_exec(bk_os *os, int fd) {
+    return BK_HAS(os, close_on_exec) ? os->close_on_exec(os, fd) : 0;
+}
+
 /* Locks and conditions, between a loop, its workers and those who post to it. */
 typedef struct bk_lock bk_lock;
 bk_lock *bk_lock_new(bk_os *os);
@@ -46,6 +55,8 @@ void bk_lock_free(bk_os *os, bk_lock *lock);
 void bk_lock_abandon(bk_os *os, bk_lock *lock); /* after fork: whoever held it is not here */
 void bk_lock_take(bk_lock *lock);
 void bk_lock_drop(bk_lock *lock);
+/* The one lock of the process, for what its loops share; a fork waits until it is free. */
+bk_lock *bk_lock_of_process(void);
 /* Each lock has one condition; waiting drops the lock and takes it again. */
 void bk_lock_wait(bk_lock *lock);
 void bk_lock_signal(bk_lock *lock);

@@ -13,11 +13,13 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -442,6 +444,47 @@ static int posix_getpid(bk_os *os) {
     return (int)getpid();
 }
 
+/* ---- Processes ---- */
+
+static int posix_fork(bk_os *os) {
+    (void)os;
+    fflush(NULL); /* or it would be written twice */
+    RESULT(fork());
+}
+
+static int posix_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
+    (void)os;
+    int status;
+    pid_t got = waitpid(pid, &status, wait ? 0 : WNOHANG);
+    if (got <= 0)
+        return got < 0 ? -errno : 0;
+    *ret_status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    return 1;
+}
+
+static int posix_kill(bk_os *os, int pid, int signum) {
+    (void)os;
+    if (pid >= -1 && pid <= 1) /* which would mean others */
+        return -EINVAL;
+    RESULT(kill(pid, signum));
+}
+
+static void posix_exit(bk_os *os, int status) {
+    (void)os;
+    fflush(NULL);
+    _exit(status);
+}
+
+static _Thread_local sigset_t before_hold;
+
+static int posix_hold_signals(bk_os *os, int on) {
+    sigset_t all;
+    (void)os;
+    sigfillset(&all);
+    return -(on ? pthread_sigmask(SIG_SETMASK, &all, &before_hold)
+                : pthread_sigmask(SIG_SETMASK, &before_hold, NULL));
+}
+
 /* ---- Locks ---- */
 
 struct bk_lock {
@@ -491,6 +534,26 @@ void bk_lock_broadcast(bk_lock *lock) {
     pthread_cond_broadcast(&lock->condition);
 }
 
+static bk_lock lock_of_process = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+
+static void take_for_fork(void) {
+    bk_lock_take(&lock_of_process);
+}
+
+static void drop_after_fork(void) {
+    bk_lock_drop(&lock_of_process);
+}
+
+static void guard_forks(void) {
+    (void)pthread_atfork(take_for_fork, drop_after_fork, drop_after_fork);
+}
+
+bk_lock *bk_lock_of_process(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, guard_forks);
+    return &lock_of_process;
+}
+
 /* ---- Libraries ---- */
 
 static void *posix_library(bk_os *os, const char *const *names, int loaded_only) {
@@ -504,6 +567,70 @@ static void *posix_library(bk_os *os, const char *const *names, int loaded_only)
 static void *posix_symbol(bk_os *os, void *library, const char *name) {
     (void)os;
     return dlsym(library, name);
+}
+
+/* ---- Programs ---- */
+
+static int spawn_with(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attributes,
+                      const char *const *argv, int in, int out) {
+    extern char **environ;
+    sigset_t none, defaults;
+    pid_t pid;
+    sigemptyset(&none);
+    sigemptyset(&defaults);
+    sigaddset(&defaults, SIGPIPE);
+    sigaddset(&defaults, SIGXFSZ); /* Python ignores both */
+    int code = posix_spawnattr_setsigmask(attributes, &none);
+    if (code == 0)
+        code = posix_spawnattr_setsigdefault(attributes, &defaults);
+    if (code == 0)
+        code = posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
+                                                        POSIX_SPAWN_SETPGROUP);
+    if (code == 0)
+        code = posix_spawn_file_actions_adddup2(actions, in, 0);
+    if (code == 0)
+        code = posix_spawn_file_actions_adddup2(actions, out, 1);
+    if (code == 0)
+        code = posix_spawn(&pid, argv[0], actions, attributes, (char *const *)argv, environ);
+    return code == 0 ? (int)pid : -code;
+}
+
+static int spawn_from(const char *const *argv, int in, int out) {
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    int code = -posix_spawn_file_actions_init(&actions);
+    if (code < 0)
+        return code;
+    code = -posix_spawnattr_init(&attributes);
+    if (code >= 0) {
+        code = spawn_with(&actions, &attributes, argv, in, out);
+        posix_spawnattr_destroy(&attributes);
+    }
+    posix_spawn_file_actions_destroy(&actions);
+    return code;
+}
+
+/* Its output may have got the number of our standard input, if that is closed: out of the way. */
+static int posix_spawn_program(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd) {
+    (void)os;
+    if (stdout_fd != 0)
+        return spawn_from(argv, stdin_fd, stdout_fd);
+    int moved = fcntl(stdout_fd, F_DUPFD_CLOEXEC, 3);
+    if (moved < 0)
+        return -errno;
+    int code = spawn_from(argv, stdin_fd, moved);
+    close(moved);
+    return code;
+}
+
+static const char *posix_environment(bk_os *os, const char *name) {
+    (void)os;
+    return getenv(name);
+}
+
+static int posix_close_on_exec(bk_os *os, int fd) {
+    (void)os;
+    RESULT(fcntl(fd, F_SETFD, FD_CLOEXEC));
 }
 
 static bk_os posix = {
@@ -554,8 +681,16 @@ static bk_os posix = {
     .thread_join = posix_thread_join,
     .signal_catch = posix_signal_catch,
     .getpid = posix_getpid,
+    .fork = posix_fork,
+    .waitpid = posix_waitpid,
+    .kill = posix_kill,
+    .exit = posix_exit,
+    .hold_signals = posix_hold_signals,
     .library = posix_library,
     .symbol = posix_symbol,
+    .spawn = posix_spawn_program,
+    .environment = posix_environment,
+    .close_on_exec = posix_close_on_exec,
 };
 
 bk_os *bk_os_default(void) {

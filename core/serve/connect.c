@@ -310,16 +310,21 @@ static void on_ready(void *arg) {
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream) {
     connector *c = new_connector(loop);
+    if (c == NULL) {
+        transport->ops->close(transport);
+        return -ENOMEM;
+    }
+    c->ready = transport;
+    return begin(c, begin_soon(c, on_ready), protocol, user, ret_stream);
+}
+
+int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void *user,
+                      bk_stream **ret_stream) {
+    connector *c = new_connector(loop);
     if (c == NULL)
         return -ENOMEM;
-    int code = begin_soon(c, on_ready);
-    if (code >= 0)
-        code = bk_stream_new_connecting(loop, &c->base, protocol, user, ret_stream);
-    if (code < 0)
-        connector_close(&c->base);
-    else
-        c->ready = transport;
-    return code;
+    c->why = why; /* there is nothing to try */
+    return begin(c, begin_soon(c, on_timer), protocol, user, ret_stream);
 }
 
 /* ---- The public function ---- */

@@ -265,6 +265,13 @@ const char *bk_endpoint_option(const bk_endpoint *endpoint, const char *key) {
 
 /* ---- For the schemes ---- */
 
+size_t bk_endpoint_position(const bk_endpoint *endpoint, const char *key) {
+    for (int i = 0; i < endpoint->option_count; i++)
+        if (strcmp(endpoint->options[i].key, key) == 0)
+            return endpoint->options[i].position;
+    return 0;
+}
+
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error) {
     const char *value = bk_endpoint_option(endpoint, key);
@@ -277,10 +284,7 @@ int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, l
         *ret_number = number;
         return 0;
     }
-    size_t position = 0;
-    for (int i = 0; i < endpoint->option_count; i++)
-        if (strcmp(endpoint->options[i].key, key) == 0)
-            position = endpoint->options[i].position;
+    size_t position = bk_endpoint_position(endpoint, key);
     position += strcspn(endpoint->memory + position, "=") + 1;
     if (base == 8)
         return bk_error_set(error, BK_EOPTION, position, "%s is an octal number: %lo to %lo", key,
@@ -310,4 +314,11 @@ char *bk_endpoint_encode(const char *text, char *room) {
     }
     *room = '\0';
     return room;
+}
+
+char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path) {
+    char *text = bk_alloc(os, strlen(scheme) + sizeof ":" + 3 * strlen(path));
+    if (text != NULL)
+        bk_endpoint_encode(path, stpcpy(stpcpy(text, scheme), ":"));
+    return text;
 }

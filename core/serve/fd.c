@@ -13,17 +13,17 @@ static int fd_check(bk_os *os, const bk_endpoint *endpoint, bk_error *error) {
         return bk_error_set(error, BK_EENDPOINT, endpoint->rest,
                             "%.20s: is followed by the number of a descriptor, as in %.20s:3",
                             endpoint->scheme, endpoint->scheme);
-    int fd = 0;
-    for (; *text != '\0' && fd < BK_FD_MAX; text++)
-        fd = fd * 10 + (*text - '0');
-    int kind = fd < BK_FD_MAX ? os->fd_kind(os, fd) : -EBADF;
-    if (kind < 0)
-        return bk_error_set(error, kind, endpoint->rest, "descriptor %.20s cannot be used: %s",
-                            endpoint->path, bk_strerror(kind));
+    int fd = (int)bk_parse_number(text, BK_FD_MAX - 1);
+    int code = fd < 0 ? -EBADF : os->fd_kind(os, fd);
+    if (code >= 0)
+        code = bk_close_on_exec(os, fd); /* it is ours now, not our children's */
+    if (code < 0)
+        return bk_error_set(error, code, endpoint->rest, "descriptor %.20s cannot be used: %s",
+                            endpoint->path, bk_strerror(code));
     return fd;
 }
 
-static bool fd_is_listening(bk_os *os, int fd) {
+bool bk_fd_is_listening(bk_os *os, int fd) {
     int listening = 0;
     unsigned size = sizeof listening;
     return os->getsockopt(os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) >= 0 && listening;
@@ -41,7 +41,7 @@ static int fd_open_sides(bk_loop *loop, int fd, bk_transport **ret_transport) {
     return bk_fd_transport(loop, read_fd, write_fd, 1, ret_transport);
 }
 
-static int fd_open(bk_loop *loop, int fd, bk_error *error, bk_transport **ret_transport) {
+int bk_fd_open(bk_loop *loop, int fd, bk_error *error, bk_transport **ret_transport) {
     bk_os *os = loop->os;
     if (os->fd_kind(os, fd) != BK_FD_SOCKET)
         return fd_open_sides(loop, fd, ret_transport);
@@ -62,16 +62,13 @@ static int fd_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_protoc
     int fd = fd_check(loop->os, endpoint, error);
     if (fd < 0)
         return fd;
-    if (fd_is_listening(loop->os, fd))
+    if (bk_fd_is_listening(loop->os, fd))
         return bk_listen_fd(loop, fd, protocol, ret_listener);
-    int code = fd_open(loop, fd, error, &transport);
+    int code = bk_fd_open(loop, fd, error, &transport);
     if (code < 0)
         return code;
     snprintf(name, sizeof name, "fd:%d", fd);
-    code = bk_listen_once(loop, name, transport, protocol, ret_listener);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    return bk_listen_once(loop, name, transport, protocol, ret_listener);
 }
 
 /* ---- Connecting ---- */
@@ -80,13 +77,8 @@ static int fd_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_proto
                       void *user, bk_error *error, bk_stream **ret_stream) {
     bk_transport *transport;
     int fd = fd_check(loop->os, endpoint, error);
-    int code = fd < 0 ? fd : fd_open(loop, fd, error, &transport);
-    if (code < 0)
-        return code;
-    code = bk_connect_transport(loop, transport, protocol, user, ret_stream);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    int code = fd < 0 ? fd : bk_fd_open(loop, fd, error, &transport);
+    return code < 0 ? code : bk_connect_transport(loop, transport, protocol, user, ret_stream);
 }
 
 const bk_scheme bk_scheme_fd = {

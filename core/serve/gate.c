@@ -179,7 +179,6 @@ typedef struct visit {
     address *from; /* NULL: has none, or is not counted */
     int64_t wall, clock;
     bool shaking; /* in its handshake */
-    bool refused;
 } visit;
 
 static void tell_leave(const visit *v, bk_stream *s, int why) {
@@ -189,7 +188,7 @@ static void tell_leave(const visit *v, bk_stream *s, int why) {
     if (g->leave == NULL)
         return;
     bk_visitor visitor = {.listener = v->front->base.listener->name,
-                          .stream = s,
+                          .stream = v->base.refused ? NULL : s,
                           .peer = (struct sockaddr *)&peer,
                           .began = v->wall,
                           .lasted = bk_loop_now(v->front->loop) - v->clock,
@@ -199,6 +198,11 @@ static void tell_leave(const visit *v, bk_stream *s, int why) {
     if (bk_stream_query(s, BK_QUERY_PEER, &peer, &size) >= 0)
         visitor.peer_size = (unsigned)size;
     g->leave(g->arg, &visitor);
+}
+
+static void tell_crowd(const bk_listener *l, int change) {
+    if (l->crowd != NULL)
+        l->crowd(l->crowd_arg, change);
 }
 
 static void visit_opened(bk_visit *base, bk_stream *s) {
@@ -217,11 +221,11 @@ static void visit_closed(bk_visit *base, bk_stream *s, int why) {
     visit *v = (visit *)base;
     gate_front *f = v->front;
     bk_gate *g = f->gate;
-    tell_leave(v, s, v->refused ? BK_ELIMIT : why);
+    tell_leave(v, s, base->refused ? BK_ELIMIT : why);
     bk_lock_take(g->lock);
     if (v->shaking)
         g->stats.handshakes--;
-    if (!v->refused) {
+    if (!base->refused) {
         leave_address(g, v->from);
         g->stats.connections--;
         g->stats.closed++;
@@ -230,6 +234,8 @@ static void visit_closed(bk_visit *base, bk_stream *s, int why) {
         g->stats.bytes_out += base->bytes_out;
     }
     bk_lock_drop(g->lock);
+    if (!base->refused)
+        tell_crowd(f->base.listener, -1);
     bk_dealloc(f->loop->os, v);
     bk_listener_drop(f->base.listener);
 }
@@ -278,7 +284,7 @@ static int64_t pace(bk_gate *g, int64_t now) {
 
 static void rate_over(void *arg) {
     gate_front *f = arg;
-    (void)bk_listener_pause(f->base.listener, 0);
+    (void)bk_acceptor_pause(f->base.listener->acceptor, BK_PAUSE_RATE, false);
 }
 
 /* Without memory for a timer there is no pause: rather too many than none. */
@@ -286,15 +292,15 @@ static void slow_down(gate_front *f, int64_t wait) {
     if (f->rate.place != 0 || f->base.listener->acceptor == NULL)
         return;
     if (bk_timer_start(f->loop, &f->rate, bk_loop_now(f->loop) + wait, rate_over, f) == 0)
-        (void)bk_listener_pause(f->base.listener, 1);
+        (void)bk_acceptor_pause(f->base.listener->acceptor, BK_PAUSE_RATE, true);
 }
 
 static int make_visit(gate_front *f, bk_stream *s, visit **ret_visit) {
     visit *v = bk_alloc_zero(f->loop->os, sizeof *v);
     if (v == NULL)
         return -ENOMEM;
-    v->base = (bk_visit){
-        .opened = visit_opened, .closed = visit_closed, .limits = &f->gate->limits};
+    v->base =
+        (bk_visit){.opened = visit_opened, .closed = visit_closed, .limits = &f->gate->limits};
     v->front = f;
     v->clock = bk_loop_now(f->loop);
     v->base.began = v->base.sent = (uint32_t)(v->clock / BK_SECOND);
@@ -306,28 +312,40 @@ static int make_visit(gate_front *f, bk_stream *s, visit **ret_visit) {
     return 0;
 }
 
-static int gate_opened(bk_stream *s) {
-    gate_front *f = (gate_front *)(uintptr_t)s->protocol;
+/* Whether s may come in; and how long the next is to wait. */
+static int ask(gate_front *f, bk_stream *s, visit *v, int64_t *ret_wait) {
     bk_gate *g = f->gate;
     struct sockaddr_storage peer;
     size_t size = sizeof peer;
-    visit *v;
     if (g->limits.max_per_address == 0 || bk_stream_query(s, BK_QUERY_PEER, &peer, &size) < 0)
         size = 0;
-    int code = make_visit(f, s, &v);
-    if (code < 0)
-        return code;
     bk_lock_take(g->lock);
-    code = admit(f, v, (struct sockaddr *)&peer, size);
-    int64_t wait = pace(g, v->clock);
-    v->refused = code < 0;
+    int code = admit(f, v, (struct sockaddr *)&peer, size);
+    *ret_wait = pace(g, v->clock);
+    v->base.refused = code < 0;
     g->stats.refused += code < 0;
     bk_lock_drop(g->lock);
+    return code;
+}
+
+static int gate_opened(bk_stream *s) {
+    static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
+    gate_front *f = (gate_front *)(uintptr_t)s->protocol;
+    int64_t wait;
+    visit *v;
+    int code = make_visit(f, s, &v);
+    if (code < 0) {
+        s->protocol = &nobody; /* it does not hold the listener, nor so the front */
+        return code;
+    }
+    code = ask(f, s, v, &wait);
     if (wait > 0)
         slow_down(f, wait);
     if (code == 0)
+        tell_crowd(f->base.listener, 1);
+    if (code == 0)
         return bk_stream_pass_on(s, f->base.front.protocol);
-    bk_stream_refuse(s, f->base.front.protocol, code);
+    bk_stream_refuse(s, f->base.front.protocol, code == -ESHUTDOWN ? code : BK_ELIMIT);
     return 0;
 }
 

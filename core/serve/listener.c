@@ -76,9 +76,22 @@ void bk_listener_drop(bk_listener *listener) {
     release(listener);
 }
 
+/* Those whose transport has not opened yet, and which the fronts would have next: they are nobody's
+   when those are gone. */
+static void drop_unopened(bk_listener *l) {
+    static const bk_protocol nobody = {.size = sizeof nobody, .name = "nobody"};
+    for (bk_listener_front *f = l->fronts; f != NULL; f = f->next)
+        for (bk_stream *s = l->loop->streams; s != NULL; s = s->next)
+            if (s->protocol == &f->front.base && s->visit == NULL) {
+                s->protocol = &nobody;
+                bk_stream_fail(s, -ECANCELED);
+            }
+}
+
 void bk_listener_close(bk_listener *listener) {
     if (listener == NULL)
         return;
+    drop_unopened(listener);
     *listener->link = listener->next;
     if (listener->next != NULL)
         listener->next->link = listener->link;
@@ -100,7 +113,9 @@ void bk_listener_reload(bk_listener *listener) {
 int bk_listener_pause(bk_listener *listener, int on) {
     if (listener == NULL)
         return -EINVAL;
-    return listener->acceptor == NULL ? -ENOTSUP : bk_acceptor_pause(listener->acceptor, on != 0);
+    return listener->acceptor == NULL
+               ? -ENOTSUP
+               : bk_acceptor_pause(listener->acceptor, BK_PAUSE_OWNER, on != 0);
 }
 
 void bk_listener_drain(bk_listener *listener) {
@@ -258,6 +273,26 @@ int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *protocol, 
 
 /* ---- A descriptor that listens already ---- */
 
+/* "unix:path", or "unix:@name" of an abstract socket; false: it has no name that can be written. */
+static bool name_unix(const struct sockaddr_un *address, unsigned size, char *room) {
+    char path[sizeof "./" + sizeof address->sun_path] = "";
+    size_t before = offsetof(struct sockaddr_un, sun_path), n = size > before ? size - before : 0;
+    if (n > sizeof address->sun_path)
+        n = sizeof address->sun_path;
+    if (n > 1 && address->sun_path[0] == '\0') {
+        if (memchr(address->sun_path + 1, '\0', n - 1) != NULL)
+            return false;
+        path[0] = '@';
+        memcpy(path + 1, address->sun_path + 1, n - 1);
+    } else {
+        size_t dot = n > 0 && address->sun_path[0] == '@' ? 2 : 0; /* a file, if of such a name */
+        memcpy(path, "./", dot);
+        memcpy(path + dot, address->sun_path, n); /* it may fill all the room, without a NUL */
+    }
+    bk_endpoint_encode(path, stpcpy(room, "unix:"));
+    return path[0] != '\0';
+}
+
 /* The endpoint at which a listening socket is reached; fd:N for kinds we have no name for. */
 static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
     union {
@@ -268,28 +303,24 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         struct sockaddr_storage all;
     } a;
     unsigned n = sizeof a;
-    char text[INET6_ADDRSTRLEN], path[sizeof a.un.sun_path + 1] = "";
+    char text[INET6_ADDRSTRLEN];
     memset(&a, 0, sizeof a);
     if (loop->os->getsockname(loop->os, fd, &a.any, &n) < 0)
         a.any.sa_family = AF_UNSPEC;
-    if (a.any.sa_family == AF_UNIX) /* its text may fill all the room, without a NUL */
-        memcpy(path, a.un.sun_path, sizeof a.un.sun_path);
     if (a.any.sa_family == AF_INET && inet_ntop(AF_INET, &a.in.sin_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://%s:%d", text, ntohs(a.in.sin_port));
     else if (a.any.sa_family == AF_INET6 &&
              inet_ntop(AF_INET6, &a.in6.sin6_addr, text, sizeof text) != NULL)
         snprintf(room, size, "tcp://[%s]:%d", text, ntohs(a.in6.sin6_port));
-    else if (path[0] != '\0')
-        bk_endpoint_encode(path, stpcpy(room, "unix:"));
-    else
+    else if (a.any.sa_family != AF_UNIX || !name_unix(&a.un, n, room))
         snprintf(room, size, "fd:%d", fd);
 }
 
-static int listen_fd(bk_loop *loop, int fd, bk_acceptor *a, bk_listener **ret_listener) {
-    char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
-    name_socket(loop, fd, name, sizeof name);
-    int code = bk_acceptor_start(a);
-    return code < 0 ? code : bk_acceptor_listener(a, name, bk_acceptor_free, a, ret_listener);
+static int adopt_all(bk_acceptor *a, const int *fds, int count) {
+    int code = 0;
+    for (int i = 0; i < count && code >= 0; i++)
+        code = bk_acceptor_adopt(a, fds[i]);
+    return code < 0 ? code : bk_acceptor_start(a);
 }
 
 /* The sockets are somebody else's: given back, not closed. */
@@ -298,25 +329,35 @@ static void let_go(void *arg) {
     bk_acceptor_free(arg);
 }
 
-static int listen_sockets(bk_loop *loop, const bk_listen_options *o, const bk_protocol *protocol,
-                          bk_listener **ret_listener) {
-    char name[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
+/* close: bk_acceptor_free, when the sockets are the listener's from then on; or let_go. */
+static int listen_over(bk_loop *loop, const int *fds, int count, const char *name,
+                       const bk_protocol *protocol, void (*close)(void *arg),
+                       bk_listener **ret_listener) {
+    char own[sizeof "unix:" + 3 * sizeof(struct sockaddr_un)];
     bk_acceptor *a;
-    int code = bk_acceptor_new(loop, protocol, o->socket_count, &a);
+    int code = bk_acceptor_new(loop, protocol, count, &a);
     if (code < 0)
         return code;
-    for (int i = 0; i < o->socket_count && code >= 0; i++) {
-        code = loop->os->set_nonblocking(loop->os, o->sockets[i], 1);
-        bk_acceptor_add(a, o->sockets[i]);
+    if (name == NULL) {
+        name_socket(loop, fds[0], own, sizeof own);
+        name = own;
     }
-    name_socket(loop, o->sockets[0], name, sizeof name);
+    code = adopt_all(a, fds, count);
     if (code >= 0)
-        code = bk_acceptor_start(a);
-    if (code >= 0)
-        code = bk_acceptor_listener(a, name, let_go, a, ret_listener);
+        code = bk_acceptor_listener(a, name, close, a, ret_listener);
     if (code < 0)
         let_go(a);
     return code;
+}
+
+static int listen_sockets(bk_loop *loop, const bk_listen_options *o, const bk_protocol *protocol,
+                          bk_listener **ret_listener) {
+    return listen_over(loop, o->sockets, o->socket_count, NULL, protocol, let_go, ret_listener);
+}
+
+int bk_listen_fds(bk_loop *loop, const int *fds, int count, const char *name,
+                  const bk_protocol *protocol, bk_listener **ret_listener) {
+    return listen_over(loop, fds, count, name, protocol, bk_acceptor_free, ret_listener);
 }
 
 int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener **ret_listener) {
@@ -326,28 +367,15 @@ int bk_listen_fd(bk_loop *loop, int fd, const bk_protocol *protocol, bk_listener
         return -EBADF;
     int listening = 0;
     unsigned size = sizeof listening;
-    bk_os *os = loop->os;
-    int code = os->getsockopt(os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
-    if (code < 0 || !listening)
-        return code < 0 ? code : -EINVAL;
-    bk_acceptor *a;
     bk_listener *listener;
-    code = bk_acceptor_new(loop, protocol, 1, &a);
-    if (code < 0)
-        return code;
-    bk_acceptor_add(a, fd);
-    int was = os->set_nonblocking(os, fd, 1);
-    code = was < 0 ? was : listen_fd(loop, fd, a, &listener);
-    if (code < 0) {
-        bk_acceptor_drop(a);
-        bk_acceptor_free(a);
-        if (was == 0)
-            (void)os->set_nonblocking(os, fd, 0);
-        return code;
-    }
-    if (ret_listener != NULL)
+    int code = loop->os->getsockopt(loop->os, fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    if (code >= 0 && !listening)
+        code = -EINVAL;
+    if (code >= 0)
+        code = bk_listen_fds(loop, &fd, 1, NULL, protocol, &listener);
+    if (code >= 0 && ret_listener != NULL)
         *ret_listener = listener;
-    return 0;
+    return code < 0 ? code : 0;
 }
 
 /* ---- One stream over what is there already: standard input and output, an adopted pipe ---- */
@@ -404,8 +432,10 @@ static void once_start(void *arg) {
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener) {
     once *o = bk_alloc(loop->os, sizeof *o);
-    if (o == NULL)
+    if (o == NULL) {
+        transport->ops->close(transport);
         return -ENOMEM;
+    }
     *o = (once){.ops = *transport->ops,
                 .before = transport->ops,
                 .loop = loop,
@@ -417,6 +447,7 @@ int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
     if (code < 0) {
         bk_timer_stop(loop, &o->start);
         bk_dealloc(loop->os, o);
+        transport->ops->close(transport);
         return code;
     }
     o->ops.close = once_transport_close;

@@ -4,8 +4,9 @@
  */
 #include "core/serve/serve.h"
 
-static const bk_scheme *const built_in[] = {&bk_scheme_tcp, &bk_scheme_unix, &bk_scheme_stdio,
-                                            &bk_scheme_fd};
+static const bk_scheme *const built_in[] = {
+    &bk_scheme_tcp,    &bk_scheme_unix,    &bk_scheme_stdio,  &bk_scheme_fd,
+    &bk_scheme_memory, &bk_scheme_process, &bk_scheme_systemd};
 
 enum { BUILT_IN = sizeof built_in / sizeof built_in[0] };
 

@@ -29,6 +29,23 @@
 int bk_endpoint_number(const bk_endpoint *endpoint, const char *key, int base, long low, long high,
                        long *ret_number, bk_error *error);
 
+/* Decimal digits and nothing else, up to high; -EINVAL. */
+static inline int64_t bk_parse_number(const char *text, int64_t high) {
+    int64_t number = 0;
+    if (*text == '\0')
+        return -EINVAL;
+    for (; *text != '\0'; text++) {
+        int digit = *text - '0';
+        if (digit < 0 || digit > 9 || number > (high - digit) / 10)
+            return -EINVAL;
+        number = number * 10 + digit;
+    }
+    return number;
+}
+
+/* Where in the text an option begins; 0: it is not there. */
+size_t bk_endpoint_position(const bk_endpoint *endpoint, const char *key);
+
 /* Where in the text the authority ends: where a port would stand. */
 size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
 
@@ -36,9 +53,13 @@ size_t bk_endpoint_authority_end(const bk_endpoint *endpoint);
    of which it needs at most 3 * strlen(text) + 1 bytes. Returns the end. */
 char *bk_endpoint_encode(const char *text, char *room);
 
+/* "scheme:path", encoded, in memory that is the caller's; NULL: there is none. */
+char *bk_endpoint_format(bk_os *os, const char *scheme, const char *path);
+
 /* ---- Schemes (scheme.c) ---- */
 
-extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd;
+extern const bk_scheme bk_scheme_tcp, bk_scheme_unix, bk_scheme_stdio, bk_scheme_fd,
+    bk_scheme_memory, bk_scheme_process, bk_scheme_systemd;
 
 /* What each stream of a listener goes through before the protocol has it. One file a front: gate.c,
    tls.c. A listener owns its fronts, and its streams meet them in the order of its list. */
@@ -99,6 +120,8 @@ struct bk_listener {
     bk_listener_front *fronts;
     uint32_t users; /* who holds it, beside its owner */
     bool closed;
+    void (*crowd)(void *arg, int change); /* told of each that a gate lets in (1), and of its end */
+    void *crowd_arg;
     bk_fn ended; /* told when all that could ever come in here has come and gone: bk_serve() */
     void *ended_arg;
     bool over; /* … and that has happened */
@@ -109,14 +132,23 @@ int bk_listener_rename(bk_listener *listener, const char *name);
 /* It, its name and its fronts stay while somebody holds it, closed or not. */
 void bk_listener_hold(bk_listener *listener);
 void bk_listener_drop(bk_listener *listener);
+/* As bk_listen_fd(), over several sockets; name NULL: that of the first. */
+int bk_listen_fds(bk_loop *loop, const int *fds, int count, const char *name,
+                  const bk_protocol *protocol, bk_listener **ret_listener);
 
 /* For listeners that bring one stream, as stdio does: that stream is no more. */
 void bk_listener_end(bk_listener *listener);
 
 /* One stream, over a transport that is there already; made when the loop next runs. The transport
-   is the caller's again when this fails. */
+   is closed when this fails. */
 int bk_listen_once(bk_loop *loop, const char *name, bk_transport *transport,
                    const bk_protocol *protocol, bk_listener **ret_listener);
+
+/* ---- Descriptors that others have opened (fd.c) ---- */
+
+bool bk_fd_is_listening(bk_os *os, int fd);
+/* A transport over a connected socket, a pipe, or whatever it is. */
+int bk_fd_open(bk_loop *loop, int fd, bk_error *error, bk_transport **ret_transport);
 
 /* ---- Accepting (accept.c) ---- */
 
@@ -125,12 +157,15 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
                     bk_acceptor **ret_acceptor);
 /* The socket is the acceptor's from then on. */
 void bk_acceptor_add(bk_acceptor *a, int fd);
-/* Give back the sockets to whoever added them. */
+/* The same for one that somebody else made, and that may block. */
+int bk_acceptor_adopt(bk_acceptor *a, int fd);
+/* Give back the sockets, as they were, to whoever added them. */
 void bk_acceptor_drop(bk_acceptor *a);
 /* Watch them. */
 int bk_acceptor_start(bk_acceptor *a);
-/* Watch them no more for now, or go on. */
-int bk_acceptor_pause(bk_acceptor *a, bool on);
+/* Watch them no more for now, or go on, when nobody wants a pause any longer. */
+enum { BK_PAUSE_OWNER = 1, BK_PAUSE_RATE = 2, BK_PAUSE_FULL = 4 };
+int bk_acceptor_pause(bk_acceptor *a, unsigned who, bool on);
 /* Accept what waits there, even while it is paused. */
 void bk_acceptor_drain(bk_acceptor *a);
 int bk_acceptor_sockets(const bk_acceptor *a, int *ret_sockets, int room);
@@ -140,16 +175,23 @@ int bk_acceptor_listener(bk_acceptor *a, const char *name, void (*close)(void *a
 /* Closes the sockets; a bk_acceptor * as the argument, for bk_listener_new(). */
 void bk_acceptor_free(void *arg);
 
+/* A connected socket gets a stream and the protocol, or is closed, which the log is told of. */
+void bk_welcome(bk_loop *loop, int fd, const struct sockaddr *peer, unsigned size,
+                const bk_protocol *protocol);
+
 /* ---- Connecting (connect.c) ---- */
 
-/* Each makes a stream that connects: to a name, to an address, or over what is there already (the
-   transport is the caller's again when this fails). opened() never comes from within the call. */
+/* Each makes a stream that connects: to a name, to an address, or over what is there already (a
+   transport, which is closed when this fails). opened() never comes from within the call. */
 int bk_connect_name(bk_loop *loop, const char *host, int port, const bk_protocol *protocol,
                     void *user, bk_stream **ret_stream);
 int bk_connect_address(bk_loop *loop, const struct sockaddr *address, unsigned size,
                        const bk_protocol *protocol, void *user, bk_stream **ret_stream);
 int bk_connect_transport(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
+/* One that will hear of that failure. */
+int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void *user,
+                      bk_stream **ret_stream);
 
 /* ---- The PROXY protocol (proxy.c; proxy_header.c and proxy_trust.c serve it) ---- */
 

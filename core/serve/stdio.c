@@ -23,12 +23,7 @@ static int stdio_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_pro
                         bk_error *error, bk_listener **ret_listener) {
     bk_transport *transport;
     int code = stdio_open(loop, endpoint, error, &transport);
-    if (code < 0)
-        return code;
-    code = bk_listen_once(loop, "stdio:", transport, protocol, ret_listener);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    return code < 0 ? code : bk_listen_once(loop, "stdio:", transport, protocol, ret_listener);
 }
 
 /* ---- Connecting ---- */
@@ -37,12 +32,7 @@ static int stdio_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_pr
                          void *user, bk_error *error, bk_stream **ret_stream) {
     bk_transport *transport;
     int code = stdio_open(loop, endpoint, error, &transport);
-    if (code < 0)
-        return code;
-    code = bk_connect_transport(loop, transport, protocol, user, ret_stream);
-    if (code < 0)
-        transport->ops->close(transport);
-    return code;
+    return code < 0 ? code : bk_connect_transport(loop, transport, protocol, user, ret_stream);
 }
 
 const bk_scheme bk_scheme_stdio = {

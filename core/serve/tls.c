@@ -178,6 +178,13 @@ static int server_opened(bk_stream *s) {
     return 0;
 }
 
+/* Before TLS is started, the protocol may speak. */
+static void server_refused(bk_stream *s, const bk_protocol *front, int why) {
+    const bk_protocol *protocol = ((const bk_front *)(const void *)front)->protocol;
+    if (BK_HAS(protocol, refused))
+        protocol->refused(s, protocol, why);
+}
+
 static void free_client(bk_client_front *base) {
     tls_client *c = (tls_client *)base;
     bk_os *os = c->tls.loop->os;
@@ -354,6 +361,8 @@ static int tls_listen(bk_loop *loop, const bk_cover *cover, const bk_endpoint *e
                                   .stop = tls_stop,
                                   .free = tls_free};
     l->tls = (tls_front){.loop = loop, .later = cover == &bk_cover_starttls};
+    if (l->tls.later)
+        l->base.front.base.refused = server_refused;
     l->prefix = cover->name;
     int code = configure(l, endpoint, error);
     if (code < 0)

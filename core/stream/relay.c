@@ -37,6 +37,19 @@ static void relay_writable(bk_stream *s) {
     bk_stream_resume(relay_peer(s));
 }
 
+/* An end that came before it could be passed on. */
+static void pass_on_end(bk_stream *s) {
+    if (s != NULL && s->flags & BK_STREAM_EOF && relay_ended(s) == 0)
+        bk_stream_close(s);
+}
+
+/* Until a stream is open, nobody hears of how much is queued for it: its peer was paused. */
+static int relay_opened(bk_stream *s) {
+    relay_writable(s);
+    pass_on_end(relay_peer(s));
+    return 0;
+}
+
 static void relay_closed(bk_stream *s, int why) {
     bk_stream *peer = relay_peer(s);
     if (peer == NULL)
@@ -51,6 +64,7 @@ static void relay_closed(bk_stream *s, int why) {
 static const bk_protocol relay = {
     .size = sizeof relay,
     .name = "relay",
+    .opened = relay_opened,
     .received = relay_received,
     .ended = relay_ended,
     .blocked = relay_blocked,
@@ -58,19 +72,25 @@ static const bk_protocol relay = {
     .closed = relay_closed,
 };
 
+/* What one has queued when they are joined holds the other back. */
+static void take_up(bk_stream *s) {
+    if (s->flags & BK_STREAM_BLOCKED || !(s->flags & BK_STREAM_OPENED))
+        relay_blocked(s);
+    else
+        relay_opened(s);
+}
+
 int bk_stream_relay(bk_stream *a, bk_stream *b) {
+    const uint32_t over = BK_STREAM_ENDING | BK_STREAM_CLOSING | BK_STREAM_CLOSED;
     if (a == NULL || b == NULL || a == b || a->loop != b->loop)
         return -EINVAL;
-    if ((a->flags | b->flags) & BK_STREAM_CLOSED)
+    if ((a->flags | b->flags) & over)
         return -EPIPE;
     bk_stream_set_user(a, b);
     bk_stream_set_user(b, a);
     bk_stream_set_protocol(a, &relay);
     bk_stream_set_protocol(b, &relay);
-    for (int i = 0; i < 2; i++, a = b)
-        if (a->queued > a->high)
-            relay_blocked(a);
-        else
-            relay_writable(a);
+    take_up(a);
+    take_up(b);
     return 0;
 }

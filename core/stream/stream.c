@@ -500,6 +500,8 @@ static void take_turn(bk_loop *loop) {
 static bool overstayed(bk_stream *s, uint32_t now) {
     bk_visit *v = s->visit;
     const bk_limits *limits = v->limits;
+    if (v->refused)
+        return now - v->began > BK_REFUSAL_S;
     if (limits->total != 0 && now - v->began > limits->total)
         return true;
     if (v->away)
@@ -524,8 +526,8 @@ static void sweep(void *arg) {
 
 static bool has_times(const bk_visit *v) {
     const bk_limits *limits = v == NULL ? NULL : v->limits;
-    return limits != NULL && (limits->first_byte != 0 || limits->idle != 0 || limits->write != 0 ||
-                              limits->total != 0);
+    return limits != NULL && (v->refused || limits->first_byte != 0 || limits->idle != 0 ||
+                              limits->write != 0 || limits->total != 0);
 }
 
 /* The sweep runs as long as some stream has a time-out. */
@@ -769,7 +771,8 @@ bk_transport *bk_stream_transport(const bk_stream *s) {
 int bk_stream_pass_on(bk_stream *s, const bk_protocol *protocol) {
     s->flags &= (uint32_t)~BK_STREAM_OPENED;
     s->protocol = protocol;
-    tell_open(s);
+    if (!(s->flags & BK_STREAM_CLOSED))
+        tell_open(s);
     return 0;
 }
 
@@ -793,7 +796,7 @@ void bk_stream_refuse(bk_stream *s, const bk_protocol *protocol, int why) {
     if (s->head == NULL || bk_stream_end(s) < 0)
         bk_stream_close(s);
     else
-        bk_stream_set_timeout(s, BK_REFUSAL_S);
+        count_timed(s);
 }
 
 void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol) {

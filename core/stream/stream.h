@@ -59,6 +59,7 @@ struct bk_visit {
     void (*closed)(bk_visit *v, bk_stream *s, int why); /* … has heard closed(); v is let go */
     const bk_limits *limits;
     bool away;      /* its bytes are moved elsewhere: of the times, only the total counts */
+    bool refused;   /* it may read why, and has BK_REFUSAL_S for it, whatever it sends */
     uint32_t began; /* the second it came */
     uint32_t sent;  /* … and the last in which nothing waited to be sent, or something was */
     uint64_t bytes_in, bytes_out;

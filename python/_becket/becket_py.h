@@ -264,6 +264,8 @@ bk_gate *gate_core(PyObject *object);
 
 /* served.c */
 extern PyType_Spec hand_spec, away_spec, echo_spec;
+void away_end_silent(bk_stream *s);
+
 /* connector.c */
 extern PyType_Spec connector_spec;
 PyObject *connector_of(const bk_stream *s);

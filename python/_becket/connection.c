@@ -742,6 +742,13 @@ static PyObject *connection_adopt(PyTypeObject *type, PyObject *args) {
     return (PyObject *)c;
 }
 
+/* _follow(away): what it moves is counted and timed there. */
+static PyObject *connection_follow(ConnectionObject *c, PyObject *away) {
+    if (c->transport == NULL)
+        Py_RETURN_NONE;
+    return PyObject_CallMethod(away, "follow", "O", (PyObject *)c->transport);
+}
+
 static int connection_traverse(ConnectionObject *c, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(c));
     Py_VISIT((PyObject *)c->loop);
@@ -861,6 +868,7 @@ static PyMethodDef connection_methods[] = {
      "end()\n\nOur direction is over once all is sent; the other goes on."},
     {"_end_input", (PyCFunction)connection_end_input, METH_NOARGS, NULL},
     {"_close", FAST(connection_close), METH_FASTCALL, NULL},
+    {"_follow", (PyCFunction)connection_follow, METH_O, NULL},
     {"_abort", (PyCFunction)connection_abort, METH_NOARGS, NULL},
     {"_adopt", (PyCFunction)connection_adopt, METH_VARARGS | METH_CLASS,
      "_adopt(loop, fd, initial=b'', extra=None)\n\nOver a connected socket, which is its own then; "

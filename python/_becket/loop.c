@@ -251,6 +251,8 @@ static PyObject *loop_visits(LoopObject *self, PyObject *arg) {
         bool silent = !v->away && v->bytes_in == 0 && v->bytes_out == 0 && s->queued == 0;
         if (end == CUT)
             bk_stream_fail(s, -ECANCELED);
+        else if (end == CLOSE_SILENT && v->away)
+            away_end_silent(s);
         else if (end == CLOSE_SILENT && silent)
             bk_stream_close(s);
     }
@@ -849,6 +851,18 @@ static PyObject *loop_forked(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     Py_RETURN_NONE;
 }
 
+/* True: it watches; False: nobody wants to know. */
+static PyObject *loop_supervisor_watch(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    int code = bk_supervisor_watch(self->core);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    return PyBool_FromLong(code);
+}
+
 static PyObject *loop_get_notifier(LoopObject *self, void *Py_UNUSED(closure)) {
     if (self->core == NULL)
         Py_RETURN_NONE;
@@ -895,6 +909,7 @@ static PyMethodDef loop_methods[] = {
     {"_new_pipe_transport", (PyCFunction)loop_new_pipe_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
     {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},
+    {"_supervisor_watch", (PyCFunction)loop_supervisor_watch, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

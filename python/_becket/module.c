@@ -206,9 +206,29 @@ static void module_free(void *module) {
     (void)module_clear(module);
 }
 
+/* True: it was told; False: there is no supervisor. */
+static PyObject *supervisor_tell(PyObject *Py_UNUSED(module), PyObject *arg) {
+    Py_ssize_t n = 0;
+    const char *state = PyUnicode_Check(arg) ? PyUnicode_AsUTF8AndSize(arg, &n) : NULL;
+    if (state == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "state: a str is needed, not %R", Py_TYPE(arg));
+        return NULL;
+    }
+    if (n == 0 || strlen(state) != (size_t)n)
+        return PyErr_Format(PyExc_ValueError, "state: %R is not like 'READY=1'", arg);
+    int code = bk_supervisor_tell(bk_os_default(), state);
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    return PyBool_FromLong(code);
+}
+
 static PyMethodDef module_methods[] = {
     {"_can_adopt", tls_can_adopt, METH_O, NULL},
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
+    {"_supervisor_tell", supervisor_tell, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -20,16 +20,20 @@
 typedef struct HandObject {
     SERVED_HEAD;
     PyObject *hand;
+    PyObject *refusal; /* bytes for those whom a limit keeps out; NULL: none */
     bk_protocol table;
     bool at_once; /* not only when the first byte is there */
 } HandObject;
 
-/* A connection that a thread has: known to the stream as its user value. */
+/* A connection that a thread has: the user value of the stream that rests, whose visit goes on in
+   the thread's own stream. */
 typedef struct AwayObject {
     PyObject_HEAD LoopObject *loop;
     bk_stream *stream; /* NULL: closed; the loop's thread alone looks */
-    unsigned long long bytes_in, bytes_out;
+    bk_visit visit;    /* of the thread's stream: what it moves is counted, and timed, there */
+    bk_limits limits;
     int fd; /* the thread's */
+    bool spoke; /* before it went away */
     bool failed;
 } AwayObject;
 
@@ -46,14 +50,22 @@ static void away_closed(bk_stream *s, int why) {
 static const bk_protocol away_protocol = {
     .size = sizeof(bk_protocol), .name = "away", .closed = away_closed};
 
+/* For a server that ends: one that never said anything, and was told nothing, hears no more. */
+void away_end_silent(bk_stream *s) {
+    const AwayObject *away = bk_stream_user(s);
+    if (away->fd >= 0 && away->visit.bytes_in == 0 && away->visit.bytes_out == 0 &&
+        !away->spoke)
+        (void)shutdown(away->fd, SHUT_RD);
+}
+
 /* On the loop: the thread is done. */
 static void come_back(void *arg) {
     AwayObject *away = arg;
     bk_stream *s = away->stream;
     if (s != NULL) {
         if (s->visit != NULL) {
-            s->visit->bytes_in += away->bytes_in;
-            s->visit->bytes_out += away->bytes_out;
+            s->visit->bytes_in += away->visit.bytes_in;
+            s->visit->bytes_out += away->visit.bytes_out;
         }
         if (away->failed)
             bk_stream_fail(s, -ECONNABORTED);
@@ -63,13 +75,47 @@ static void come_back(void *arg) {
     Py_DECREF((PyObject *)away);
 }
 
-/* done(bytes_in, bytes_out, failed): from the thread, before it closes its socket. */
-static PyObject *away_done(AwayObject *self, PyObject *args) {
-    int failed;
-    if (!PyArg_ParseTuple(args, "KKp:done", &self->bytes_in, &self->bytes_out, &failed))
-        return NULL;
-    self->failed = failed;
+static void visit_opened(bk_visit *v, bk_stream *s) {
+    (void)v, (void)s;
+}
+
+static void visit_closed(bk_visit *v, bk_stream *s, int why) {
+    AwayObject *away = (AwayObject *)((char *)v - offsetof(AwayObject, visit));
+    away->failed |= why < 0;
+    (void)s;
+    Py_DECREF((PyObject *)away);
+}
+
+/* follow(transport): in the thread, before anything is received. */
+static PyObject *away_follow(AwayObject *self, PyObject *arg) {
+    TransportObject *t = (TransportObject *)arg;
+    if (!PyObject_TypeCheck(arg, self->loop->state->transport_type))
+        return PyErr_Format(PyExc_TypeError, "transport: one of becket's is needed, not %R",
+                            Py_TYPE(arg));
+    if (t->stream == NULL || t->stream->visit != NULL || self->visit.closed != NULL)
+        Py_RETURN_NONE;
+    uint32_t now = (uint32_t)(bk_loop_now(t->loop->core) / BK_SECOND);
+    self->visit.opened = visit_opened;
+    self->visit.closed = visit_closed;
+    self->visit.limits = &self->limits;
+    self->visit.began = self->visit.sent = now;
+    Py_INCREF((PyObject *)self);
+    bk_stream_set_visit(t->stream, &self->visit);
+    Py_RETURN_NONE;
+}
+
+/* leave(): the thread closes its socket next, and its descriptor may be somebody else's then. */
+static PyObject *away_leave(AwayObject *self, PyObject *Py_UNUSED(ignored)) {
     self->fd = -1;
+    Py_RETURN_NONE;
+}
+
+/* done(failed): the thread has closed it. */
+static PyObject *away_done(AwayObject *self, PyObject *arg) {
+    int failed = PyObject_IsTrue(arg);
+    if (failed < 0)
+        return NULL;
+    self->failed |= failed;
     if (self->loop->core == NULL || self->loop->ending)
         Py_RETURN_NONE;
     Py_INCREF((PyObject *)self);
@@ -90,8 +136,11 @@ static void away_dealloc(AwayObject *self) {
 }
 
 static PyMethodDef away_methods[] = {
-    {"done", (PyCFunction)away_done, METH_VARARGS,
-     "done(bytes_in, bytes_out, failed)\n\nThe thread has done with it, and closes its socket next."},
+    {"follow", (PyCFunction)away_follow, METH_O,
+     "follow(transport)\n\nCount, and time by the server's limits, what this transport moves."},
+    {"leave", (PyCFunction)away_leave, METH_NOARGS,
+     "leave()\n\nThe thread closes its socket next; nobody else touches it any more."},
+    {"done", (PyCFunction)away_done, METH_O, "done(failed)\n\nThe thread has closed its socket."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -153,8 +202,12 @@ static int hand_plain(HandObject *self, bk_stream *s, int socket, const void *da
     bk_stream_set_protocol(s, &away_protocol);
     if (s->visit != NULL) {
         s->visit->away = true;
-        s->visit->bytes_in -= n; /* the thread counts what it takes out of its connection */
+        away->limits = *s->visit->limits;
+        away->limits.total = 0; /* that is timed here */
     }
+    away->spoke = n > 0;
+    if (n > 0)
+        away->limits.first_byte = 0;
     int code = call_hand(self, s, fd, data, n, (PyObject *)away);
     if (code < 0) {
         (void)close(fd);
@@ -215,13 +268,22 @@ static void hand_received(bk_stream *s, const void *data, size_t n) {
         bk_stream_fail(s, code);
 }
 
-/* Hand(loop, hand, at_once) */
+static void hand_refused(bk_stream *s, const bk_protocol *protocol, int why) {
+    const HandObject *self = protocol->context;
+    (void)why;
+    if (self->refusal != NULL)
+        (void)bk_stream_write(s, PyBytes_AS_STRING(self->refusal),
+                              (size_t)PyBytes_GET_SIZE(self->refusal), BK_COPY, NULL);
+}
+
+/* Hand(loop, hand, at_once, refusal=None) */
 static PyObject *hand_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     module_state *state = state_of_type(type);
-    PyObject *loop, *hand;
+    PyObject *loop, *hand, *refusal = NULL;
     int at_once;
     if (state == NULL ||
-        !PyArg_ParseTuple(args, "O!Op:Hand", state->loop_type, &loop, &hand, &at_once) ||
+        !PyArg_ParseTuple(args, "O!Op|O:Hand", state->loop_type, &loop, &hand, &at_once,
+                          &refusal) ||
         loop_check_open((LoopObject *)loop) < 0)
         return NULL;
     HandObject *self = (HandObject *)type->tp_alloc(type, 0);
@@ -230,11 +292,13 @@ static PyObject *hand_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
     self->loop = (LoopObject *)Py_NewRef(loop);
     self->hand = Py_NewRef(hand);
     self->at_once = at_once;
+    self->refusal = refusal != NULL && PyBytes_Check(refusal) ? Py_NewRef(refusal) : NULL;
     self->table = (bk_protocol){.size = sizeof(bk_protocol),
                                 .name = "hand",
                                 .context = self,
                                 .opened = hand_opened,
-                                .received = hand_received};
+                                .received = hand_received,
+                                .refused = hand_refused};
     self->protocol = &self->table;
     return (PyObject *)self;
 }
@@ -248,6 +312,7 @@ static int hand_traverse(HandObject *self, visitproc visit, void *arg) {
 
 static int hand_clear(HandObject *self) {
     Py_CLEAR(self->hand);
+    Py_CLEAR(self->refusal);
     return 0;
 }
 
@@ -261,7 +326,7 @@ static void hand_dealloc(HandObject *self) {
 }
 
 static PyType_Slot hand_slots[] = {
-    {Py_tp_doc, "Hand(loop, hand, at_once): hand(fd, data, peer, local, away) is called for each "
+    {Py_tp_doc, "Hand(loop, hand, at_once, refusal=None): hand(fd, data, peer, local, away) is called for each "
                 "connection, when it has opened, or when its first bytes are there."},
     {Py_tp_new, hand_new},
     {Py_tp_dealloc, hand_dealloc},

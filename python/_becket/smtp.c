@@ -1,6 +1,6 @@
 /*
  * smtp.c: the core's SMTP server with its Maildir store, on an EventLoop. Made by `becket serve
- * smtp` (python/becket/cli.py). No Python runs for a message but the one call that tells of it.
+ * smtp` (python/becket/served.py). No Python runs for a message but the one call that tells of it.
  */
 #include "becket_py.h"
 

@@ -11,7 +11,7 @@
         ...
 
 ``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from.
-``becket serve smtp`` on the command line receives mail into a Maildir.
+``becket serve`` on the command line serves any protocol; ``becket --help`` lists what else it does.
 """
 
 from becket import tls

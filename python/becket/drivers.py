@@ -23,7 +23,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from becket import _becket, access, tls
@@ -47,6 +47,7 @@ STATS = (
 )
 POLL = 0.02  # seconds between two looks at what is still under way, when a server ends
 SILENT = 0.5  # … for those who have just come to say their first word
+UNABLE = '["OSError", ["no worker could begin to serve; the log says why"]]'
 LAST_WORDS = 1.0  # … for what was cut to take notice
 
 Sockets = Mapping[str, list[int]]
@@ -66,6 +67,16 @@ def reopen_logs() -> None:
             with handler.lock or contextlib.nullcontext():
                 handler.stream.close()
                 handler.stream = handler._open()
+
+
+@contextlib.contextmanager
+def naming(endpoint: str) -> Iterator[None]:
+    """An endpoint that cannot be had is named."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = f"{endpoint}: {error.strerror or error}"
+        raise
 
 
 # ---- One loop's share ----------------------------------------------------------------------------
@@ -99,7 +110,7 @@ class Share:
         if served.factory is not None:
             return served.factory(self.loop)
         self.pool = Pool(served, plan.max_threads)
-        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first)
+        return _becket.Hand(self.loop, self.pool.give, plan.speaks_first, served.refusal)
 
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
@@ -111,15 +122,16 @@ class Share:
         for endpoint in self.plan.endpoints:
             if sockets.get(endpoint) == []:
                 continue
-            listener = _becket.Listener(
-                self.loop,
-                endpoint,
-                protocol,
-                gate=self._gate,
-                sockets=sockets.get(endpoint, ()),
-                refusal=self.plan.served.refusal,
-                ended=self._over,
-            )
+            with naming(endpoint):
+                listener = _becket.Listener(
+                    self.loop,
+                    endpoint,
+                    protocol,
+                    gate=self._gate,
+                    sockets=sockets.get(endpoint, ()),
+                    refusal=self.plan.served.refusal,
+                    ended=self._over,
+                )
             self.listeners.append(listener)
             self._open += 1
 
@@ -180,7 +192,7 @@ class Share:
         return self.loop._visits(0) > 0 or bool(tasks) or waits
 
     async def run(self) -> bool:
-        """Serve until stop(); True: nothing had to be cut."""
+        """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
         await self.stopping.wait()
         self._close()
         began = now = self.loop.time()
@@ -191,11 +203,11 @@ class Share:
             await asyncio.sleep(POLL)
             now = self.loop.time()
         self.loop._visits(1)
-        return await self._finish(cut=self._busy())
+        return await self._finish(cut=self._busy() and self._drain > 0)
 
     async def _finish(self, cut: bool) -> bool:
         left = self.loop._visits(2)
-        if left:
+        if left and cut:
             logger.warning("%d connection%s cut", left, " was" if left == 1 else "s were")
         deadline = self.loop.time() + LAST_WORDS
         while self.loop._visits(0) and self.loop.time() < deadline:
@@ -221,7 +233,7 @@ class ThreadsShare(Share):
 
     def _protocol(self) -> Any:
         self.pool = self._make_pool()
-        return _becket.Hand(self.loop, self._give, True)
+        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1
@@ -309,8 +321,8 @@ class Driver:
         for share in self.shares:
             share.reload()
 
-    def run(self) -> int:
-        return self._run(self._announce, signals=True)
+    def run(self, ready: Callable[[], object] | None = None) -> int:
+        return self._run(ready or self._announce, signals=True)
 
     # ---- How it is done ----
 
@@ -500,7 +512,7 @@ class Forks(Driver):
             _leave(lambda: self._supervise(writer))
         os.close(writer)
         with open(reader) as answer:
-            told = json.loads(answer.readline() or '["OSError", [0, "the server died"]]')
+            told = json.loads(answer.readline() or UNABLE)
         if isinstance(told, dict):
             self._pid, self.names = pid, told["names"]
             return
@@ -552,7 +564,7 @@ class Forks(Driver):
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
         self._failed = False
-        self._served = False
+        self._serving = asyncio.Event()  # the first worker listens
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -560,11 +572,13 @@ class Forks(Driver):
         sockets = self._open(loop)  # type: ignore[arg-type]
         for place in range(self.workers):
             self._due[place] = 0.0
-        self._fill(sockets)
-        await self._until_serving()
-        if not self._ending:
+        watching = asyncio.create_task(self._watch(sockets))
+        serving = asyncio.create_task(self._serving.wait())
+        await asyncio.wait((watching, serving), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        if self._serving.is_set() and not self._ending:
             ready()
-        return await self._watch(sockets)
+        return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
         """Open what all workers accept from. What is one connection, or is to be opened by each
@@ -576,7 +590,8 @@ class Forks(Driver):
                 self.names.append(endpoint)
                 continue
             given = self.given.get(endpoint, ())
-            listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
+            with naming(endpoint):
+                listener = _becket.Listener(loop, endpoint, asyncio.Protocol, sockets=given)
             listener.pause(True)
             self.names.append(listener.name or "")
             if listener.sockets():
@@ -610,7 +625,7 @@ class Forks(Driver):
         mine = dict(sockets)
         if place > 0:  # what is one connection, is the first worker's
             single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
-            mine = {**dict.fromkeys(single, []), **mine}
+            mine = {**{endpoint: [] for endpoint in single}, **mine}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -621,6 +636,12 @@ class Forks(Driver):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.close(writer)
         self._pids[pid] = (place, time.monotonic(), reader)
+        asyncio.get_running_loop().add_reader(reader, self._told, reader)
+
+    def _told(self, reader: int) -> None:
+        asyncio.get_running_loop().remove_reader(reader)
+        if os.read(reader, 1):
+            self._serving.set()
 
     def _work(self, place: int, sockets: Sockets, writer: int) -> int:
         asyncio._set_running_loop(None)
@@ -637,15 +658,9 @@ class Forks(Driver):
             logger.error("a worker could not begin: %s", error)
             return 1
 
-    async def _until_serving(self) -> None:
-        """The first generation listens, or never will."""
-        loop = asyncio.get_running_loop()
-        for _, _, reader in list(self._pids.values()):
-            told = await loop.run_in_executor(None, os.read, reader, 1)
-            self._served = self._served or told == b"+"
-
     async def _watch(self, sockets: Sockets) -> int:
         deadline = None
+        self._fill(sockets)
         while self._pids or (self._due and not self._ending):
             wait = None
             if self._ending:
@@ -675,8 +690,8 @@ class Forks(Driver):
     def _bury(self, pid: int, status: int) -> None:
         place, began, reader = self._pids.pop(pid)
         self._board.forget(place)
-        with open(reader, "rb") as told:
-            served = self._served or told.read(1) == b"+"
+        asyncio.get_running_loop().remove_reader(reader)
+        os.close(reader)
         if self._ending:
             self._failed = self._failed or status != 0
             return
@@ -684,7 +699,7 @@ class Forks(Driver):
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
         delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
-        if not served and self._quick[place] >= self.HOPELESS:
+        if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True
             self._end()

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from becket import _becket
 from becket.connection import Connection
 from becket.loop import EventLoop
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from becket.served import Served
 
 logger = logging.getLogger("becket")
+
+LINGER = 5.0  # seconds in which what a function has sent must be taken, once it has returned
 
 
 class Handed(NamedTuple):
@@ -33,7 +36,9 @@ class Handed(NamedTuple):
     data: bytes
     peer: Any
     local: Any
-    away: Any  # its stream on the loop that accepted it, which rests; None: that is relayed
+    away: (
+        _becket.Away | None
+    )  # its stream on the loop that accepted it, which rests; None: that is relayed
 
 
 # ---- One connection ------------------------------------------------------------------------------
@@ -45,37 +50,46 @@ def call_blocking(served: Served, loop: EventLoop, handed: Handed) -> None:
     connection = Connection._adopt(
         loop, handed.fd, handed.data, {"peername": handed.peer, "sockname": handed.local}
     )
-    failed = False
+    if handed.away is not None:
+        connection._follow(handed.away)
+    failed = True
     try:
         served.call(connection)
+        failed = False
     except OSError as error:  # connections break: that is no news
         logger.debug("%s: %s", served.name, error)
-        failed = True
     except Exception:
         logger.exception("%s failed", served.name)
-        failed = True
     finally:
         if handed.away is not None:
-            handed.away.done(0, 0, failed)
+            handed.away.leave()
         if failed:
-            connection.abort()
+            connection._abort()
         else:
-            try:
-                connection.close()
-            except OSError as error:
-                logger.debug("%s: %s", served.name, error)
+            _close(served, connection)
+        if handed.away is not None:
+            handed.away.done(failed)
+
+
+def _close(served: Served, connection: Connection) -> None:
+    try:
+        connection._close(LINGER)
+    except OSError as error:
+        logger.debug("%s: %s", served.name, error)
 
 
 class _End:
     """Stands where a transport has its asyncio.Server: told when the connection is lost."""
 
-    def __init__(self, loop: EventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: EventLoop, away: _becket.Away | None) -> None:
+        self._loop, self._away = loop, away
 
     def _attach(self, transport: object = None) -> None:
         pass
 
     def _detach(self, transport: object = None) -> None:
+        if self._away is not None:
+            self._away.leave()
         self._loop.stop()
 
 
@@ -85,23 +99,29 @@ def run_protocol(served: Served, loop: EventLoop, handed: Handed) -> None:
     assert served.factory is not None
     sock = socket.socket(fileno=handed.fd)
     try:
-        loop._make_socket_transport(
+        transport = loop._make_socket_transport(
             sock,
             served.factory(loop)(),
             extra={"peername": handed.peer, "sockname": handed.local},
-            server=_End(loop),  # type: ignore[arg-type]
+            server=_End(loop, handed.away),  # type: ignore[arg-type]
         )
+        if handed.away is not None:
+            handed.away.follow(transport)
         loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=1))
-            runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
+        _finish_tasks(loop)
     except Exception:
         logger.exception("%s failed", served.name)
     finally:
-        if handed.away is not None:
-            handed.away.done(0, 0, False)
         sock.close()
+        if handed.away is not None:
+            handed.away.done(False)
+
+
+def _finish_tasks(loop: EventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1))
+        runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
 
 
 # ---- Threads -------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _smtp(
     max_message: int = 0,
     stored: Callable[[str, str, list[str], int], None] | None = None,
 ) -> _becket.Smtp:
-    """Receives mail into *maildir*; see `becket serve smtp --help`."""
+    """Receives mail into a Maildir."""
     return _becket.Smtp(
         loop, maildir, hostname or own_hostname(), max_message=max_message, stored=stored
     )
@@ -96,8 +96,15 @@ def registered() -> dict[str, Any]:
 
 def _load(name: str) -> Any:
     module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that it imports
+        raise ValueError(f"{name}: there is no module {error.name!r}") from error
     for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{name}: {found!r} has no attribute {part!r}")
         found = getattr(found, part)
     return found
 

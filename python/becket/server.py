@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,11 +147,11 @@ class Server:
         """Read the certificates of its endpoints again, and open log files anew."""
         self._driver.reload()
 
-    def run(self) -> int:
+    def run(self, ready: Callable[[], object] | None = None) -> int:
         """Serve in this thread, which must be the main one, until SIGINT or SIGTERM; a second one
-        cuts short what is under way. SIGHUP reloads. Returns an exit status: 0 when all ended in
-        good order, else 1."""
-        return self._driver.run()
+        cuts short what is under way. SIGHUP reloads. *ready* is called when it listens; without it
+        the log is told where. Returns an exit status: 0 when all ended in good order, else 1."""
+        return self._driver.run(ready)
 
     def __enter__(self) -> Server:
         return self.start()

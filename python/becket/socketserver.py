@@ -171,9 +171,7 @@ class TCPServer(socketserver.TCPServer):
             driver.stop(self.drain)
             stopped.set()
 
-    def _wait(
-        self, driver: drivers.Driver, stopped: threading.Event, poll_interval: float
-    ) -> None:
+    def _wait(self, driver: drivers.Driver, stopped: threading.Event, poll_interval: float) -> None:
         share = driver.shares[0]
         assert isinstance(share, _OwnShare) and isinstance(share.pool, _OwnThread)
         share.pool.work(self, poll_interval)
@@ -188,7 +186,7 @@ class TCPServer(socketserver.TCPServer):
 
 
 class _Background:
-    """Of servers whose handlers run elsewhere: what the caller of serve_forever() does meanwhile."""
+    """Of servers whose handlers run elsewhere: what serve_forever() does meanwhile."""
 
     def _wait(
         self: Any, driver: drivers.Driver, stopped: threading.Event, poll_interval: float

@@ -479,12 +479,52 @@ static int f_getpid(bk_os *os) {
     return inner(os)->getpid(inner(os));
 }
 
+/* A child has the injector's books as they were; it is expected to exit. */
+static int f_fork(bk_os *os) {
+    return fails(os, "fork") ? -EAGAIN : inner(os)->fork(inner(os));
+}
+
+static void f_exit(bk_os *os, int status) {
+    inner(os)->exit(inner(os), status);
+}
+
+static int f_hold_signals(bk_os *os, int on) {
+    return inner(os)->hold_signals(inner(os), on);
+}
+
 static void *f_library(bk_os *os, const char *const *names, int loaded_only) {
     return fails(os, "library") ? NULL : inner(os)->library(inner(os), names, loaded_only);
 }
 
 static void *f_symbol(bk_os *os, void *library, const char *name) {
     return inner(os)->symbol(inner(os), library, name);
+}
+
+/* ---- Programs -------------------------------------------------------------------------------- */
+
+static int f_spawn(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd) {
+    return fails(os, "spawn") ? -EAGAIN : inner(os)->spawn(inner(os), argv, stdin_fd, stdout_fd);
+}
+
+/* It cannot fail otherwise: whose child it is does not change. */
+static int f_waitpid(bk_os *os, int pid, int wait, int *ret_status) {
+    if (strike(os, ON(INTERRUPTED), "waitpid") != FAULTS_NONE)
+        return -EINTR;
+    return inner(os)->waitpid(inner(os), pid, wait, ret_status);
+}
+
+static int f_kill(bk_os *os, int pid, int signum) {
+    return fails(os, "kill") ? -EPERM : inner(os)->kill(inner(os), pid, signum);
+}
+
+static const char *f_environment(bk_os *os, const char *name) {
+    return inner(os)->environment(inner(os), name);
+}
+
+static int f_close_on_exec(bk_os *os, int fd) {
+    if (fails(os, "close_on_exec"))
+        return -EPERM;
+    return (int)seen(os, fd, inner(os)->close_on_exec(inner(os), fd), "close_on_exec");
 }
 
 /* ---- The table ------------------------------------------------------------------------------- */
@@ -535,8 +575,16 @@ static const bk_os TABLE = {
     .thread_join = f_thread_join,
     .signal_catch = f_signal_catch,
     .getpid = f_getpid,
+    .fork = f_fork,
+    .waitpid = f_waitpid,
+    .kill = f_kill,
+    .exit = f_exit,
+    .hold_signals = f_hold_signals,
     .library = f_library,
     .symbol = f_symbol,
+    .spawn = f_spawn,
+    .environment = f_environment,
+    .close_on_exec = f_close_on_exec,
 };
 
 void faults_open(faults *f, bk_os *under) {

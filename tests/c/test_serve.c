@@ -611,8 +611,8 @@ static void unknown(void) {
     start();
     CHECK_INT(listen_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(error.position, 0);
-    CHECK_STR(error.text,
-              "there is no scheme gopher; there are tcp, unix, stdio, fd, tls, starttls");
+    CHECK_STR(error.text, "there is no scheme gopher; there are tcp, unix, stdio, fd, memory, "
+                          "process, systemd, tls, starttls");
     CHECK_INT(connect_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(listen_error("tcp://x:70?a=1", &error), BK_EOPTION);
     CHECK_INT(error.position, 11);
@@ -704,9 +704,9 @@ static void third_party(void) {
     CHECK_INT(listen_error("meet:here?a=1", &error), BK_EOPTION);
     CHECK_STR(error.text, "meet has no option a; it has when, proxy, proxy_from, proxy_for");
     CHECK_INT(listen_error("met:", &error), BK_ESCHEME);
-    CHECK_STR(error.text,
-              "there is no scheme met; there are tcp, unix, stdio, fd, meet, nothing, tls, "
-              "starttls");
+    CHECK_STR(error.text, "there is no scheme met; there are tcp, unix, stdio, fd, memory, "
+                          "process, systemd, meet, nothing, tls, "
+                          "starttls");
     left = 0;
     finish();
     CHECK_INT(left, 1);

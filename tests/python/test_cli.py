@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import smtplib
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import becket
-from becket import cli
-
-COMMAND = [sys.executable, "-m", "becket"]
-
-
-def becket_command(
-    *arguments: str | Path, stdin: bytes = b"", environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=100,
-        env=os.environ | (environment or {}),
-    )
-
-
-@contextmanager
-def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """`becket serve smtp …` once it listens, and the endpoints it has told of."""
-    with subprocess.Popen(
-        [*COMMAND, "serve", "smtp", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        endpoints = []
-        for line in process.stderr:
-            endpoints += re.findall(r"becket: SMTP at (\S+)", line)
-            if "Ctrl-C" in line:
-                break
-        try:
-            yield process, endpoints
-        finally:
-            process.kill()
-
-
-def port_of(endpoint: str) -> int:
-    return int(endpoint.rpartition(":")[2])
+from becket import cli, served
+from becket.commands import smtp
+from command import COMMAND, becket_command, port_of, serving
 
 
 def test_version_and_help() -> None:
@@ -168,7 +125,10 @@ def test_a_wrong_notifier_in_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
-    with serving("--maildir", tmp_path / "m", "tcp://127.0.0.1:0") as (process, (endpoint,)):
+    with serving("smtp", "--maildir", tmp_path / "m", "tcp://127.0.0.1:0") as (
+        process,
+        (endpoint,),
+    ):
         with socket.create_connection(("127.0.0.1", port_of(endpoint))) as idle:
             assert idle.recv(4) == b"220 "
             process.send_signal(number)
@@ -182,6 +142,7 @@ def test_signals_end_it_in_good_order(tmp_path: Path, number: signal.Signals) ->
 @pytest.mark.parametrize("notifier", becket.notifiers)
 def test_it_receives_mail_at_several_endpoints(tmp_path: Path, notifier: str) -> None:
     with serving(
+        "smtp",
         "--maildir",
         tmp_path / "m",
         "--hostname",
@@ -212,7 +173,10 @@ def test_it_receives_mail_at_several_endpoints(tmp_path: Path, notifier: str) ->
 
 
 def test_a_unix_endpoint_and_its_permissions(tmp_path: Path, short_path: str) -> None:
-    with serving("--maildir", tmp_path / "m", f"unix:{short_path}?mode=600") as (process, _):
+    with serving("smtp", "--maildir", tmp_path / "m", f"unix:{short_path}?mode=600") as (
+        process,
+        _,
+    ):
         assert os.stat(short_path).st_mode & 0o777 == 0o600
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(short_path)
@@ -245,8 +209,9 @@ def test_a_session_on_the_standard_streams(tmp_path: Path) -> None:
 def test_main_can_be_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "smtp", "--maildir", str(tmp_path / "m"), "nonsense"]) == 2
     assert "scheme" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
     with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
+        cli.main(["--help"])
     assert caught.value.code == 0
 
 
@@ -260,7 +225,7 @@ def test_main_can_be_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_it_tells_how_to_send(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.tell_how_to_send(name)
+    smtp.tell_how_to_send(name)
     assert hint in capsys.readouterr().err
 
 
@@ -272,4 +237,4 @@ def test_a_host_whose_name_is_no_name_for_smtp(monkeypatch: pytest.MonkeyPatch) 
         ("under_score", "localhost"),
     ):
         monkeypatch.setattr(socket, "gethostname", lambda n=name: n)
-        assert cli.own_hostname() == expected
+        assert served.own_hostname() == expected

@@ -116,6 +116,7 @@ def test_echo_in_c_on_three_endpoints(installed: Path, tmp_path: Path) -> None:
         echoes(client)
         server.stdin.write("over stdio\n")
         assert server.stdout.readline() == "over stdio\n"
+        server.stdin.close()  # or it would be waited for
         server.terminate()
         assert server.wait() == 0
     assert not path.exists()

@@ -76,7 +76,7 @@ def test_what_cannot_be_served_is_told_what_can() -> None:
 @pytest.mark.parametrize(
     ("target", "error", "words"),
     [
-        ("smpt", ValueError, "there is no protocol 'smpt'; there are echo, smtp"),
+        ("smpt", ValueError, r"there is no protocol 'smpt'; there are echo, smtp"),
         ("smtp", TypeError, "smtp: missing a required argument: 'maildir'"),
         (lambda a, b: None, TypeError, "nothing that can be served"),
         (type("Nothing", (), {}), TypeError, "nothing that can be served"),
@@ -95,12 +95,10 @@ def test_settings_are_for_protocols_with_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "driver", ["lop", "loop:2", "loops", "loops:", "threads:0", "forks:x", "forks:-1", "threads:²"]
+    "driver", ["lop", "loop:2", "loops:", "threads:0", "forks:x", "forks:-1", "threads:²"]
 )
 def test_drivers_that_are_wrong(driver: str) -> None:
-    if driver == "loops":
-        return  # one of each is what it says without a number
-    with pytest.raises(ValueError, match="driver: .* is none of loop, loops:N, threads:N, forks:N"):
+    with pytest.raises(ValueError, match=r"driver: .* is none of loop, loops:N, threads:N, forks"):
         becket.Server(Echo, "tcp://127.0.0.1:0", driver=driver)
 
 
@@ -210,7 +208,9 @@ def test_max_per_address() -> None:
             assert first.recv() == b"x"
             with connect(server) as second:
                 assert second.recv() == b"busy\r\n"
-            with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as s:
+            with socket.create_connection(
+                ("127.0.0.1", port), source_address=("127.0.0.2", 0)
+            ) as s:
                 s.sendall(b"z")
                 assert s.recv(1) == b"z"
 
@@ -246,13 +246,13 @@ def test_accept_rate(driver: str) -> None:
 
 @pytest.mark.parametrize("driver", ["loop", "loops:2", "threads:4"])
 def test_first_byte(driver: str, kind: Any) -> None:
-    if kind is echo and driver == "threads:4":
-        pytest.xfail("a function that has a thread sets its own time-out")
     with becket.Server(kind, "tcp://127.0.0.1:0", driver=driver, first_byte=1) as server:
         with connect(server) as silent, connect(server) as other:
             other.sendall(b"x\n")
             assert other.readline() == b"x\n"
-            assert silent.recv() == b""
+            assert silent.recv() in (b"", b"done\n"), (
+                "a thread of its own: it may say what it has to"
+            )
             other.sendall(b"y\n")
             assert other.readline() == b"y\n", "who has spoken is not meant"
 
@@ -370,7 +370,9 @@ def test_a_handler_that_raises_fails_its_connection_alone(
                     assert one.recv() == b"", "it may have come to the end first"
                     raise ConnectionResetError
         until(lambda: server.connections == 0)
-    assert sum("as it should" in (r.exc_text or str(r.exc_info)) for r in caplog.records) == 5
+    count = sum("as it should" in (r.exc_text or str(r.exc_info)) for r in caplog.records)
+    caplog.clear()  # whose tracebacks hold the connections
+    assert count == 5
 
 
 # ---- The end -------------------------------------------------------------------------------------
@@ -394,11 +396,10 @@ def test_what_is_under_way_may_finish(target: Any, driver: str) -> None:
     server = becket.Server(target, "tcp://127.0.0.1:0", driver=driver).start()
     with connect(server) as one, connect(server) as silent:
         one.sendall(b"go\n")
-        until(lambda: server.connections >= (1 if driver == "threads:4" else 2))
+        until(lambda: server.connections == 2)
         time.sleep(0.1)
-        if driver == "threads:4" and target is slow:
-            silent.close()  # it has a thread, and so is under way
         assert server.stop()
+        assert silent.recv() in (b"", b"done\n"), "a thread of its own: it may say what it has to"
         assert one.recv() == b"done\n"
         assert one.recv() == b""
 
