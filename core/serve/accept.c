@@ -176,7 +176,7 @@ static bool accept_one(bk_acceptor *a, int listening) {
 /* At most so many; false: the acceptor is no more. */
 static bool accept_some(bk_acceptor *a, int fd, int most, bool heed_pause) {
     a->busy = true;
-    for (int i = 0; i < most && !a->freed && !a->loop->broken && !(heed_pause && a->pauses != 0); i++)
+    for (int i = 0; i < most && !a->freed && !a->loop->broken && !(heed_pause && a->pauses); i++)
         if (!accept_one(a, fd))
             break;
     a->busy = false;

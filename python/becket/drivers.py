@@ -80,6 +80,34 @@ def naming(endpoint: str) -> Iterator[None]:
         raise
 
 
+# ---- A supervisor, such as systemd ---------------------------------------------------------------
+
+
+def tell_supervisor(state: str) -> None:
+    """That it does not hear is no reason to end."""
+    try:
+        _becket._supervisor_tell(state)
+    except OSError as error:
+        logger.warning("the supervisor cannot be told: %s", error)
+
+
+def tell_ready(loop: EventLoop) -> None:
+    """The server serves; and as long as this loop turns, it lives."""
+    try:
+        loop._supervisor_watch()
+    except (OSError, ValueError) as error:
+        logger.warning("there is no watchdog: %s", error)
+    tell_supervisor("READY=1")
+
+
+@contextlib.contextmanager
+def telling_reload() -> Iterator[None]:
+    """Within it, what is reloaded is."""
+    tell_supervisor(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    yield
+    tell_supervisor("READY=1")
+
+
 # ---- One loop's share ----------------------------------------------------------------------------
 
 
@@ -158,9 +186,13 @@ class Share:
 
     # ---- From any thread ----
 
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop has ended, before those of others
+            self.loop.call_soon_threadsafe(function, *args)
+
     def stop(self, drain: float) -> None:
         """Begin the end; a second time: hurry."""
-        self.loop.call_soon_threadsafe(self._stop, drain)
+        self._call(self._stop, drain)
 
     def _stop(self, drain: float) -> None:
         self._hurry = self._hurry or self.stopping.is_set()
@@ -169,7 +201,7 @@ class Share:
 
     def reload(self) -> None:
         """Read certificates again."""
-        self.loop.call_soon_threadsafe(self._reload)
+        self._call(self._reload)
 
     def _reload(self) -> None:
         for listener in self.listeners:
@@ -244,8 +276,7 @@ class ThreadsShare(Share):
         self.pool.give(*handed)
 
     def _done(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended before its thread
-            self.loop.call_soon_threadsafe(self._freed)
+        self._call(self._freed)
 
     def _freed(self) -> None:
         self._free += 1
@@ -318,9 +349,10 @@ class Driver:
         return self._status
 
     def reload(self) -> None:
-        reopen_logs()
-        for share in self.shares:
-            share.reload()
+        with telling_reload():
+            reopen_logs()
+            for share in self.shares:
+                share.reload()
 
     def run(self, ready: Callable[[], object] | None = None) -> int:
         return self._run(ready or self._announce, signals=True)
@@ -335,6 +367,7 @@ class Driver:
         return Share(self.plan, self._gate, loop, self._end)
 
     def _end(self) -> None:
+        tell_supervisor("STOPPING=1")
         for share in self.shares:
             share.stop(self.plan.drain)
 
@@ -352,6 +385,8 @@ class Driver:
         self.names = share.names()
         with self._others(share) as others:
             ready()
+            if signals:
+                tell_ready(share.loop)
             good = await share.run()
             return await asyncio.to_thread(others, good)
 
@@ -463,6 +498,21 @@ class Worker(Driver):
         self._board, self._place, self._sockets = board, place, sockets
         self._base = board.base(place)
 
+    def _catch_signals(self, loop: EventLoop) -> None:
+        """A terminal's Ctrl-C reaches all processes; the parent tells what is to be done."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _stop(self) -> None:
+        for share in self.shares:
+            share.stop(self.plan.drain)
+
+    def _reload(self) -> None:
+        reopen_logs()
+        for share in self.shares:
+            share.reload()
+
     async def _main(self, ready: Callable[[], object], signals: bool) -> int:
         share = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
         self.shares.append(share)
@@ -474,6 +524,9 @@ class Worker(Driver):
         self._note(share.loop)
         good = await share.run()
         self._write()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # told once more, it need not die of it
+            share.loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         return 0 if good else 1
 
     def _note(self, loop: EventLoop) -> None:
@@ -552,8 +605,9 @@ class Forks(Driver):
         if self._pid:
             os.kill(self._pid, signal.SIGHUP)
             return
-        reopen_logs()
-        self._tell(signal.SIGHUP)
+        with telling_reload():
+            reopen_logs()
+            self._tell(signal.SIGHUP)
 
     # ---- The parent of workers ----
 
@@ -572,6 +626,7 @@ class Forks(Driver):
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         sockets = self._open(loop)  # type: ignore[arg-type]
+        self._alone = not sockets and not any("reuse_port=1" in e for e in self.plan.endpoints)
         for place in range(self.workers):
             self._due[place] = 0.0
         watching = asyncio.create_task(self._watch(sockets))
@@ -580,6 +635,7 @@ class Forks(Driver):
         serving.cancel()
         if self._serving.is_set() and not self._ending:
             ready()
+            tell_ready(loop)  # type: ignore[arg-type]
         return await watching
 
     def _open(self, loop: EventLoop) -> dict[str, list[int]]:
@@ -601,10 +657,15 @@ class Forks(Driver):
                 self._listeners.append(listener)
             else:  # the first worker's
                 listener.close()
+                if endpoint.rpartition("+")[2].startswith("fd:"):
+                    raise ValueError(
+                        f"driver: {endpoint} is a connection, which no worker can be given; use loop"
+                    )
         return sockets
 
     def _end(self) -> None:
         self._ending += 1
+        tell_supervisor("STOPPING=1")
         drain = self.plan.drain if self._ending == 1 else 0.0
         self._deadline = min(self._deadline, time.monotonic() + drain + 2 * LAST_WORDS)
         for listener in self._listeners:  # else clients would wait for nobody
@@ -697,10 +758,13 @@ class Forks(Driver):
         if self._ending:
             self._failed = self._failed or status != 0
             return
+        if status == 0 and place == 0 and self._alone:  # what it had was one connection
+            self._end()
+            return
         how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
         quick = time.monotonic() - began < self.QUICK
         self._quick[place] = self._quick[place] + 1 if quick else 0
-        delay = min(self.FIRST * 2 ** self._quick[place], self.LONGEST) if quick else 0.0
+        delay = min(self.FIRST * 2 ** (self._quick[place] - 1), self.LONGEST) if quick else 0.0
         if not self._serving.is_set() and self._quick[place] >= self.HOPELESS:
             logger.error("worker %d was %s again and again, before it served", pid, how)
             self._failed = True

@@ -131,9 +131,24 @@ def test_readme_programs_in_c_compile(source: str, installed: Path, tmp_path: Pa
     assert compile_c(source, installed, tmp_path).exists()
 
 
-def test_readme_shows_the_example_in_python() -> None:
-    example = (ROOT / "examples/echo_asyncio.py").read_text()
+@pytest.mark.parametrize("name", ["echo_serve.py", "echo_asyncio.py"])
+def test_readme_shows_the_examples_in_python(name: str) -> None:
+    example = (ROOT / "examples" / name).read_text()
     assert any(block in example for block in readme_blocks("python"))
+
+
+def test_a_server_of_five_lines(tmp_path: Path) -> None:
+    source = (ROOT / "examples/echo_serve.py").read_text().replace(":7000", ":0")
+    (tmp_path / "echo.py").write_text(source)
+    with running(sys.executable, "-W", "error", "echo.py", cwd=tmp_path) as server:
+        assert server.stderr is not None
+        told = re.search(r"listening at tcp://127.0.0.1:(\d+)$", server.stderr.readline())
+        assert told is not None
+        with socket.create_connection(("127.0.0.1", int(told[1]))) as client:
+            client.sendall(b"hello\n")
+            assert client.recv(100) == b"hello\n"
+        server.terminate()
+        assert server.wait() == 0
 
 
 def test_echo_in_python(tmp_path: Path) -> None:

@@ -43,9 +43,16 @@ SCHEMES = {
         "IPv4, [IPv6] or a name; port 0 takes any; tcp://:2525 is every address",
         TCP,
     ),
-    "unix": Scheme("unix:PATH", "a UNIX socket", ("backlog", "mode")),
+    "unix": Scheme(
+        "unix:PATH", "a UNIX socket; unix:@NAME is abstract, on Linux", ("backlog", "mode")
+    ),
+    "memory": Scheme("memory:NAME", "a meeting place within the process", ()),
     "stdio": Scheme("stdio:", "standard input and output, one connection", ()),
     "fd": Scheme("fd:N", "a descriptor that is open already", ()),
+    "systemd": Scheme(
+        "systemd:NAME", "the sockets of that name that systemd passed; systemd: alone is all", ()
+    ),
+    "process": Scheme("process:COMMAND", "a command's standard input and output, by /bin/sh", ()),
     "tls": Scheme(
         "tls://HOST:PORT?cert=FILE",
         "TLS on tcp; tls+unix:PATH?…, tls+stdio:?…, … on any other",
