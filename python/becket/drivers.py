@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import mmap
 import os
 import signal
@@ -185,9 +186,13 @@ class Share:
 
     # ---- From any thread ----
 
+    def _call(self, function: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop has ended, before those of others
+            self.loop.call_soon_threadsafe(function, *args)
+
     def stop(self, drain: float) -> None:
         """Begin the end; a second time: hurry."""
-        self.loop.call_soon_threadsafe(self._stop, drain)
+        self._call(self._stop, drain)
 
     def _stop(self, drain: float) -> None:
         self._hurry = self._hurry or self.stopping.is_set()
@@ -196,7 +201,7 @@ class Share:
 
     def reload(self) -> None:
         """Read certificates again."""
-        self.loop.call_soon_threadsafe(self._reload)
+        self._call(self._reload)
 
     def _reload(self) -> None:
         for listener in self.listeners:
@@ -271,8 +276,7 @@ class ThreadsShare(Share):
         self.pool.give(*handed)
 
     def _done(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended before its thread
-            self.loop.call_soon_threadsafe(self._freed)
+        self._call(self._freed)
 
     def _freed(self) -> None:
         self._free += 1
@@ -520,6 +524,9 @@ class Worker(Driver):
         self._note(share.loop)
         good = await share.run()
         self._write()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # told once more, it need not die of it
+            share.loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
         return 0 if good else 1
 
     def _note(self, loop: EventLoop) -> None:
@@ -608,6 +615,7 @@ class Forks(Driver):
         loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._ending = 0  # how often it was asked to end
+        self._deadline = math.inf  # when workers are killed
         self._pids: dict[int, tuple[int, float, int]] = {}  # pid: place, start, pipe
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
@@ -658,6 +666,8 @@ class Forks(Driver):
     def _end(self) -> None:
         self._ending += 1
         tell_supervisor("STOPPING=1")
+        drain = self.plan.drain if self._ending == 1 else 0.0
+        self._deadline = min(self._deadline, time.monotonic() + drain + 2 * LAST_WORDS)
         for listener in self._listeners:  # else clients would wait for nobody
             listener.close()
         self._tell(signal.SIGTERM)
@@ -714,24 +724,22 @@ class Forks(Driver):
             return 1
 
     async def _watch(self, sockets: Sockets) -> int:
-        deadline = None
         self._fill(sockets)
         while self._pids or (self._due and not self._ending):
             wait = None
             if self._ending:
-                deadline = deadline or time.monotonic() + self.plan.drain + 2 * LAST_WORDS
-                wait = max(0.0, deadline - time.monotonic())
+                wait = max(0.0, self._deadline - time.monotonic())
             elif self._due:
                 wait = max(0.0, min(self._due.values()) - time.monotonic())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait)
             self._changed.clear()
             self._reap()
-            if deadline is not None and time.monotonic() >= deadline and self._pids:
+            if time.monotonic() >= self._deadline and self._pids:
                 logger.warning("workers that do not end are killed")
                 self._failed = True
                 self._tell(signal.SIGKILL)
-                deadline += LAST_WORDS
+                self._deadline += LAST_WORDS
             self._fill(sockets)
         return 1 if self._failed else 0
 

@@ -54,7 +54,7 @@ class Server:
     """A Python program that serves until it gets a signal, in development mode, with warnings as
     errors. Use it in a ``with`` statement: what it said beyond the *expected* lines (errors that
     were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
-    that is not 0."""
+    other than *status*."""
 
     def __init__(
         self,
@@ -62,8 +62,10 @@ class Server:
         expected: str,
         pass_fds: Sequence[int] = (),
         environment: dict[str, str] | None = None,
+        status: int = 0,
     ) -> None:
         self.lines: list[str] = []
+        self._status = status
         self._expected = re.compile(expected)
         self._said = threading.Condition()
         self._over = False
@@ -140,7 +142,7 @@ class Server:
             if not self._expected.fullmatch(line) and not SLOW.fullmatch(line)
         ]
         assert not unexpected, "the server said:\n" + "\n".join(unexpected[:100])
-        status = -signal.SIGKILL if self._ended_by == signal.SIGKILL else 0
+        status = -signal.SIGKILL if self._ended_by == signal.SIGKILL else self._status
         assert self.process.returncode == status, self.output
 
     def __enter__(self) -> Server:

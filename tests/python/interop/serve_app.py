@@ -4,7 +4,8 @@
 
 OPTIONS are those of becket.serve(), as JSON. Each TARGET answers lines: ``who`` by the peer's host
 and port, ``pid`` by its process, any other by ``<line> done``. A line that begins with ``slow`` takes
-a while. Where the environment says BEGUN=file, each line is noted there before it is worked on.
+a while. ``EARLY=number`` in the environment: it sends itself that signal when it is
+about to listen. Where the environment says BEGUN=file, each line is noted there before it is worked on.
 """
 
 from __future__ import annotations
@@ -83,9 +84,25 @@ class Stuck(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(time.sleep, 3600)
 
 
+def strike(number: int) -> None:
+    """The signal comes before the endpoints are opened, in whatever opens them first."""
+    from becket import drivers
+
+    for owner, name in ((drivers.Share, "open"), (drivers.Forks, "_open")):
+
+        def early(*args, original=getattr(owner, name), pid=os.getpid()):
+            if os.getpid() == pid:
+                os.kill(pid, number)
+            return original(*args)
+
+        setattr(owner, name, early)
+
+
 if __name__ == "__main__":
     NOTES = None
     if "BEGUN" in os.environ:
         NOTES = os.open(os.environ["BEGUN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    if "EARLY" in os.environ:
+        strike(int(os.environ["EARLY"]))
     target, options, *endpoints = sys.argv[1:]
     sys.exit(becket.serve(globals().get(target, target), *endpoints, **json.loads(options)))
