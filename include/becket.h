@@ -691,7 +691,7 @@ struct bk_limits {
     size_t size;
     unsigned max_connections; /* at once */
     unsigned max_per_address; /* … from one IPv4 address, or one /64 of IPv6 */
-    unsigned max_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
+    unsigned max_pending_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
     unsigned accept_rate;     /* new ones a second */
     unsigned first_byte;      /* until the first byte was received */
     unsigned idle;            /* without a byte in either direction */

@@ -80,7 +80,7 @@ class Gate:
         *,
         max_connections: int = 0,
         max_per_address: int = 0,
-        max_handshakes: int = 0,
+        max_pending_handshakes: int = 0,
         accept_rate: int = 0,
         first_byte: int = 0,
         idle: int = 0,
