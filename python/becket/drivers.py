@@ -226,8 +226,10 @@ class Share:
 
     async def run(self) -> bool:
         """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
-        await self.stopping.wait()
-        self._close()
+        try:
+            await self.stopping.wait()
+        finally:  # or something has ended the loop
+            self._close()
         began = now = self.loop.time()
         heard = began + min(SILENT, self._drain / 2)
         while not self._hurry and now < began + self._drain and self._busy(now < heard):
@@ -334,7 +336,11 @@ class Driver:
         try:
             self._status = self._run(ready.set, signals=False)
         except BaseException as error:
-            self._error = error
+            if ready.is_set():  # nobody waits for it any more
+                logger.exception("the server failed")
+                self._status = 1
+            else:
+                self._error = error
         finally:
             ready.set()
 
