@@ -414,20 +414,29 @@ class Loops(Driver):
     @contextlib.contextmanager
     def _others(self, share: Share) -> Any:
         results: list[bool] = []
+        failed: list[BaseException] = []
         first = share.sockets()
         started = threading.Barrier(self.workers)
 
         def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
-                results.append(runner.run(serve()))
+            try:
+                with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
+                    results.append(runner.run(serve()))
+            except BaseException as error:
+                logger.debug("a loop of the server failed", exc_info=True)
+                failed.append(error)
+                started.abort()
 
         async def serve() -> bool:
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
-            one.open(one.copy(first))  # which may be closed while others still look at theirs
-            self.shares.append(one)
-            started.wait()
-            return await one.run()
+            try:
+                one.open(one.copy(first))  # which may be closed while others still look at theirs
+                self.shares.append(one)
+                started.wait()
+                return await one.run()
+            finally:
+                one._close()
 
         threads = [
             threading.Thread(target=run, name=f"becket-loop-{i}", daemon=True)
@@ -435,7 +444,12 @@ class Loops(Driver):
         ]
         for thread in threads:
             thread.start()
-        started.wait()
+        try:
+            started.wait()
+        except threading.BrokenBarrierError:
+            for thread in threads:
+                thread.join()
+            raise failed[0] from None
 
         def wait(good: bool) -> int:
             for thread in threads:

@@ -1,4 +1,4 @@
-"""A server started and stopped two hundred times under each driver, with clients that connect all the
+"""A server started and stopped very many times under each driver, with clients that connect all the
 while: nothing is left behind."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import becket
 from interop.processes import PATIENCE
 
-TIMES = 200
+TIMES = {"loop": 200, "loops:2": 200, "threads:4": 200, "forks:2": 100}  # which take longer
 WARM = 40  # times after which memory is to be steady
 ROOM = 4 << 20  # bytes by which it may grow all the same: what allocators keep
 
@@ -82,12 +82,12 @@ RUNS += [(blocking, driver) for driver in ("loop", "loops:2", "threads:4", "fork
 
 @pytest.mark.parametrize(("target", "driver"), RUNS)
 @pytest.mark.usefixtures("no_leaks")
-def test_two_hundred_starts_and_stops(target: Any, driver: str) -> None:
+def test_very_many_starts_and_stops(target: Any, driver: str) -> None:
     steady = 0
     before = holdings()
     with Crowd(3) as crowd:
         among = len(os.listdir("/proc/self/task"))
-        for number in range(TIMES):
+        for number in range(TIMES[driver]):
             if number == WARM:
                 steady = memory()
             server = becket.Server(target, "tcp://127.0.0.1:0", driver=driver, drain=5).start()
@@ -100,8 +100,10 @@ def test_two_hundred_starts_and_stops(target: Any, driver: str) -> None:
             crowd.address = None
             assert server.stop(), number
         grown = memory() - steady
-        assert len(os.listdir("/proc/self/task")) <= among
+        deadline = time.monotonic() + PATIENCE
+        while len(os.listdir("/proc/self/task")) > among:  # the system's own are gone a moment later
+            assert time.monotonic() < deadline
     assert crowd.wrong == []
-    assert crowd.answered >= TIMES // 10
+    assert crowd.answered >= TIMES[driver] // 10
     assert holdings() == before
     assert grown < ROOM, f"{grown} bytes more than after {WARM} times"
