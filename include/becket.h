@@ -301,6 +301,9 @@ typedef struct bk_loop_hooks {
     void (*before_wait)(void *arg); /* the wait that follows may block */
     void (*after_wait)(void *arg);  /* the wait is over */
     void (*interrupted)(void *arg); /* a signal ended the wait */
+    /* An endpoint has a scheme that nobody has registered; this may do so now. 1: look again; 0:
+       there is none; negative: what error (never NULL) says. */
+    int (*unknown_scheme)(void *arg, const char *name, bk_error *error);
 } bk_loop_hooks;
 
 typedef struct bk_loop_options {
@@ -688,7 +691,7 @@ struct bk_limits {
     size_t size;
     unsigned max_connections; /* at once */
     unsigned max_per_address; /* … from one IPv4 address, or one /64 of IPv6 */
-    unsigned max_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
+    unsigned max_pending_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
     unsigned accept_rate;     /* new ones a second */
     unsigned first_byte;      /* until the first byte was received */
     unsigned idle;            /* without a byte in either direction */

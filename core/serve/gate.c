@@ -249,8 +249,8 @@ static int admit(gate_front *f, visit *v, const struct sockaddr *peer, size_t si
         return -ESHUTDOWN;
     if (limits->max_connections != 0 && g->stats.connections >= limits->max_connections)
         return BK_ELIMIT;
-    if (f->handshakes && limits->max_handshakes != 0 &&
-        g->stats.handshakes >= limits->max_handshakes)
+    if (f->handshakes && limits->max_pending_handshakes != 0 &&
+        g->stats.handshakes >= limits->max_pending_handshakes)
         return BK_ELIMIT;
     if (limits->max_per_address != 0 && read_address(peer, size, &high, &low)) {
         address *a = find_address(g, high, low);

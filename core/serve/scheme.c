@@ -68,10 +68,22 @@ static int unknown_scheme(const bk_loop *loop, const bk_endpoint *endpoint, bk_e
                         endpoint->scheme, known);
 }
 
+/* The host may know where to find it. */
+static int ask_host(bk_loop *loop, const char *name, const bk_scheme **ret_scheme,
+                    bk_error *error) {
+    const bk_loop_hooks *hooks = loop->options.hooks;
+    if (hooks == NULL || !BK_HAS(hooks, unknown_scheme))
+        return 0;
+    int code = hooks->unknown_scheme(loop->options.arg, name, error);
+    if (code > 0)
+        *ret_scheme = scheme_find(loop, name);
+    return code;
+}
+
 /* The word is a scheme's name, or a cover's and, after a plus sign, that of the scheme below. */
-static int find_by_word(const bk_loop *loop, const bk_endpoint *endpoint,
-                        const bk_scheme **ret_scheme, const bk_cover **ret_cover, bk_error *error) {
-    const char *word = endpoint->scheme;
+static int find_by_word(bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme **ret_scheme,
+                        const bk_cover **ret_cover, bk_error *error) {
+    const char *word = endpoint->scheme, *name = word;
     *ret_cover = NULL;
     *ret_scheme = scheme_find(loop, word);
     for (const bk_cover *const *cover = covers; *ret_scheme == NULL && *cover != NULL; cover++) {
@@ -79,8 +91,12 @@ static int find_by_word(const bk_loop *loop, const bk_endpoint *endpoint,
         if (strncmp(word, (*cover)->name, n) != 0 || (word[n] != '\0' && word[n] != '+'))
             continue;
         *ret_cover = *cover;
-        *ret_scheme = word[n] == '\0' ? &bk_scheme_tcp : scheme_find(loop, word + n + 1);
+        name = word[n] == '\0' ? bk_scheme_tcp.name : word + n + 1;
+        *ret_scheme = scheme_find(loop, name);
     }
+    int code = *ret_scheme == NULL ? ask_host(loop, name, ret_scheme, error) : 0;
+    if (code < 0)
+        return code;
     return *ret_scheme == NULL ? unknown_scheme(loop, endpoint, error) : 0;
 }
 
@@ -105,7 +121,7 @@ static int unknown_option(const bk_endpoint *endpoint, const char *const *keys,
                         endpoint->scheme, endpoint->options[i].key, known);
 }
 
-static int check(const bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme **ret_scheme,
+static int check(bk_loop *loop, const bk_endpoint *endpoint, const bk_scheme **ret_scheme,
                  const bk_cover **ret_cover, bk_error *error) {
     int code = find_by_word(loop, endpoint, ret_scheme, ret_cover, error);
     if (code < 0)

@@ -437,7 +437,7 @@ static int client_context(bk_loop *loop, const bk_endpoint *e, const tls_options
 /* Whom to verify: the host, unless name= says otherwise. */
 static int set_server_name(tls_front *f, const bk_endpoint *e, const tls_options *o,
                            bk_error *error) {
-    const char *name = o->name != NULL ? o->name : e->host;
+    const char *name = o->name != NULL ? o->name : e->host != NULL ? e->host : "";
     if (*name == '\0' && o->config.verify != BK_TLS_VERIFY_NONE)
         return bk_error_set(error, BK_EOPTION, 0,
                             "whom to verify is not known: name=HOST, or verify=none");

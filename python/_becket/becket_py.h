@@ -22,7 +22,8 @@
     X(pause_reading) X(cancelled) X(set_result) X(done) X(detach) X(fileno) X(close)               \
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
-    X(create_future) X(throw) X(_connection_lost) X(set_exception)
+    X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
+    X(open) X(query)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -40,6 +41,7 @@ enum {
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *connector_type, *connection_type;
     PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
@@ -68,7 +70,7 @@ typedef struct LoopObject {
     PyObject *spare;       /* bytes to read much into */
     PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
     size_t last_room;      /* … which have memory for so many */
-    PyObject *kept;        /* objects that the core refers to for as long as the loop lives */
+    PyObject *kept;        /* by their addresses: objects that the core refers to */
     PyObject *keyword;     /* {"loop": this one} */
     PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
@@ -207,7 +209,9 @@ bool loop_take_fatal(LoopObject *loop); /* SystemExit and KeyboardInterrupt end 
 void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
                  PyObject *handle); /* the exception that is set, to the handler */
 void loop_return_lent(LoopObject *loop);
-int loop_keep(LoopObject *loop, PyObject *object); /* alive until the loop is closed */
+/* Alive until the loop is closed, or lets it go. */
+int loop_keep(LoopObject *loop, PyObject *object);
+void loop_let_go(LoopObject *loop, PyObject *object);
 bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport);
 
 /* transport.c */
@@ -282,6 +286,15 @@ extern PyType_Spec connection_spec;
 int connection_room(bk_stream *s, bk_room *ret_room);
 void connection_received(bk_stream *s, const void *data, size_t n);
 int connection_ended(bk_stream *s);
+
+/* py_transport.c */
+extern PyType_Spec transport_head_spec;
+int py_transport_new(LoopObject *loop, PyObject *object, bk_transport **ret_transport);
+
+/* py_scheme.c */
+extern PyType_Spec accept_spec;
+int scheme_unknown(void *arg, const char *name, bk_error *error);
+PyObject *loop_add_scheme(LoopObject *loop, PyObject *args);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

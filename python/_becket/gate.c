@@ -37,14 +37,14 @@ static void leave(void *arg, const bk_visitor *v) {
 }
 
 static PyObject *gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"leave",       "max_connections", "max_per_address", "max_handshakes",
+    static char *names[] = {"leave",       "max_connections", "max_per_address", "max_pending_handshakes",
                             "accept_rate", "first_byte",      "idle",            "write",
                             "total",       NULL};
     bk_limits limits = {.size = sizeof limits};
     PyObject *callback = Py_None;
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "|O$IIIIIIII:Gate", names, &callback, &limits.max_connections,
-            &limits.max_per_address, &limits.max_handshakes, &limits.accept_rate,
+            &limits.max_per_address, &limits.max_pending_handshakes, &limits.accept_rate,
             &limits.first_byte, &limits.idle, &limits.write, &limits.total))
         return NULL;
     GateObject *self = (GateObject *)type->tp_alloc(type, 0);
@@ -106,7 +106,7 @@ static PyMethodDef gate_methods[] = {
 
 static PyType_Slot gate_slots[] = {
     {Py_tp_doc,
-     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_handshakes=0, accept_rate=0, "
+     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_pending_handshakes=0, accept_rate=0, "
      "first_byte=0, idle=0, write=0, total=0)\n\nLimits; 0: none; times in seconds. leave(endpoint, "
      "peer, began, seconds, bytes_in, bytes_out, code, why) is called for each connection that has "
      "ended, in its loop's thread."},

@@ -113,7 +113,11 @@ static void after_wait(void *arg) {
 }
 
 static const bk_loop_hooks hooks = {
-    .size = sizeof hooks, .before_wait = before_wait, .after_wait = after_wait};
+    .size = sizeof hooks,
+    .before_wait = before_wait,
+    .after_wait = after_wait,
+    .unknown_scheme = scheme_unknown,
+};
 
 static void log_line(void *arg, int code, const char *text) {
     LoopObject *self = arg;
@@ -664,9 +668,19 @@ static PyObject *loop_watching(LoopObject *self, PyObject *arg) {
 }
 
 int loop_keep(LoopObject *loop, PyObject *object) {
-    if (loop->kept == NULL && (loop->kept = PyList_New(0)) == NULL)
-        return -1;
-    return PyList_Append(loop->kept, object);
+    PyObject *place = PyLong_FromVoidPtr(object);
+    if (loop->kept == NULL)
+        loop->kept = PyDict_New();
+    int code = loop->kept == NULL || place == NULL ? -1 : PyDict_SetItem(loop->kept, place, object);
+    Py_XDECREF(place);
+    return code;
+}
+
+void loop_let_go(LoopObject *loop, PyObject *object) {
+    PyObject *place = PyLong_FromVoidPtr(object);
+    if (place == NULL || PyDict_DelItem(loop->kept, place) < 0)
+        PyErr_WriteUnraisable((PyObject *)loop);
+    Py_XDECREF(place);
 }
 
 /* ---- Which transport uses which descriptor ---- */
@@ -910,6 +924,7 @@ static PyMethodDef loop_methods[] = {
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
     {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},
     {"_supervisor_watch", (PyCFunction)loop_supervisor_watch, METH_NOARGS, NULL},
+    {"_add_scheme", (PyCFunction)loop_add_scheme, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

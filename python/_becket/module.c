@@ -120,6 +120,8 @@ static int add_types(PyObject *module, module_state *state) {
     state->away_type = add_type(module, &away_spec, NULL);
     state->echo_type = add_type(module, &echo_spec, NULL);
     state->tls_context_type = add_type(module, &tls_context_spec, NULL);
+    state->transport_head_type = add_type(module, &transport_head_spec, NULL);
+    state->accept_type = add_type(module, &accept_spec, NULL);
     state->read_type = add_type(module, &read_spec, NULL);
     state->done_type = add_type(module, &done_spec, NULL);
     state->our_reader = add_type(module, &reader_spec, state->reader_type);
@@ -129,9 +131,9 @@ static int add_types(PyObject *module, module_state *state) {
     return state->loop_type && state->handle_type && state->timer_handle_type &&
                    state->transport_type && state->listener_type && state->smtp_type &&
                    state->connector_type && state->connection_type && state->tls_context_type &&
-                   state->read_type && state->our_reader && state->our_reader_protocol &&
-                   state->done && state->gate_type && state->hand_type && state->away_type &&
-                   state->echo_type
+                   state->transport_head_type && state->accept_type && state->read_type &&
+                   state->our_reader && state->our_reader_protocol && state->done &&
+                   state->gate_type && state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -169,7 +171,7 @@ static int module_exec(PyObject *module) {
 /* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
     X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
-    X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+    X(transport_head_type) X(accept_type) X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \

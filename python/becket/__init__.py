@@ -14,7 +14,7 @@
 ``becket serve`` on the command line serves any protocol; ``becket --help`` lists what else it does.
 """
 
-from becket import tls
+from becket import tls, transports
 from becket._becket import __version__, notifiers
 from becket.connection import Connection, connect
 from becket.loop import EventLoop, new_event_loop, run
@@ -33,4 +33,5 @@ __all__ = [
     "run",
     "serve",
     "tls",
+    "transports",
 ]

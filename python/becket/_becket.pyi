@@ -6,7 +6,7 @@ from contextvars import Context
 from os import PathLike
 from socket import socket
 from ssl import SSLObject
-from typing import Any, Self, TypeVar, final
+from typing import Any, Self, TypeVar, final, overload
 
 from typing_extensions import Buffer
 
@@ -80,7 +80,7 @@ class Gate:
         *,
         max_connections: int = 0,
         max_per_address: int = 0,
-        max_handshakes: int = 0,
+        max_pending_handshakes: int = 0,
         accept_rate: int = 0,
         first_byte: int = 0,
         idle: int = 0,
@@ -153,6 +153,9 @@ class Connection:
         self, spec: tuple[Any, bool, str | None, float, float], waiter: asyncio.Future[None], /
     ) -> None: ...
     def _wait(self, future: asyncio.Future[T], /) -> T: ...
+
+class TransportHead:
+    def wake(self) -> None: ...
 
 @final
 class TlsContext:
@@ -229,6 +232,12 @@ class Loop:
     def _ensure_fd_no_transport(self, fd: object, /) -> None: ...
     def _add_tls_engine(self, engine: type[Engine], /) -> None: ...
     def _supervisor_watch(self) -> bool: ...
+    @overload
+    def _add_scheme(self, capsule: object, /) -> None: ...
+    @overload
+    def _add_scheme(
+        self, name: str, options: tuple[str, ...], listens: bool, connects: bool, /
+    ) -> None: ...
     def _new_transport(
         self,
         sock: socket,

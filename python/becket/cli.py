@@ -11,7 +11,6 @@ import platform
 import signal
 import ssl
 import sys
-import time
 from collections.abc import Sequence
 
 import becket

@@ -679,7 +679,7 @@ class Forks(Driver):
                 listener.close()
                 if endpoint.rpartition("+")[2].startswith("fd:"):
                     raise ValueError(
-                        f"driver: {endpoint} is a connection, which no worker can be given; use loop"
+                        f"driver: {endpoint} is a connection, which only loop can serve"
                     )
         return sockets
 

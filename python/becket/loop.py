@@ -22,7 +22,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from becket import _becket, tls
+from becket import _becket, tls, transports
 
 T = TypeVar("T")
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
@@ -135,6 +135,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             raise
         self._listeners: dict[int, _becket.Listener] = {}
         self._knows_engines = False
+        self._schemes: dict[str, transports.Scheme] = {}
         self._tls_contexts: weakref.WeakKeyDictionary[tls.Context, _becket.TlsContext] = (
             weakref.WeakKeyDictionary()
         )
@@ -337,6 +338,59 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             # It is known already, or this is a subinterpreter, where none can be.
             with contextlib.suppress(ValueError, RuntimeError):
                 self._add_tls_engine(engine)
+
+    # ---- Schemes of others ----
+
+    def add_scheme(self, scheme: transports.Scheme | object) -> None:
+        """Let endpoints on this loop have a scheme: a becket.transports.Scheme, or a capsule
+        ``becket.scheme`` with a ``const bk_scheme *``.
+
+        ValueError: the loop knows one of that name already, or the name cannot be one.
+        """
+        if not isinstance(scheme, transports.Scheme):
+            self._add_scheme(scheme)
+            return
+        cls, base = type(scheme), transports.Scheme
+        listens, connects = cls.listen is not base.listen, cls.connect is not base.connect
+        self._add_scheme(scheme.name, scheme.options, listens, connects)
+        self._schemes[scheme.name] = scheme
+
+    def _find_scheme(self, name: str) -> Any:
+        """Called by the C half for a name it does not know: whether it was found, or (code,
+        position, words) of what went wrong."""
+        try:
+            scheme = transports.find(name)
+            if scheme is not None:
+                self.add_scheme(scheme)
+        except Exception as error:
+            words = f"scheme {name} cannot be had: {type(error).__name__}: {error}"
+            return transports.ESCHEME, 0, words
+        return scheme is not None
+
+    def _listen_scheme(self, parts: tuple[Any, ...], accept: Any) -> Any:
+        """Called by the C half: a transports.Listener, or (code, position, words)."""
+        return self._ask_scheme(parts, lambda scheme, at: scheme.listen(self, at, accept))
+
+    def _connect_scheme(self, parts: tuple[Any, ...]) -> Any:
+        """Called by the C half: a transports.Transport, or (code, position, words)."""
+        return self._ask_scheme(parts, lambda scheme, at: scheme.connect(self, at))
+
+    def _ask_scheme(
+        self,
+        parts: tuple[Any, ...],
+        ask: Callable[[transports.Scheme, transports.Endpoint], Any],
+    ) -> Any:
+        word: str = parts[0]
+        while word not in self._schemes:  # what stands in front is not the scheme's
+            word = word.partition("+")[2]
+        endpoint = transports.endpoint_of(parts, self._schemes[word])
+        try:
+            return ask(self._schemes[word], endpoint)
+        except Exception as error:
+            failure = transports.failure_of(error, endpoint)
+            if failure is None:
+                raise
+            return failure
 
     def _tls_spec(
         self,

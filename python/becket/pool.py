@@ -107,7 +107,7 @@ def run_protocol(served: Served, loop: EventLoop, handed: Handed) -> None:
             server=_End(loop, handed.away),  # type: ignore[arg-type]
         )
         if handed.away is not None:
-            handed.away.follow(transport)
+            handed.away.follow(transport)  # type: ignore[arg-type]
         loop.run_forever()
         _finish_tasks(loop)
     except Exception:

@@ -27,7 +27,7 @@ logger = logging.getLogger("becket")
 LIMITS = {
     "max_connections": "connections at once",
     "max_per_address": "connections from one IPv4 address, or one /64 of IPv6",
-    "max_handshakes": "connections whose TLS handshake is not over",
+    "max_pending_handshakes": "connections whose TLS handshake is not over",
     "accept_rate": "new connections a second; more wait in the backlog",
     "first_byte": "seconds until the first byte was received",
     "idle": "seconds without a byte in either direction",
@@ -64,8 +64,8 @@ class Server:
     """A server: *target*, whatever can be served, at *endpoints*.
 
     *driver* says how it is run: "loop", "loops:N", "threads:N" or "forks:N". *limits* are
-    max_connections, max_per_address, max_handshakes, accept_rate, first_byte, idle, write and total
-    (see LIMITS); 0, the default, is none. When it is stopped, what is under way has *drain* seconds
+    max_connections, max_per_address, max_pending_handshakes, accept_rate, first_byte, idle, write
+    and total (see LIMITS); 0, the default, is none. When it is stopped, what is under way has *drain* seconds
     to finish. A blocking function under an event-driven driver runs in at most *max_threads*
     threads, and is called when the first byte has been received; or at once, if it *speaks_first*
     (an attribute of that name on the function says the same). *access_log*, "text" or "json", logs

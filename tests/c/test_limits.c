@@ -417,14 +417,14 @@ static const char *tls_address(void) {
     return text;
 }
 
-static void max_handshakes(void) {
+static void max_pending_handshakes(void) {
     int fds[3];
     bk_stream *s;
     if (engine() == NULL) {
         check_skip("no TLS engine is here");
         return;
     }
-    start("tls://127.0.0.1:0?cert=dev", &host, (bk_limits){.max_handshakes = 2});
+    start("tls://127.0.0.1:0?cert=dev", &host, (bk_limits){.max_pending_handshakes = 2});
     for (int i = 0; i < 3; i++)
         fds[i] = dial();
     until(&seen.left_refused, 1);
@@ -450,7 +450,7 @@ static void max_handshakes(void) {
 /* The limit is of handshakes alone: no endpoint without them has it. */
 static void no_handshakes(void) {
     int fds[3];
-    start(tcp, &host, (bk_limits){.max_handshakes = 1});
+    start(tcp, &host, (bk_limits){.max_pending_handshakes = 1});
     for (int i = 0; i < 3; i++)
         fds[i] = dial();
     until(&seen.opened, 3);
@@ -792,7 +792,7 @@ static void listener_closed_in_handshake(void) {
         check_skip("no TLS engine is here");
         return;
     }
-    start("tls://127.0.0.1:0?cert=dev", &host, (bk_limits){.max_handshakes = 1});
+    start("tls://127.0.0.1:0?cert=dev", &host, (bk_limits){.max_pending_handshakes = 1});
     CHECK_INT(bk_connect(loop, tls_address(), &client, NULL, NULL, &s), 0);
     for (int i = 0; i < 200 && stats().handshakes == 0; i++)
         turns(1);
@@ -985,7 +985,7 @@ static void visits(const char *endpoint) {
     int fds[4], n = 0;
     bk_limits all = {.max_connections = 3,
                      .max_per_address = 2,
-                     .max_handshakes = 2,
+                     .max_pending_handshakes = 2,
                      .accept_rate = 1000,
                      .first_byte = 2,
                      .idle = 3,
@@ -1052,7 +1052,7 @@ int main(int argc, char **argv) {
         CASE(per_ipv6_network),
         CASE(per_mapped),
         CASE(per_address_unix),
-        CASE(max_handshakes),
+        CASE(max_pending_handshakes),
         CASE(no_handshakes),
         CASE(accept_rate),
         CASE(two_pauses),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import resource
 import socket
 import ssl
@@ -451,7 +450,7 @@ def test_all_limits_together_under_load(driver: str, tls: Certificates) -> None:
     values = {
         "max_connections": 30,
         "max_per_address": 8,
-        "max_handshakes": 6,
+        "max_pending_handshakes": 6,
         "accept_rate": 500,
         "first_byte": 1,
         "idle": 1,

@@ -215,9 +215,9 @@ def test_max_per_address() -> None:
                 assert s.recv(1) == b"z"
 
 
-def test_max_handshakes(tls: Certificates) -> None:
+def test_max_pending_handshakes(tls: Certificates) -> None:
     endpoint = f"tls://127.0.0.1:0?cert={tls.path('server.pem')}"
-    with becket.Server(Echo, endpoint, max_handshakes=1) as server:
+    with becket.Server(Echo, endpoint, max_pending_handshakes=1) as server:
         address = server.endpoints[0].removeprefix("tls://").split(":")
         with socket.create_connection((address[0], int(address[1]))) as silent:
             until(lambda: server.stats["handshakes"] == 1)

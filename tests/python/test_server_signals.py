@@ -144,8 +144,6 @@ def test_a_drain_that_is_over(driver: str) -> None:
 # ---- Those who never return ----
 
 
-
-
 STUCK = [("stuck", driver) for driver in DRIVERS]
 STUCK += [("Stuck", "threads:4"), ("Stuck", "forks:2")]
 

@@ -8,11 +8,10 @@ import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
