@@ -402,7 +402,8 @@ def test_what_others_may_not(driver: str, tmp_path: Path, tls: Certificates) -> 
 
     said = as_nobody(errors)
     assert "secret.pem" in said[0] and "ermission denied" in said[0]
-    assert "ermission denied" in said[1]
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    assert "ermission denied" in said[1] or first <= 81
     assert "ermission denied" in said[2] or "too long" in said[2]
 
 
@@ -412,8 +413,7 @@ def as_nobody(work: Callable[[], list[str]]) -> list[str]:
     pid = os.fork()
     if pid == 0:
         try:
-            sys.stderr = open(os.devnull, "w")
-            Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os.setgid(NOBODY.pw_gid)
             os.setuid(NOBODY.pw_uid)
             os.write(writer, json.dumps(work()).encode())

@@ -101,7 +101,9 @@ def test_very_many_starts_and_stops(target: Any, driver: str) -> None:
             assert server.stop(), number
         grown = memory() - steady
         deadline = time.monotonic() + PATIENCE
-        while len(os.listdir("/proc/self/task")) > among:  # the system's own are gone a moment later
+        while (
+            len(os.listdir("/proc/self/task")) > among
+        ):  # the system's own are gone a moment later
             assert time.monotonic() < deadline
     assert crowd.wrong == []
     assert crowd.answered >= TIMES[driver] // 10
