@@ -226,8 +226,10 @@ class Share:
 
     async def run(self) -> bool:
         """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
-        await self.stopping.wait()
-        self._close()
+        try:
+            await self.stopping.wait()
+        finally:  # or something has ended the loop
+            self._close()
         began = now = self.loop.time()
         heard = began + min(SILENT, self._drain / 2)
         while not self._hurry and now < began + self._drain and self._busy(now < heard):
@@ -334,7 +336,11 @@ class Driver:
         try:
             self._status = self._run(ready.set, signals=False)
         except BaseException as error:
-            self._error = error
+            if ready.is_set():  # nobody waits for it any more
+                logger.exception("the server failed")
+                self._status = 1
+            else:
+                self._error = error
         finally:
             ready.set()
 
@@ -408,20 +414,29 @@ class Loops(Driver):
     @contextlib.contextmanager
     def _others(self, share: Share) -> Any:
         results: list[bool] = []
+        failed: list[BaseException] = []
         first = share.sockets()
         started = threading.Barrier(self.workers)
 
         def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
-                results.append(runner.run(serve()))
+            try:
+                with asyncio.Runner(loop_factory=lambda: EventLoop(self.plan.notifier)) as runner:
+                    results.append(runner.run(serve()))
+            except BaseException as error:
+                logger.debug("a loop of the server failed", exc_info=True)
+                failed.append(error)
+                started.abort()
 
         async def serve() -> bool:
             one = self._share(asyncio.get_running_loop())  # type: ignore[arg-type]
             one._open = 1  # it is the first share that may come to its end by itself
-            one.open(one.copy(first))  # which may be closed while others still look at theirs
-            self.shares.append(one)
-            started.wait()
-            return await one.run()
+            try:
+                one.open(one.copy(first))  # which may be closed while others still look at theirs
+                self.shares.append(one)
+                started.wait()
+                return await one.run()
+            finally:
+                one._close()
 
         threads = [
             threading.Thread(target=run, name=f"becket-loop-{i}", daemon=True)
@@ -429,7 +444,12 @@ class Loops(Driver):
         ]
         for thread in threads:
             thread.start()
-        started.wait()
+        try:
+            started.wait()
+        except threading.BrokenBarrierError:
+            for thread in threads:
+                thread.join()
+            raise failed[0] from None
 
         def wait(good: bool) -> int:
             for thread in threads:

@@ -127,7 +127,12 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
     def __init__(self, notifier: str | None = None) -> None:
         _becket.Loop.__init__(self, notifier)
-        _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
+        try:
+            _Base.__init__(self, _NoSelector(self))  # type: ignore[arg-type]
+        except OSError:  # no descriptors for its pair of sockets
+            self._closed = True
+            self._close_core()
+            raise
         self._listeners: dict[int, _becket.Listener] = {}
         self._knows_engines = False
         self._schemes: dict[str, transports.Scheme] = {}

@@ -7,6 +7,7 @@ started as they are needed, up to a limit, and kept. Called by becket.drivers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import socket
@@ -124,6 +125,16 @@ def _finish_tasks(loop: EventLoop) -> None:
         runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
 
 
+def _renew(loop: EventLoop) -> EventLoop:
+    """Another loop, for one that was left in the midst of something."""
+    with contextlib.suppress(BaseException):
+        runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
+    loop.close()
+    loop = EventLoop("poll")
+    asyncio.set_event_loop(loop)
+    return loop
+
+
 # ---- Threads -------------------------------------------------------------------------------------
 
 
@@ -165,7 +176,11 @@ class Pool:
         asyncio.set_event_loop(loop)
         try:
             while (handed := self._queue.get()) is not None:
-                self._serve(self._served, loop, handed)
+                try:
+                    self._serve(self._served, loop, handed)
+                except BaseException:  # SystemExit too: a thread is not the program
+                    logger.exception("%s failed", self._served.name)
+                    loop = _renew(loop)
                 self._idle.append(None)
                 if self._done is not None:
                     self._done()

@@ -247,8 +247,8 @@ def test_silent_clients_of_a_blocking_function(short_path: str) -> None:
 
 
 def test_dawdling_clients_of_a_blocking_function(short_path: str) -> None:
-    """Who has sent a byte and then nothing holds a thread until `idle` is over: there are never more
-    than max_threads, and a good client has its turn after those who were there before."""
+    """Who has sent a byte and then nothing holds a thread until `idle` is over: there are never
+    more than max_threads, and a good client has its turn after those who were there before."""
     endpoints = ["tcp://127.0.0.1:0", f"unix:{short_path}"]
     with serving("blocking", *endpoints, max_threads=4, idle=1) as server:
         server.wait_for("listening at unix")

@@ -2,8 +2,9 @@
 
     loris.py COUNT UNIX-PATH FIRST THEN
 
-Each sends FIRST (in hex) when all are connected, and a byte of THEN (in hex) whenever standard input
-has a line. It says ``ready`` when that is done, and how many of them are still connected at the end.
+Each sends FIRST (in hex) when all are connected, and a byte of THEN (in hex) whenever standard
+input has a line. It says ``ready`` when that is done, and how many of them are still connected at
+the end.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     serve_app.py TARGET OPTIONS ENDPOINT...
 
 OPTIONS are those of becket.serve(), as JSON. Each TARGET answers lines: ``who`` by the peer's host
-and port, ``pid`` by its process, any other by ``<line> done``. A line that begins with ``slow`` takes
-a while. ``EARLY=number`` in the environment: it sends itself that signal when it is
-about to listen. Where the environment says BEGUN=file, each line is noted there before it is worked on.
+and port, ``pid`` by its process, any other by ``<line> done``. A line that begins with ``slow``
+takes a while. The environment may say BEGUN=file, where each line is noted before it is worked on,
+and EARLY=number, a signal that it sends itself when it is about to listen.
 """
 
 from __future__ import annotations
@@ -88,14 +88,18 @@ def strike(number: int) -> None:
     """The signal comes before the endpoints are opened, in whatever opens them first."""
     from becket import drivers
 
-    for owner, name in ((drivers.Share, "open"), (drivers.Forks, "_open")):
+    pid = os.getpid()
 
-        def early(*args, original=getattr(owner, name), pid=os.getpid()):
+    def early(original):
+        def call(*args):
             if os.getpid() == pid:
                 os.kill(pid, number)
             return original(*args)
 
-        setattr(owner, name, early)
+        return call
+
+    drivers.Share.open = early(drivers.Share.open)
+    drivers.Forks._open = early(drivers.Forks._open)
 
 
 if __name__ == "__main__":
