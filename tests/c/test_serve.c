@@ -616,7 +616,8 @@ static void unknown(void) {
     CHECK_INT(connect_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(listen_error("tcp://x:70?a=1", &error), BK_EOPTION);
     CHECK_INT(error.position, 11);
-    CHECK_STR(error.text, "tcp has no option a; it has backlog, reuse_port, proxy, proxy_from, proxy_for");
+    CHECK_STR(error.text,
+              "tcp has no option a; it has backlog, reuse_port, proxy, proxy_from, proxy_for");
     CHECK_INT(listen_error("stdio:?a=1", &error), BK_EOPTION);
     CHECK_STR(error.text, "stdio has no option a; it has proxy, proxy_from, proxy_for");
     CHECK_INT(listen_error("tcp://127.0.0.1:0?backlog=0", &error), BK_EOPTION);
