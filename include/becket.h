@@ -154,7 +154,8 @@ struct bk_os {
     int64_t (*wall)(bk_os *os);                     /* since 1970-01-01 UTC */
     int (*random)(bk_os *os, void *room, size_t n); /* for names, not for keys */
 
-    /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. */
+    /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. recv
+       and send do not wait, even on a socket that was made to block. */
     ssize_t (*read)(bk_os *os, int fd, void *room, size_t n);
     ssize_t (*write)(bk_os *os, int fd, const struct iovec *v, int n);
     ssize_t (*recv)(bk_os *os, int fd, void *room, size_t n);
