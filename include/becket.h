@@ -690,14 +690,14 @@ BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *pro
    two late; a connection that overstays is closed with -ETIMEDOUT. */
 struct bk_limits {
     size_t size;
-    unsigned max_connections; /* at once */
-    unsigned max_per_address; /* … from one IPv4 address, or one /64 of IPv6 */
-    unsigned max_pending_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
-    unsigned accept_rate;     /* new ones a second */
-    unsigned first_byte;      /* until the first byte was received */
-    unsigned idle;            /* without a byte in either direction */
-    unsigned write;           /* while something is to be sent, and nothing can be */
-    unsigned total;           /* of its life */
+    unsigned max_connections;        /* at once */
+    unsigned max_per_address;        /* … from one IPv4 address, or one /64 of IPv6 */
+    unsigned max_pending_handshakes; /* … that are not open yet, under TLS or a PROXY header */
+    unsigned accept_rate;            /* new ones a second */
+    unsigned first_byte;             /* until the first byte was received */
+    unsigned idle;                   /* without a byte in either direction */
+    unsigned write;                  /* while something is to be sent, and nothing can be */
+    unsigned total;                  /* of its life */
 };
 
 /* One connection, told when it has come to its end. */

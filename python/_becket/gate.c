@@ -112,7 +112,8 @@ static PyMethodDef gate_methods[] = {
 
 static PyType_Slot gate_slots[] = {
     {Py_tp_doc,
-     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_pending_handshakes=0, accept_rate=0, "
+     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_pending_handshakes=0, "
+     "accept_rate=0, "
      "first_byte=0, idle=0, write=0, total=0)\n\nLimits; 0: none; times in seconds. "
      "leave(endpoint, "
      "peer, began, seconds, bytes_in, bytes_out, code, why) is called for each connection that has "
