@@ -13,10 +13,10 @@
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
-``serve()`` takes asyncio protocols, coroutines, blocking functions, socketserver handlers; a ``Server``
-does the same in the background. ``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS
-engines to choose from, ``becket.transports`` is for transports of your own. ``becket --help`` lists
-what the command line does.
+``serve()`` takes asyncio protocols, coroutines, blocking functions, socketserver handlers; a
+``Server`` does the same in the background. ``becket.EventLoop`` is an asyncio event loop;
+``becket.tls`` has TLS engines to choose from, ``becket.transports`` is for transports of your own.
+``becket --help`` lists what the command line does.
 """
 
 from becket import tls, transports
