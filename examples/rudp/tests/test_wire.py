@@ -410,7 +410,7 @@ def test_a_peer_falls_silent(loop: becket.EventLoop) -> None:
 def test_a_closed_connection_lingers_no_longer_than_it_may(loop: becket.EventLoop) -> None:
     async def main() -> None:
         network = Lossy(1)
-        rudp = Rudp(Settings(linger=0.2, least_rto=0.01), network)
+        rudp = Rudp(Settings(linger=0.2, least_rto=0.01, first_rto=0.02), network)
         loop.add_scheme(rudp)
         _becket.Listener(loop, "rudp://127.0.0.1:0", Client).close()
         listener = _becket.Listener(loop, "rudp://127.0.0.1:0", Client)

@@ -120,7 +120,7 @@ def _parse_body(kind: int, body: bytes, size: int) -> Packet | None:
         rest = body[_ACK.size :]
         if len(rest) > RANGES * _RANGE.size or len(rest) % _RANGE.size:
             return None
-        return Ack(position, window, tuple(_RANGE.iter_unpack(rest)))  # type: ignore[arg-type]
+        return Ack(position, window, tuple(_RANGE.iter_unpack(rest)))
     if kind == RESET and not body:
         return Reset()
     return Ping() if kind == PING and not body else None

@@ -4,7 +4,6 @@ first to show, by a cookie, that what is sent to his address reaches him."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -67,7 +66,7 @@ class UdpPort:
         self.rudp, self.loop, self.sock = rudp, loop, sock
         self.local = sock.getsockname()
         self.connections: dict[int, Connection] = {}
-        self.timers: dict[Connection, asyncio.TimerHandle] = {}
+        self.timers: dict[Connection, Any] = {}
         self.listening: Listening | None = None
         loop.add_reader(sock, self.readable)
         rudp.ports.setdefault(loop, set()).add(self)

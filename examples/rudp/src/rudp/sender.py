@@ -91,12 +91,12 @@ class Sender:
                 if not self._fits(segment.size):
                     return
                 yield self._send(segment, now)
-        while (segment := self._cut()) is not None:
+        while (new := self._cut()) is not None:
             if not self.segments:
                 self.since = now
-            self.segments.append(segment)
-            self.held += segment.size
-            yield self._send(segment, now)
+            self.segments.append(new)
+            self.held += new.size
+            yield self._send(new, now)
 
     def _fits(self, size: int) -> bool:
         return self.in_flight == 0 or self.in_flight + size <= self.window
