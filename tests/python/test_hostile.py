@@ -98,7 +98,7 @@ def serving(target: str, *endpoints: str, **options: Any) -> Iterator[Server]:
             json.dumps({"driver": "loop", "drain": 0.5} | options),
             *endpoints,
             expected=rf"{SAID}|becket: \d+ connections? w(as|ere) cut",
-            environment={"PYTHONASYNCIODEBUG": "0"},
+            development=False,  # which notes where each task was made
             status=1,  # they are cut
         )
     finally:

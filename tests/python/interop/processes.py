@@ -50,8 +50,11 @@ def run_program(name: str, *arguments: object, status: int = 0, data: str = "") 
     return done.stdout
 
 
+DEVELOPMENT = ("-X", "dev", "-W", "error")
+
+
 class Server:
-    """A Python program that serves until it gets a signal, in development mode, with warnings as
+    """A Python program that serves until it gets a signal, in *development* mode, with warnings as
     errors. Use it in a ``with`` statement: what it said beyond the *expected* lines (errors that
     were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
     other than *status*."""
@@ -63,6 +66,7 @@ class Server:
         pass_fds: Sequence[int] = (),
         environment: dict[str, str] | None = None,
         status: int = 0,
+        development: bool = True,
     ) -> None:
         self.lines: list[str] = []
         self._status = status
@@ -71,7 +75,7 @@ class Server:
         self._over = False
         self._ended_by: int | None = None
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "error", *map(str, arguments)],
+            [sys.executable, *(DEVELOPMENT if development else ()), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
