@@ -10,6 +10,7 @@
 #include "becket_py.h"
 
 #include "core/serve/serve.h"
+#include "core/tls/tls.h"
 
 #include <becket-protocols.h>
 
@@ -32,7 +33,8 @@ typedef struct AwayObject {
     bk_stream *stream; /* NULL: closed; the loop's thread alone looks */
     bk_visit visit;    /* of the thread's stream: what it moves is counted, and timed, there */
     bk_limits limits;
-    int fd;     /* the thread's */
+    bk_tls_context *offer; /* of a starttls endpoint; NULL: none */
+    int fd;                /* the thread's */
     bool spoke; /* before it went away */
     bool failed;
 } AwayObject;
@@ -85,6 +87,18 @@ static void visit_closed(bk_visit *v, bk_stream *s, int why) {
     Py_DECREF((PyObject *)away);
 }
 
+/* What a starttls endpoint offers, the thread's stream offers too. */
+static int offer_tls(const AwayObject *self, TransportObject *t) {
+    bk_transport *inner = bk_stream_transport(t->stream), *offer;
+    if (self->offer == NULL)
+        return 0;
+    int code = bk_tls_offer(t->loop->core, inner, self->offer, NULL, &offer);
+    if (code < 0)
+        return loop_raise(code);
+    bk_stream_set_transport(t->stream, offer);
+    return 0;
+}
+
 /* follow(transport): in the thread, before anything is received. */
 static PyObject *away_follow(AwayObject *self, PyObject *arg) {
     TransportObject *t = (TransportObject *)arg;
@@ -100,6 +114,8 @@ static PyObject *away_follow(AwayObject *self, PyObject *arg) {
     self->visit.began = self->visit.sent = now;
     Py_INCREF((PyObject *)self);
     bk_stream_set_visit(t->stream, &self->visit);
+    if (offer_tls(self, t) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -129,6 +145,7 @@ static PyObject *away_done(AwayObject *self, PyObject *arg) {
 
 static void away_dealloc(AwayObject *self) {
     PyTypeObject *type = Py_TYPE(self);
+    bk_tls_context_unref(self->offer);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -185,6 +202,8 @@ static int call_hand(HandObject *self, bk_stream *s, int fd, const void *data, s
 }
 
 static int hand_plain(HandObject *self, bk_stream *s, int socket, const void *data, size_t n) {
+    bk_tls_context *offer;
+    const char *name;
     AwayObject *away =
         (AwayObject *)self->loop->state->away_type->tp_alloc(self->loop->state->away_type, 0);
     int fd = away == NULL ? -1 : fcntl(socket, F_DUPFD_CLOEXEC, 0);
@@ -197,6 +216,8 @@ static int hand_plain(HandObject *self, bk_stream *s, int socket, const void *da
     away->loop = (LoopObject *)Py_NewRef((PyObject *)self->loop);
     away->stream = s;
     away->fd = fd;
+    if (bk_tls_offer_context(bk_stream_transport(s), &offer, &name) == 0)
+        away->offer = bk_tls_context_ref(offer);
     bk_stream_set_user(s, Py_NewRef((PyObject *)away));
     bk_stream_set_protocol(s, &away_protocol);
     if (s->visit != NULL) {

@@ -477,6 +477,24 @@ def test_a_server_that_speaks_first(driver: str) -> None:
             assert one.recv() == b"hello\n"
 
 
+@pytest.mark.parametrize("driver", ["loop", "threads:2"])
+def test_a_function_starts_tls_as_its_endpoint_offers(driver: str, tls: Certificates) -> None:
+    def upgrade(connection: becket.Connection) -> None:
+        connection.readline()
+        connection.sendall(b"go\n")
+        connection.starttls(server_side=True)
+        connection.sendall(b"sealed\n")
+
+    endpoint = f"starttls://127.0.0.1:0?cert={tls.path('server.pem')}"
+    with becket.Server(upgrade, endpoint, driver=driver) as server:
+        where = f"{server.endpoints[0]}?ca={tls.path('ca.crt')}&name=localhost"
+        with becket.connect(where, timeout=PATIENCE) as one:
+            one.sendall(b"starttls\n")
+            assert one.readline() == b"go\n"
+            one.starttls()
+            assert one.readline() == b"sealed\n"
+
+
 # ---- As a process --------------------------------------------------------------------------------
 
 PROGRAM = """
