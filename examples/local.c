@@ -196,6 +196,7 @@ static const bk_scheme local_scheme = {
     .connect = local_connect,
 };
 
+#ifndef LOCAL_SCHEME_ONLY
 /* ---- A server ---- */
 
 static void received(bk_stream *s, const void *data, size_t n) {
@@ -217,3 +218,4 @@ int main(int argc, char **argv) {
         code = bk_loop_run(loop);
     return code < 0;
 }
+#endif

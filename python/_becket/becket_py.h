@@ -301,6 +301,7 @@ int py_transport_new(LoopObject *loop, PyObject *object, bk_transport **ret_tran
 extern PyType_Spec accept_spec;
 int scheme_unknown(void *arg, const char *name, bk_error *error);
 PyObject *loop_add_scheme(LoopObject *loop, PyObject *args);
+int add_core_api(PyObject *module);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;

@@ -161,7 +161,7 @@ static int add_notifiers(PyObject *module) {
 static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     if (intern_names(state) < 0 || import_all(state) < 0 || add_types(module, state) < 0 ||
-        add_notifiers(module) < 0)
+        add_notifiers(module) < 0 || add_core_api(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }

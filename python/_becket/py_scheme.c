@@ -7,6 +7,8 @@
 
 #include "core/serve/serve.h"
 
+#include <becket-python.h>
+
 /* What a Scheme is given to bring connections by, as long as somebody listens. */
 typedef struct AcceptObject {
     PyObject_HEAD LoopObject *loop;
@@ -240,7 +242,7 @@ PyObject *loop_add_scheme(LoopObject *loop, PyObject *args) {
         loop_check_open(loop) < 0)
         return NULL;
     if (options == NULL) {
-        const bk_scheme *scheme = PyCapsule_GetPointer(name, "becket.scheme");
+        const bk_scheme *scheme = PyCapsule_GetPointer(name, BK_SCHEME_CAPSULE);
         return scheme != NULL ? add(loop, name, scheme) : NULL;
     }
     py_scheme *self = PyMem_Calloc(1, sizeof *self);
@@ -255,6 +257,37 @@ PyObject *loop_add_scheme(LoopObject *loop, PyObject *args) {
         result = add(loop, capsule, &self->base);
     Py_DECREF(capsule);
     return result;
+}
+
+/* ---- The core's functions, for other extensions ---- */
+
+static const bk_core_api api = {
+    .size = sizeof api,
+    .strerror = bk_strerror,
+    .loop_os = bk_loop_os,
+    .loop_now = bk_loop_now,
+    .loop_soon = bk_loop_soon,
+    .loop_post = bk_loop_post,
+    .timer_start = bk_timer_start,
+    .timer_stop = bk_timer_stop,
+    .watch_set = bk_watch_set,
+    .watch_apply = bk_watch_apply,
+    .watch_forget = bk_watch_forget,
+    .work_start = bk_work_start,
+    .transport_wake = bk_transport_wake,
+    .socket_transport = bk_socket_transport,
+    .fd_transport = bk_fd_transport,
+    .memory_transport = bk_memory_transport,
+    .stream_new = bk_stream_new,
+    .endpoint_option = bk_endpoint_option,
+    .listener_new = bk_listener_new,
+};
+
+int add_core_api(PyObject *module) {
+    PyObject *capsule = PyCapsule_New((void *)(uintptr_t)&api, BK_CORE_CAPSULE, NULL);
+    int code = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "_core", capsule);
+    Py_XDECREF(capsule);
+    return code;
 }
 
 /* ---- The type ---- */

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 __version__: str
 notifiers: tuple[str, ...]
+_core: object
 
 def _can_adopt(ssl_object: SSLObject, /) -> bool: ...
 def _tls_engines() -> list[tuple[str, str | None, str | None]]: ...

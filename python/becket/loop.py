@@ -185,7 +185,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         self._tls_contexts.clear()
         self._close_core()
         for scheme in self._schemes.values():
-            scheme.closed(self)
+            scheme.loop_closed(self)
         self._schemes.clear()
 
     def set_debug(self, enabled: bool) -> None:

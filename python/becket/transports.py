@@ -6,10 +6,11 @@ endpoints, or connects to them, then works with it, TLS in front of it ("tls+rud
     loop.add_scheme(MyScheme())                     # becket.EventLoop
     await loop.connect_endpoint(factory, "my:there")
 
-A package makes its scheme known to every loop by an entry point of the group ``becket.transports``,
-whose name is the scheme's, and whose value is a class derived from ``Scheme``, or a capsule
-``becket.scheme`` with a ``const bk_scheme *`` of becket.h. docs/write-a-transport.md is a manual;
-``becket.testing`` has a suite to run over a transport.
+``register()`` makes a scheme known to all loops of a process. A package does so by an entry point
+of the group ``becket.transports``, whose name is the scheme's, and whose value is a class derived
+from ``Scheme``, or a capsule ``becket.scheme`` with a ``const bk_scheme *`` of becket.h.
+
+docs/write-a-transport.md is a manual; ``becket.testing`` has a suite to run over a transport.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "Scheme",
     "Transport",
     "find",
+    "register",
 ]
 
 GROUP = "becket.transports"
@@ -191,16 +193,29 @@ class Scheme(abc.ABC):
         """A transport that is connected, or will be when it has opened."""
         raise NotImplementedError
 
-    def closed(self, loop: EventLoop) -> None:  # noqa: B027 - most need nothing
+    def loop_closed(self, loop: EventLoop) -> None:  # noqa: B027 - most need nothing
         """Optional. The loop has been closed, and with it all listeners and transports: let go of
         what was kept for it beyond those."""
 
 
+_known: dict[str, type[Scheme]] = {}
+
+
+def register(scheme: type[Scheme]) -> type[Scheme]:
+    """Make a scheme known to every loop of this process. ValueError: another has the name."""
+    if _known.setdefault(scheme.name, scheme) is not scheme:
+        raise ValueError(f"scheme {scheme.name!r} exists already")
+    return scheme
+
+
 def find(name: str) -> object:
-    """The scheme, or the capsule, that a package has brought under this name; None: no such.
+    """The scheme, or the capsule, of this name that was registered, or that a package has brought;
+    None: there is none.
 
     TypeError: it is neither. ImportError and the like: it cannot be loaded.
     """
+    if name in _known:
+        return _known[name]()
     from importlib import metadata  # takes as long to import as all the rest of becket
 
     for entry in metadata.entry_points(group=GROUP, name=name):

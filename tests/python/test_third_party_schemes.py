@@ -242,6 +242,21 @@ def test_packages_bring_schemes(becket_loop: becket.EventLoop, entries: dict[str
     assert "meet" in words
 
 
+def test_registered_for_the_process(
+    becket_loop: becket.EventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transports, "_known", {})
+    transports.register(Meeting)
+    transports.register(Meeting)
+    assert listener(becket_loop, "meet:x", Echo).name == "meet:x"
+
+    class Other(Meeting):
+        pass
+
+    with pytest.raises(ValueError, match="scheme 'meet' exists already"):
+        transports.register(Other)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -633,6 +648,22 @@ def test_a_loop_that_was_dropped_is_collected() -> None:
         gc.collect()
         gc.collect()
     assert gone() is None
+
+
+def test_schemes_hear_when_the_loop_is_closed() -> None:
+    """After all that they have on it."""
+    heard: list[object] = []
+
+    class Told(Meeting):
+        def loop_closed(self, loop: becket.EventLoop) -> None:
+            heard.append((loop, loop.is_closed(), self.closed))
+
+    loop = becket.EventLoop()
+    loop.add_scheme(Told())
+    listener(loop, "meet:x", Echo)
+    loop.close()
+    loop.close()
+    assert heard == [(loop, True, ["x"])]
 
 
 def test_wake_means_nothing_before_and_after(becket_loop: becket.EventLoop) -> None:

@@ -273,7 +273,7 @@ class Rudp(Scheme):
         connection.connect()
         return RudpTransport(connection)
 
-    def closed(self, loop: EventLoop) -> None:
+    def loop_closed(self, loop: EventLoop) -> None:
         """What still waited for its peers is no more."""
         for port in self.ports.pop(loop, set()).copy():
             port.close()
