@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import becket
-from test_examples import ROOT, running
+from test_examples import ROOT, installed, running  # noqa: F401 (a fixture)
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -313,7 +314,9 @@ def test_the_service_as_systemd_starts_it(
 ) -> None:
     unit = (tutorial.path / "shout.service").read_text()
     [command] = re.findall(r"^ExecStart=/usr/bin/env (.*)$", unit, re.M)
-    [name] = re.findall(r"^FileDescriptorName=(.*)$", (tutorial.path / "shout.socket").read_text(), re.M)
+    [name] = re.findall(
+        r"^FileDescriptorName=(.*)$", (tutorial.path / "shout.socket").read_text(), re.M
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("NOTIFY_SOCKET", supervisor.getsockname())
         monkeypatch.setenv("LISTEN_FDS", "1")
@@ -417,7 +420,9 @@ def certified(port: int) -> str:
     return f"tls://127.0.0.1:{port}?verify=none"
 
 
-@pytest.mark.parametrize("name", ["upper.py", "upper_tls.py", "upper_serve.py", "upper_function.py"])
+@pytest.mark.parametrize(
+    "name", ["upper.py", "upper_tls.py", "upper_serve.py", "upper_function.py"]
+)
 def test_socketserver(name: str, tmp_path: Path) -> None:
     folder = Folder("from-socketserver", tmp_path)
     plain, tls = name != "upper_tls.py", name in ("upper_tls.py", "upper_serve.py")
@@ -476,3 +481,86 @@ def test_asyncores_protocol_on_every_endpoint(tmp_path: Path) -> None:
         assert ask(f"tcp://127.0.0.1:{folder.port(7000)}") == b"HELLO\n"
         assert ask(certified(folder.port(7001))) == b"HELLO\n"
         ends(server)
+
+
+# ---- Parts of one's own --------------------------------------------------------------------------
+
+
+def shell(page: str, begins: str, count: int) -> str:
+    """The page's commands from the one that begins so on, as a script."""
+    text = (DOCS / f"{page}.md").read_text()
+    found = re.findall(r"^    \$ (.*)$", text[text.index(f"    $ {begins}") :], re.M)
+    return "set -e\n" + "\n".join(found[:count])
+
+
+def run_shell(script: str, folder: Path, prefix: Path) -> str:
+    """Run a page's commands, with the library where it was installed and every warning an error."""
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    environment["BECKET"] = str(ROOT)
+    environment["PKG_CONFIG_PATH"] = str(next(prefix.rglob("becket.pc")).parent)
+    script = re.sub(r"^cc ", "cc -Wall -Wextra -Werror ", script, flags=re.M)
+    done = subprocess.run(
+        ["sh", "-c", script],
+        cwd=folder,
+        env=environment,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_notifier_conforms(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    Folder("write-a-notifier", tmp_path)
+    said = run_shell(shell("write-a-notifier", "LIB=", 4), tmp_path, installed)
+    assert len(re.findall(r"^# notifier mine/\w+: good$", said, re.M)) > 20, said
+    assert "loop over mine/" in said and "# loop/" in said
+
+
+def test_a_loop_over_a_notifier(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = Folder("write-a-notifier", tmp_path)
+    build = shell("write-a-notifier", "LIB=", 2) + "\n" + shell("write-a-notifier", "cc echo.c", 1)
+    run_shell(build, tmp_path, installed)
+    with running(tmp_path / "echo", cwd=tmp_path) as server:
+        where = f"tcp://127.0.0.1:{folder.port(7000)}"
+        assert wait_for(server, "listening") == f"listening at {where}, over mine\n"
+        assert ask(where) == b"hello\n"
+
+
+def test_an_engine_in_c_conforms(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder = Folder("write-a-tls-engine", tmp_path)
+    run_shell(shell("write-a-tls-engine", "LIB=", 6), tmp_path, installed)
+    with running(tmp_path / "server", cwd=tmp_path) as server:
+        wait_for(server, "a certificate for development")
+        assert ask(certified(folder.port(7001))) == b"hello\n"
+        server.terminate()
+        output, _ = server.communicate(timeout=PATIENCE)
+    assert (output, server.returncode) == ("opened 6, sealed 6\n", 0)
+
+
+def test_an_engine_in_python_serves(tmp_path: Path) -> None:
+    folder = Folder("write-a-tls-engine", tmp_path)
+    with folder.run("mine_serve.py") as server:
+        wait_for(server, "listening")
+        assert ask(certified(folder.port(7001))) == b"hello\n"
+        server.terminate()
+        output, _ = server.communicate(timeout=PATIENCE)
+    assert ast.literal_eval(output) == {"opened": 6, "sealed": 6}
+
+
+def test_an_engine_in_python_passes_the_suite(tmp_path: Path) -> None:
+    """With itself; its author runs it with all others too."""
+    Folder("write-a-tls-engine", tmp_path)
+    [command] = commands("write-a-tls-engine", "PYTHONPATH=$MINE ")
+    command = command.replace("python3", sys.executable).replace("-k mine", "-k mine-mine")
+    done = subprocess.run(
+        ["sh", "-c", f"{command} -q -p no:cacheprovider"],
+        cwd=ROOT,
+        env={**os.environ, "MINE": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and re.search(r"\d\d passed", done.stdout), done.stdout
