@@ -154,7 +154,8 @@ struct bk_os {
     int64_t (*wall)(bk_os *os);                     /* since 1970-01-01 UTC */
     int (*random)(bk_os *os, void *room, size_t n); /* for names, not for keys */
 
-    /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. */
+    /* Descriptors. send never raises SIGPIPE; write may, where the program has not ignored it. recv
+       and send do not wait, even on a socket that was made to block. */
     ssize_t (*read)(bk_os *os, int fd, void *room, size_t n);
     ssize_t (*write)(bk_os *os, int fd, const struct iovec *v, int n);
     ssize_t (*recv)(bk_os *os, int fd, void *room, size_t n);
@@ -211,7 +212,7 @@ struct bk_os {
        the signal that ended it, negated. 0: it runs; not with `wait`, which blocks. */
     int (*waitpid)(bk_os *os, int pid, int wait, int *ret_status);
     int (*kill)(bk_os *os, int pid, int signum); /* pid < 0: the process group of that number */
-    void (*exit)(bk_os *os, int status); /* of a child: at once, without what atexit() has */
+    void (*exit)(bk_os *os, int status);    /* of a child: at once, without what atexit() has */
     int (*hold_signals)(bk_os *os, int on); /* this thread gets none (1), or as before (0) */
 
     /* Libraries. The first of names (ended by NULL) that can be had, or with loaded_only that is in
@@ -689,14 +690,14 @@ BK_API int bk_listen(bk_loop *loop, const char *endpoint, const bk_protocol *pro
    two late; a connection that overstays is closed with -ETIMEDOUT. */
 struct bk_limits {
     size_t size;
-    unsigned max_connections; /* at once */
-    unsigned max_per_address; /* … from one IPv4 address, or one /64 of IPv6 */
-    unsigned max_pending_handshakes;  /* … that are not open yet, under TLS or a PROXY header */
-    unsigned accept_rate;     /* new ones a second */
-    unsigned first_byte;      /* until the first byte was received */
-    unsigned idle;            /* without a byte in either direction */
-    unsigned write;           /* while something is to be sent, and nothing can be */
-    unsigned total;           /* of its life */
+    unsigned max_connections;        /* at once */
+    unsigned max_per_address;        /* … from one IPv4 address, or one /64 of IPv6 */
+    unsigned max_pending_handshakes; /* … that are not open yet, under TLS or a PROXY header */
+    unsigned accept_rate;            /* new ones a second */
+    unsigned first_byte;             /* until the first byte was received */
+    unsigned idle;                   /* without a byte in either direction */
+    unsigned write;                  /* while something is to be sent, and nothing can be */
+    unsigned total;                  /* of its life */
 };
 
 /* One connection, told when it has come to its end. */
@@ -704,11 +705,11 @@ typedef struct bk_visitor {
     const char *listener; /* the endpoint it came in at */
     bk_stream *stream;    /* still to be queried; NULL: it was refused */
     const struct sockaddr *peer;
-    unsigned peer_size;     /* 0: it has none */
-    int64_t began;          /* wall clock, since 1970-01-01 UTC */
-    int64_t lasted;         /* nanoseconds */
+    unsigned peer_size; /* 0: it has none */
+    int64_t began;      /* wall clock, since 1970-01-01 UTC */
+    int64_t lasted;     /* nanoseconds */
     uint64_t bytes_in, bytes_out;
-    int why;                /* as closed(); BK_ELIMIT: refused */
+    int why; /* as closed(); BK_ELIMIT: refused */
 } bk_visitor;
 
 typedef struct bk_gate_stats {
@@ -734,10 +735,11 @@ BK_API void bk_gate_shut(bk_gate *gate);
 
 typedef struct bk_listen_options {
     size_t size;
-    bk_gate *gate;      /* NULL: everybody is welcome */
-    const int *sockets; /* listening sockets to accept from, in place of the endpoint's own: those of
-                           another loop's listener at that endpoint. They stay the caller's,
-                           must outlive the listener, and are made non-blocking. */
+    bk_gate *gate; /* NULL: everybody is welcome */
+    const int
+        *sockets; /* listening sockets to accept from, in place of the endpoint's own: those of
+                     another loop's listener at that endpoint. They stay the caller's,
+                     must outlive the listener, and are made non-blocking. */
     int socket_count;
 } bk_listen_options;
 
@@ -820,8 +822,9 @@ typedef struct bk_serve_options {
    and lets the others come to their end until the drain is over, or a second signal comes: what is
    left is cut. Ends, too, when all that it listens at was one connection and that is over. SIGHUP
    has certificates read again. Tells the log, or standard error, where it listens and what went
-   wrong; a supervisor is told of all that, and that it lives. For main(): returns an exit status, 0 when nothing was cut and nothing failed; else 1.
-   Under forks:N the workers never return from it: they exit. options may be NULL. */
+   wrong; a supervisor is told of all that, and that it lives. For main(): returns an exit status, 0
+   when nothing was cut and nothing failed; else 1. Under forks:N the workers never return from it:
+   they exit. options may be NULL. */
 BK_API int bk_serve_with(const bk_serve_options *options, const bk_protocol *protocol,
                          const char *endpoint, ...);
 

@@ -22,6 +22,7 @@ look() {
     need postfix command -v smtp-source
     need wrk command -v wrk
     need haproxy command -v haproxy
+    need systemd command -v systemd-analyze
     need curl command -v curl
     need openssl command -v openssl
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1

@@ -90,21 +90,22 @@ static ssize_t posix_write(bk_os *os, int fd, const struct iovec *v, int n) {
     RESULT_SIZE(n == 1 ? write(fd, v->iov_base, v->iov_len) : writev(fd, v, n));
 }
 
-static ssize_t posix_recv(bk_os *os, int fd, void *room, size_t n) {
-    (void)os;
-    RESULT_SIZE(recv(fd, room, n, 0));
-}
-
 #if !defined(MSG_NOSIGNAL)
 #define MSG_NOSIGNAL 0 /* there, SO_NOSIGPIPE is set when the socket is made */
 #endif
 
+/* A socket may block for somebody else who waits in it: we do not. */
+static ssize_t posix_recv(bk_os *os, int fd, void *room, size_t n) {
+    (void)os;
+    RESULT_SIZE(recv(fd, room, n, MSG_DONTWAIT));
+}
+
 static ssize_t posix_send(bk_os *os, int fd, const struct iovec *v, int n) {
     (void)os;
     if (n == 1)
-        RESULT_SIZE(send(fd, v->iov_base, v->iov_len, MSG_NOSIGNAL));
+        RESULT_SIZE(send(fd, v->iov_base, v->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT));
     struct msghdr message = {.msg_iov = (struct iovec *)v, .msg_iovlen = (size_t)n};
-    RESULT_SIZE(sendmsg(fd, &message, MSG_NOSIGNAL));
+    RESULT_SIZE(sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
 static int posix_close(bk_os *os, int fd) {

@@ -645,8 +645,9 @@ static int smtp_start(bk_machine *m) {
 static void smtp_refuse(bk_machine *m, int why) {
     const bk_smtp_session *s = (bk_smtp_session *)m;
     char text[BK_SMTP_REPLY_MAX];
-    int n = snprintf(text, sizeof text, "421 4.3.2 %.255s %s\r\n", s->config.hostname,
-                     why == -ESHUTDOWN ? "is shutting down" : "has too many connections, try later");
+    int n =
+        snprintf(text, sizeof text, "421 4.3.2 %.255s %s\r\n", s->config.hostname,
+                 why == -ESHUTDOWN ? "is shutting down" : "has too many connections, try later");
     (void)bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
 }
 

@@ -152,7 +152,7 @@ typedef struct opening {
     const bk_scheme *scheme;
     const bk_cover *cover;
     const bk_listen_options *options;
-    const bk_protocol *protocol;  /* who has a stream first */
+    const bk_protocol *protocol; /* who has a stream first */
     bk_listener_front *fronts;
 } opening;
 

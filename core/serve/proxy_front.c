@@ -107,11 +107,10 @@ int bk_proxy_listen(bk_loop *loop, const bk_endpoint *endpoint, const bk_protoco
     proxy_front *f = bk_alloc_zero(loop->os, sizeof *f);
     if (f == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    f->base = (bk_listener_front){.front = {{.size = sizeof(bk_protocol),
-                                             .name = bk_front_name,
-                                             .opened = proxy_opened},
-                                            protocol},
-                                  .free = proxy_free};
+    f->base = (bk_listener_front){
+        .front = {{.size = sizeof(bk_protocol), .name = bk_front_name, .opened = proxy_opened},
+                  protocol},
+        .free = proxy_free};
     f->after = (bk_front){{.size = sizeof(bk_protocol),
                            .name = bk_front_name,
                            .opened = header_read,

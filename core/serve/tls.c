@@ -250,7 +250,8 @@ static void watch_files(void *arg) {
 static void start_watching(tls_listener *l) {
     if (l->options.reload > 0 && !l->options.config.development)
         (void)bk_timer_start(l->tls.loop, &l->timer,
-                             bk_loop_now(l->tls.loop) + l->options.reload * BK_SECOND, watch_files, l);
+                             bk_loop_now(l->tls.loop) + l->options.reload * BK_SECOND, watch_files,
+                             l);
 }
 
 static void reload_done(bk_work *work) {
@@ -267,8 +268,8 @@ static void reload_done(bk_work *work) {
         l->fresh = NULL;
         bk_loop_log(l->tls.loop, 0, "%s: the certificate was read again", l->base.listener->name);
     } else if (l->error.code < 0) {
-        bk_loop_log(l->tls.loop, l->error.code, "%s: the old certificate stays: %s", l->base.listener->name,
-                    l->error.text);
+        bk_loop_log(l->tls.loop, l->error.code, "%s: the old certificate stays: %s",
+                    l->base.listener->name, l->error.text);
     }
     if (l->again)
         start_reload(l, true);
@@ -347,19 +348,17 @@ static int configure(tls_listener *l, const bk_endpoint *endpoint, bk_error *err
 }
 
 static int tls_listen(bk_loop *loop, const bk_cover *cover, const bk_endpoint *endpoint,
-                      const bk_protocol *protocol, bk_error *error,
-                      bk_listener_front **ret_front) {
+                      const bk_protocol *protocol, bk_error *error, bk_listener_front **ret_front) {
     tls_listener *l = bk_alloc_zero(loop->os, sizeof *l);
     if (l == NULL)
         return bk_error_set(error, -ENOMEM, 0, "%s", bk_strerror(-ENOMEM));
-    l->base = (bk_listener_front){.front = {{.size = sizeof(bk_protocol),
-                                             .name = bk_front_name,
-                                             .opened = server_opened},
-                                            protocol},
-                                  .listening = tls_listening,
-                                  .reload = reload_listener,
-                                  .stop = tls_stop,
-                                  .free = tls_free};
+    l->base = (bk_listener_front){
+        .front = {{.size = sizeof(bk_protocol), .name = bk_front_name, .opened = server_opened},
+                  protocol},
+        .listening = tls_listening,
+        .reload = reload_listener,
+        .stop = tls_stop,
+        .free = tls_free};
     l->tls = (tls_front){.loop = loop, .later = cover == &bk_cover_starttls};
     if (l->tls.later)
         l->base.front.base.refused = server_refused;

@@ -330,6 +330,13 @@ void bk_stream_flush(bk_stream *s) {
         flush(s, false);
 }
 
+void bk_stream_sent(bk_stream *s, ssize_t n) {
+    if (n > 0)
+        note_sent(s, (size_t)n);
+    else if (n < 0 && n != -EAGAIN && n != -EINTR)
+        bk_stream_fail(s, (int)n);
+}
+
 /* ---- Receiving ---- */
 
 static int find_room(bk_stream *s, bk_room *ret_room) {
@@ -365,6 +372,19 @@ static void end_of_input(bk_stream *s) {
         bk_stream_close(s);
 }
 
+/* What a read has brought. */
+static void take_read(bk_stream *s, const void *data, ssize_t n) {
+    if (n > 0) {
+        deliver(s, data, (size_t)n);
+        return;
+    }
+    s->flags &= (uint32_t)~BK_STREAM_MORE;
+    if (n == 0)
+        end_of_input(s);
+    else if (n != -EAGAIN && n != -EINTR)
+        bk_stream_fail(s, (int)n);
+}
+
 /* Returns whether it is worth reading again at once. */
 static bool read_once(bk_stream *s) {
     bk_room room = {NULL, 0};
@@ -377,16 +397,17 @@ static bool read_once(bk_stream *s) {
         return false;
     bk_transport *t = s->transport;
     ssize_t n = t->ops->read(t, room.base, room.size);
-    if (n > 0) {
-        deliver(s, room.base, (size_t)n);
-        return (size_t)n == room.size && wants_to_read(s);
-    }
-    s->flags &= (uint32_t)~BK_STREAM_MORE;
-    if (n == 0)
-        end_of_input(s);
-    else if (n != -EAGAIN && n != -EINTR)
-        bk_stream_fail(s, (int)n);
-    return n == -EINTR;
+    take_read(s, room.base, n);
+    return n == -EINTR || (n == (ssize_t)room.size && wants_to_read(s));
+}
+
+void bk_stream_feed(bk_stream *s, const void *data, ssize_t n) {
+    if (s->flags & (BK_STREAM_EOF | BK_STREAM_CLOSING | BK_STREAM_CLOSED))
+        return;
+    s->loop->calling++;
+    take_read(s, data, n);
+    update(s);
+    s->loop->calling--;
 }
 
 /* ---- Opening ---- */

@@ -112,6 +112,12 @@ int bk_stream_pass_on(bk_stream *s, const bk_protocol *protocol);
 void bk_stream_refuse(bk_stream *s, const bk_protocol *protocol, int why);
 void bk_stream_reopen(bk_stream *s, bk_transport *transport, const bk_protocol *protocol);
 
+/* What the owner of a paused stream has read from its descriptor: n as transport->read() returns
+   it. */
+void bk_stream_feed(bk_stream *s, const void *data, ssize_t n);
+/* … or sent, of a stream with nothing queued: n as transport->write() returns it. */
+void bk_stream_sent(bk_stream *s, ssize_t n);
+
 /* Close with that code, now; what is queued is dropped. closed() follows. */
 void bk_stream_fail(bk_stream *s, int why);
 

@@ -171,10 +171,11 @@ typedef struct ConnectionObject {
     PyObject *error;            /* why it was lost; NULL: in good order */
     PyObject *input;            /* bytes to read into, of which [from, used) waits to be taken */
     Py_ssize_t from, used, room;
-    Py_ssize_t limit;   /* no more than this is read ahead */
-    uint64_t arrived;   /* all bytes that ever came */
-    int64_t timeout_ns; /* < 0: for ever */
-    bool reads_much, paused;
+    Py_ssize_t limit;       /* no more than this is read ahead */
+    uint64_t arrived;       /* all bytes that ever came */
+    int64_t timeout_ns;     /* < 0: for ever */
+    unsigned long receiver; /* the thread that waits in the socket itself; 0: none */
+    bool reads_much, paused, blocks;
     bool eof, ended; /* the peer's direction is over, or ours */
     bool lost, closed;
 } ConnectionObject;
@@ -278,6 +279,11 @@ PyObject *connector_of(const bk_stream *s);
 int drive_enter(LoopObject *loop, unsigned long *ret_before);
 void drive_leave(LoopObject *loop, unsigned long before);
 int drive_turn(LoopObject *loop, int64_t timeout_ns);
+int drive_wait(LoopObject *loop, int64_t timeout_ns, bool heed_signals);
+void drive_await(LoopObject *loop);
+void drive_tell(LoopObject *loop);
+bool drive_is_quiet(const LoopObject *loop, const bk_stream *s);
+int drive_refuse(void); /* to wait; sets the exception, returns -1 */
 void drive_before_wait(LoopObject *loop);
 void drive_after_wait(LoopObject *loop);
 

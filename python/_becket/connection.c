@@ -1,13 +1,16 @@
 /*
  * connection.c: a connection for blocking code, over any transport: what comes in is kept until it
- * is asked for, and whoever waits turns the loop (drive.c). The other half is
- * python/becket/connection.py, which derives from this class. No Python runs for a message.
+ * is asked for, and whoever waits turns the loop (drive.c), or where there is nothing but a socket,
+ * waits in that. The other half is python/becket/connection.py, which derives from this class. No
+ * Python runs for a message.
  *
  * It is the protocol of its transport, which calls it as the table transport_connection says.
  */
 #include "becket_py.h"
 
 #include <structmember.h>
+
+#include <sys/socket.h>
 
 enum {
     FIRST_ROOM = 8 * 1024,  /* for what is read, until much comes at once */
@@ -97,7 +100,8 @@ int connection_ended(bk_stream *s) {
 static PyObject *take(ConnectionObject *c, Py_ssize_t n) {
     Py_ssize_t size = unread(c);
     bool whole = n >= size && c->from == 0 && size >= BIG_PIECE;
-    if (whole && (c->loop->inside == 0 || c->loop->turner == 0)) { /* nobody reads into it */
+    if (whole && (c->loop->inside == 0 || c->loop->turner == 0) && c->receiver == 0) {
+        /* nobody reads into it */
         PyObject *bytes = c->input;
         c->input = NULL;
         c->from = c->used = c->room = 0;
@@ -141,9 +145,11 @@ typedef struct deadline {
     bool began;
 } deadline;
 
-static int turn_within(ConnectionObject *c, int64_t timeout_ns, deadline *d) {
+/* How much of the time there was is left; < 0: no end of it. */
+static int time_left(ConnectionObject *c, int64_t timeout_ns, deadline *d, int64_t *ret_ns) {
+    *ret_ns = -1;
     if (timeout_ns < 0)
-        return drive_turn(c->loop, -1);
+        return 0;
     if (timeout_ns == 0 && d->began)
         return raise_os(EAGAIN);
     bk_os *os = c->loop->core != NULL ? c->loop->core->os : bk_os_default();
@@ -155,7 +161,13 @@ static int turn_within(ConnectionObject *c, int64_t timeout_ns, deadline *d) {
         return -1;
     }
     d->began = true;
-    return drive_turn(c->loop, d->at - now);
+    *ret_ns = d->at - now;
+    return 0;
+}
+
+static int turn_within(ConnectionObject *c, int64_t timeout_ns, deadline *d) {
+    int64_t left;
+    return time_left(c, timeout_ns, d, &left) < 0 ? -1 : drive_turn(c->loop, left);
 }
 
 static int turn(ConnectionObject *c, deadline *d) {
@@ -166,7 +178,7 @@ static int turn(ConnectionObject *c, deadline *d) {
 static int resume(ConnectionObject *c, Py_ssize_t limit) {
     unsigned long before;
     c->limit = limit > READ_AHEAD ? limit : READ_AHEAD;
-    if (!c->paused || unread(c) >= c->limit)
+    if (!c->paused || unread(c) >= c->limit || c->receiver != 0)
         return 0;
     if (drive_enter(c->loop, &before) < 0)
         return -1;
@@ -177,13 +189,95 @@ static int resume(ConnectionObject *c, Py_ssize_t limit) {
     return 0;
 }
 
+/* ---- Waiting in the socket ---- */
+
+static bk_stream *stream_of(const ConnectionObject *c) {
+    return c->transport != NULL ? c->transport->stream : NULL;
+}
+
+/* The stream of a socket in which nothing is under way, and nobody turns the loop; or NULL. */
+static bk_stream *resting_socket(const ConnectionObject *c) {
+    const uint32_t busy = BK_STREAM_CONNECTING | BK_STREAM_OPENING | BK_STREAM_BUSY |
+                          BK_STREAM_CLOSING | BK_STREAM_CLOSED;
+    bk_stream *s = stream_of(c);
+    bool rests = s != NULL && s->head == NULL && !(s->flags & busy) && c->loop->inside == 0 &&
+                 c->loop->turner == 0 && !c->loop->core->turning;
+    return rests && bk_is_socket_transport(s->transport) ? s : NULL;
+}
+
+/* Whether there is nothing to wait for but the bytes of a socket, which one call then both waits
+   for and receives. */
+static bool may_block(const ConnectionObject *c) {
+    const bk_stream *s = resting_socket(c);
+    return s != NULL && c->timeout_ns < 0 && !(s->flags & (BK_STREAM_TIMED | BK_STREAM_EOF)) &&
+           drive_is_quiet(c->loop, s);
+}
+
+/* The loop is not to read what this thread waits for; the socket, which blocks for nobody else, is
+   to block. */
+static int prepare_socket(ConnectionObject *c, bk_stream *s, int fd) {
+    bk_os *os = c->loop->core->os;
+    int code = c->blocks ? 0 : os->set_nonblocking(os, fd, 0);
+    if (code < 0)
+        return loop_raise(code);
+    c->blocks = true;
+    if (!c->paused)
+        bk_stream_pause(s);
+    c->paused = true;
+    return make_room(c);
+}
+
+/* Other threads may use the connection meanwhile, and end it: stop_receiver(). */
+static int receive(ConnectionObject *c) {
+    bk_stream *s = stream_of(c);
+    int fd = s->transport->ops->fd(s->transport, BK_READ), number;
+    unsigned long before;
+    ssize_t n;
+    if (prepare_socket(c, s, fd) < 0)
+        return -1;
+    char *room = PyBytes_AS_STRING(c->input) + c->used;
+    size_t size = (size_t)(c->room - c->used);
+    c->receiver = PyThread_get_thread_ident();
+    Py_BEGIN_ALLOW_THREADS n = recv(fd, room, size, 0);
+    number = errno;
+    Py_END_ALLOW_THREADS int code = n < 0 && number == EINTR ? PyErr_CheckSignals() : 0;
+    drive_await(c->loop); /* nobody else receives before this is told */
+    c->receiver = 0;
+    s = stream_of(c);
+    if (code < 0 || c->closed || s == NULL) {
+        drive_tell(c->loop);
+        return code;
+    }
+    if (drive_enter(c->loop, &before) < 0)
+        return -1;
+    bk_stream_feed(s, room, n < 0 ? -number : n);
+    drive_leave(c->loop, before);
+    return 0;
+}
+
+/* Nothing more is to come, but by what the receiver finds the connection to be. */
+static void stop_receiver(ConnectionObject *c) {
+    if (c->receiver != 0 && c->transport != NULL)
+        (void)shutdown(c->transport->fd, SHUT_RD);
+}
+
+static int wait_for_input(ConnectionObject *c, Py_ssize_t limit, deadline *d) {
+    int64_t left;
+    if (c->receiver == PyThread_get_thread_ident())
+        return drive_refuse();
+    if (c->receiver != 0)
+        return time_left(c, c->timeout_ns, d, &left) < 0 ? -1 : drive_wait(c->loop, left, true);
+    if (may_block(c))
+        return receive(c);
+    return resume(c, limit) < 0 ? -1 : turn(c, d);
+}
+
 /* Wait for more than there is: 1; 0: the end. What could not be had in time may still come. */
 static int more(ConnectionObject *c, Py_ssize_t limit, deadline *d) {
     uint64_t before = c->arrived;
-    if (resume(c, limit) < 0)
-        return -1;
+    c->limit = limit > READ_AHEAD ? limit : READ_AHEAD;
     while (c->arrived == before && !c->eof && !c->lost) {
-        if (turn(c, d) < 0 || check_open(c) < 0)
+        if (wait_for_input(c, limit, d) < 0 || check_open(c) < 0)
             return -1;
     }
     if (c->arrived != before)
@@ -398,10 +492,6 @@ static void release_object(void *arg) {
     Py_DECREF((PyObject *)arg);
 }
 
-static bk_stream *stream_of(const ConnectionObject *c) {
-    return c->transport != NULL ? c->transport->stream : NULL;
-}
-
 /* Whether the kernel has all. */
 static bool is_sent(const ConnectionObject *c) {
     const bk_stream *s = stream_of(c);
@@ -418,23 +508,38 @@ static int wait_sent(ConnectionObject *c, deadline *d) {
     while (!is_sent(c)) {
         if (c->lost)
             return raise_lost(c);
-        if (turn(c, d) < 0 || check_open(c) < 0)
+        if (resume(c, c->limit) < 0 || turn(c, d) < 0 || check_open(c) < 0)
             return -1;
     }
     return 0;
 }
 
+/* What a socket takes at once is sent without the GIL, and within the core: other threads may run,
+   but not write in between. Returns how much that is. */
+static Py_ssize_t send_now(bk_stream *s, const void *data, Py_ssize_t n) {
+    int fd = s->transport->ops->fd(s->transport, BK_WRITE), number;
+    ssize_t sent;
+    Py_BEGIN_ALLOW_THREADS sent = send(fd, data, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    number = errno;
+    Py_END_ALLOW_THREADS bk_stream_sent(s, sent < 0 ? -number : sent);
+    return sent < 0 ? 0 : sent;
+}
+
 /* Queue bytes, and send what the kernel takes. */
 static int write_bytes(ConnectionObject *c, const void *data, Py_ssize_t n, PyObject *owner) {
     unsigned long before;
+    bk_stream *resting = resting_socket(c);
     if (drive_enter(c->loop, &before) < 0)
         return -1;
+    Py_ssize_t sent = resting != NULL ? send_now(resting, data, n) : 0;
     bk_stream *s = stream_of(c);
-    int code = s == NULL
-                   ? -EPIPE
-                   : bk_stream_write(s, data, (size_t)n, owner != NULL ? release_object : BK_COPY,
-                                     Py_XNewRef(owner));
-    if (code >= 0)
+    int code = 0;
+    if (s == NULL)
+        code = -EPIPE;
+    else if (sent < n)
+        code = bk_stream_write(s, (const char *)data + sent, (size_t)(n - sent),
+                               owner != NULL ? release_object : BK_COPY, Py_XNewRef(owner));
+    if (code >= 0 && sent < n)
         bk_stream_flush(s);
     bool broken = s != NULL && s->flags & BK_STREAM_CLOSED;
     drive_leave(c->loop, before);
@@ -526,6 +631,7 @@ static PyObject *connection_end_input(ConnectionObject *c, PyObject *Py_UNUSED(i
     c->eof = true;
     c->from = c->used;
     c->paused = false;
+    stop_receiver(c);
     if (stream_of(c) != NULL)
         bk_stream_pause(stream_of(c));
     drive_leave(c->loop, before);
@@ -625,7 +731,7 @@ static PyObject *connection_made(ConnectionObject *c, PyObject *transport) {
 static void read_rest(ConnectionObject *c) {
     bk_stream *s = stream_of(c);
     bk_transport *t = s != NULL ? bk_stream_transport(s) : NULL;
-    if (t == NULL || !bk_is_socket_transport(t) || c->eof || c->closed)
+    if (t == NULL || !bk_is_socket_transport(t) || c->eof || c->closed || c->receiver != 0)
         return;
     bk_room room;
     ssize_t n = 1;
@@ -638,6 +744,7 @@ static void read_rest(ConnectionObject *c) {
 
 static PyObject *connection_lost(ConnectionObject *c, PyObject *e) {
     c->lost = true;
+    stop_receiver(c);
     if (e != Py_None)
         Py_XSETREF(c->error, Py_NewRef(e));
     if (c->error != NULL)
@@ -707,7 +814,7 @@ static int attach(ConnectionObject *c, int fd, PyObject *extra) {
     else if ((code = transport_attach(t, s)) == 0) {
         t->started = true;
         c->transport = (TransportObject *)Py_NewRef((PyObject *)t);
-        bk_stream_resume(s);
+        c->paused = true; /* until somebody asks */
     }
     Py_DECREF((PyObject *)t); /* the stream has its own */
     return code < 0 ? -1 : 0;
@@ -779,8 +886,11 @@ static void connection_dealloc(ConnectionObject *c) {
 static PyObject *connection_begin_tls(ConnectionObject *c, PyObject *args) {
     PyObject *spec, *waiter;
     unsigned long before;
-    if (!PyArg_ParseTuple(args, "OO:_begin_tls", &spec, &waiter) || check_sending(c) < 0 ||
-        drive_enter(c->loop, &before) < 0)
+    if (!PyArg_ParseTuple(args, "OO:_begin_tls", &spec, &waiter) || check_sending(c) < 0)
+        return NULL;
+    if (c->receiver != 0)
+        return PyErr_Format(PyExc_RuntimeError, "starttls() while another thread receives");
+    if (drive_enter(c->loop, &before) < 0)
         return NULL;
     PyObject *held = PyBytes_FromStringAndSize(unread(c) > 0 ? input(c) : NULL, unread(c));
     PyObject *upgraded = held == NULL || c->transport == NULL

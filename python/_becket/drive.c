@@ -17,7 +17,7 @@ typedef struct drive_waiter {
 /* ---- Waiting for other threads ---- */
 
 /* Something was done: whoever waits is to look again. */
-static void tell_waiters(LoopObject *loop) {
+void drive_tell(LoopObject *loop) {
     drive_waiter *w = loop->waiters;
     loop->waiters = NULL;
     while (w != NULL) {
@@ -36,7 +36,7 @@ static void unlist(LoopObject *loop, const drive_waiter *w) {
 }
 
 /* Wait until another thread has done something, or time is up. -1: a signal's handler raised. */
-static int wait_for_others(LoopObject *loop, int64_t timeout_ns, bool heed_signals) {
+int drive_wait(LoopObject *loop, int64_t timeout_ns, bool heed_signals) {
     drive_waiter w = {NULL, PyThread_allocate_lock()};
     if (w.lock == NULL) {
         PyErr_NoMemory();
@@ -55,13 +55,20 @@ static int wait_for_others(LoopObject *loop, int64_t timeout_ns, bool heed_signa
     return status == PY_LOCK_INTR && PyErr_CheckSignals() < 0 ? -1 : 0;
 }
 
+/* Wait until nobody is inside: of one who cannot go back. */
+void drive_await(LoopObject *loop) {
+    while (loop->inside != 0)
+        if (drive_wait(loop, -1, false) < 0)
+            PyErr_Clear(); /* no memory: try again, for there is no other way out */
+}
+
 /* ---- Using the core ---- */
 
 /* Wait until no other thread is inside; then this one is. ret_before is for drive_leave(). */
 int drive_enter(LoopObject *loop, unsigned long *ret_before) {
     unsigned long me = PyThread_get_thread_ident();
     while (loop->inside != 0 && loop->inside != me)
-        if (wait_for_others(loop, -1, true) < 0)
+        if (drive_wait(loop, -1, true) < 0)
             return -1;
     if (loop_check_open(loop) < 0)
         return -1;
@@ -89,7 +96,15 @@ void drive_leave(LoopObject *loop, unsigned long before) {
     PyErr_Restore(type, value, tb);
     if (loop->turner != 0 && loop->turner != me && has_news(loop->core))
         bk_loop_wake(loop->core);
-    tell_waiters(loop);
+    drive_tell(loop);
+}
+
+/* Whether a turn would do nothing but wait for this stream. */
+bool drive_is_quiet(const LoopObject *loop, const bk_stream *s) {
+    bk_loop *core = loop->core;
+    return core->streams == s && s->next == NULL && core->ring_count == 0 && core->awake == NULL &&
+           core->closing == NULL && core->dirty == NULL && core->signal_calls == NULL &&
+           bk_timers_next(core) < 0 && !atomic_load_explicit(&core->posted, memory_order_relaxed);
 }
 
 /* ---- Turning ---- */
@@ -97,13 +112,11 @@ void drive_leave(LoopObject *loop, unsigned long before) {
 /* Of the loop's hooks: others may use the core during the wait. */
 void drive_before_wait(LoopObject *loop) {
     loop->inside = 0;
-    tell_waiters(loop);
+    drive_tell(loop);
 }
 
 void drive_after_wait(LoopObject *loop) {
-    while (loop->inside != 0)
-        if (wait_for_others(loop, -1, false) < 0)
-            PyErr_Clear(); /* no memory: try again, for there is no other way out */
+    drive_await(loop);
     loop->inside = loop->turner;
 }
 
@@ -111,7 +124,7 @@ static int turn(LoopObject *loop, int64_t timeout_ns) {
     loop->turner = loop->inside = PyThread_get_thread_ident();
     int code = bk_loop_turn(loop->core, timeout_ns);
     loop->turner = loop->inside = 0;
-    tell_waiters(loop);
+    drive_tell(loop);
     PyObject *e = loop->error;
     if (e != NULL) { /* of a signal's handler, most often */
         loop->error = NULL;
@@ -123,18 +136,21 @@ static int turn(LoopObject *loop, int64_t timeout_ns) {
     return code < 0 ? loop_raise(code) : 0;
 }
 
+int drive_refuse(void) {
+    PyErr_SetString(PyExc_RuntimeError, "a connection cannot be waited for from within a "
+                                        "callback of its own loop");
+    return -1;
+}
+
 /* One turn of the loop, of at most timeout_ns (< 0: for ever), or what another thread's turn
    brings: after it, look whether it has brought what is waited for. */
 int drive_turn(LoopObject *loop, int64_t timeout_ns) {
     unsigned long me = PyThread_get_thread_ident();
     if (loop_check_open(loop) < 0)
         return -1;
-    if (loop->inside == me || loop->turner == me || (loop->turner == 0 && loop->core->turning)) {
-        PyErr_SetString(PyExc_RuntimeError, "a connection cannot be waited for from within a "
-                                            "callback of its own loop");
-        return -1;
-    }
+    if (loop->inside == me || loop->turner == me || (loop->turner == 0 && loop->core->turning))
+        return drive_refuse();
     if (loop->turner == 0 && loop->inside == 0)
         return turn(loop, timeout_ns);
-    return wait_for_others(loop, timeout_ns, true);
+    return drive_wait(loop, timeout_ns, true);
 }

@@ -37,9 +37,16 @@ static void leave(void *arg, const bk_visitor *v) {
 }
 
 static PyObject *gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"leave",       "max_connections", "max_per_address", "max_pending_handshakes",
-                            "accept_rate", "first_byte",      "idle",            "write",
-                            "total",       NULL};
+    static char *names[] = {"leave",
+                            "max_connections",
+                            "max_per_address",
+                            "max_pending_handshakes",
+                            "accept_rate",
+                            "first_byte",
+                            "idle",
+                            "write",
+                            "total",
+                            NULL};
     bk_limits limits = {.size = sizeof limits};
     PyObject *callback = Py_None;
     if (!PyArg_ParseTupleAndKeywords(
@@ -63,12 +70,11 @@ static PyObject *gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 static PyObject *gate_stats(GateObject *self, PyObject *Py_UNUSED(ignored)) {
     bk_gate_stats s = {.size = sizeof s};
     bk_gate_stats_of(self->gate, &s);
-    return Py_BuildValue("{sKsKsKsKsKsKsIsI}", "accepted", (unsigned long long)s.accepted, "refused",
-                         (unsigned long long)s.refused, "closed", (unsigned long long)s.closed,
-                         "failed", (unsigned long long)s.failed, "bytes_in",
-                         (unsigned long long)s.bytes_in, "bytes_out",
-                         (unsigned long long)s.bytes_out, "connections", s.connections,
-                         "handshakes", s.handshakes);
+    return Py_BuildValue(
+        "{sKsKsKsKsKsKsIsI}", "accepted", (unsigned long long)s.accepted, "refused",
+        (unsigned long long)s.refused, "closed", (unsigned long long)s.closed, "failed",
+        (unsigned long long)s.failed, "bytes_in", (unsigned long long)s.bytes_in, "bytes_out",
+        (unsigned long long)s.bytes_out, "connections", s.connections, "handshakes", s.handshakes);
 }
 
 static PyObject *gate_shut(GateObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -106,8 +112,10 @@ static PyMethodDef gate_methods[] = {
 
 static PyType_Slot gate_slots[] = {
     {Py_tp_doc,
-     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_pending_handshakes=0, accept_rate=0, "
-     "first_byte=0, idle=0, write=0, total=0)\n\nLimits; 0: none; times in seconds. leave(endpoint, "
+     "Gate(leave=None, *, max_connections=0, max_per_address=0, max_pending_handshakes=0, "
+     "accept_rate=0, "
+     "first_byte=0, idle=0, write=0, total=0)\n\nLimits; 0: none; times in seconds. "
+     "leave(endpoint, "
      "peer, began, seconds, bytes_in, bytes_out, code, why) is called for each connection that has "
      "ended, in its loop's thread."},
     {Py_tp_new, gate_new},

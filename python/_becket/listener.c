@@ -119,15 +119,11 @@ static int parse_sockets(Wanted *w) {
 static int parse(PyObject *args, PyObject *kwargs, const module_state *state, Wanted *w) {
     static char *names[] = {"loop", "where",   "factory", "server", "tls",
                             "gate", "sockets", "refusal", "ended",  NULL};
-    *w = (Wanted){.server = Py_None,
-                  .tls = Py_None,
-                  .gate = Py_None,
-                  .refusal = Py_None,
-                  .ended = Py_None};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OO$OOOO:Listener", names,
-                                     state->loop_type, &w->loop, &w->where, &w->factory,
-                                     &w->server, &w->tls, &w->gate, &w->sockets, &w->refusal,
-                                     &w->ended) ||
+    *w = (Wanted){
+        .server = Py_None, .tls = Py_None, .gate = Py_None, .refusal = Py_None, .ended = Py_None};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OO$OOOO:Listener", names, state->loop_type,
+                                     &w->loop, &w->where, &w->factory, &w->server, &w->tls,
+                                     &w->gate, &w->sockets, &w->refusal, &w->ended) ||
         loop_check_open((LoopObject *)w->loop) < 0 || (w->sockets != NULL && parse_sockets(w) < 0))
         return -1;
     if (w->gate != Py_None && Py_TYPE(w->gate) != state->gate_type) {
@@ -175,8 +171,7 @@ static void over(void *arg) {
 /* What has the connections: the table here, or what the core serves by itself. */
 static const bk_protocol *table_of(ListenerObject *self, const module_state *state) {
     const PyTypeObject *type = Py_TYPE(self->factory);
-    bool served =
-        type == state->hand_type || type == state->echo_type || type == state->smtp_type;
+    bool served = type == state->hand_type || type == state->echo_type || type == state->smtp_type;
     return served ? ((ServedObject *)self->factory)->protocol : &self->protocol;
 }
 
@@ -340,7 +335,8 @@ static PyMethodDef listener_methods[] = {
 };
 
 static PyGetSetDef listener_getset[] = {
-    {"name", (getter)listener_name, NULL, "The endpoint, with the port it got; None: closed.", NULL},
+    {"name", (getter)listener_name, NULL, "The endpoint, with the port it got; None: closed.",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -32,7 +32,7 @@ typedef struct AwayObject {
     bk_stream *stream; /* NULL: closed; the loop's thread alone looks */
     bk_visit visit;    /* of the thread's stream: what it moves is counted, and timed, there */
     bk_limits limits;
-    int fd; /* the thread's */
+    int fd;     /* the thread's */
     bool spoke; /* before it went away */
     bool failed;
 } AwayObject;
@@ -53,8 +53,7 @@ static const bk_protocol away_protocol = {
 /* For a server that ends: one that never said anything, and was told nothing, hears no more. */
 void away_end_silent(bk_stream *s) {
     const AwayObject *away = bk_stream_user(s);
-    if (away->fd >= 0 && away->visit.bytes_in == 0 && away->visit.bytes_out == 0 &&
-        !away->spoke)
+    if (away->fd >= 0 && away->visit.bytes_in == 0 && away->visit.bytes_out == 0 && !away->spoke)
         (void)shutdown(away->fd, SHUT_RD);
 }
 
@@ -326,7 +325,8 @@ static void hand_dealloc(HandObject *self) {
 }
 
 static PyType_Slot hand_slots[] = {
-    {Py_tp_doc, "Hand(loop, hand, at_once, refusal=None): hand(fd, data, peer, local, away) is called for each "
+    {Py_tp_doc, "Hand(loop, hand, at_once, refusal=None): hand(fd, data, peer, local, away) is "
+                "called for each "
                 "connection, when it has opened, or when its first bytes are there."},
     {Py_tp_new, hand_new},
     {Py_tp_dealloc, hand_dealloc},

@@ -1,17 +1,22 @@
 """becket: one networking core in C under every kind of Python server.
 
-    import asyncio, becket
+    def echo(connection):
+        for line in connection:
+            connection.sendall(line)
 
-    async def main(): ...
+    becket.serve(echo, "tcp://:7000", "unix:/run/echo.sock", driver="forks:4")
+
+    with becket.connect("tls://example.org:443") as connection:   # blocking
+        ...
+    reader, writer = await becket.open("unix:app.sock")           # asyncio's streams
+
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
 
-    reader, writer = await becket.open("unix:app.sock")           # streams, to any endpoint
-    with becket.connect("tls://example.org:443") as connection:   # the same for blocking code
-        ...
-
-``becket.EventLoop`` is an asyncio event loop; ``becket.tls`` has TLS engines to choose from.
-``becket serve`` on the command line serves any protocol; ``becket --help`` lists what else it does.
+``serve()`` takes asyncio protocols, coroutines, blocking functions, socketserver handlers; a
+``Server`` does the same in the background. ``becket.EventLoop`` is an asyncio event loop;
+``becket.tls`` has TLS engines to choose from, ``becket.transports`` is for transports of your own.
+``becket --help`` lists what the command line does.
 """
 
 from becket import tls, transports

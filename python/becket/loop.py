@@ -184,6 +184,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         super().close()
         self._tls_contexts.clear()
         self._close_core()
+        for scheme in self._schemes.values():
+            scheme.closed(self)
+        self._schemes.clear()
 
     def set_debug(self, enabled: bool) -> None:
         """Switch debug mode: callbacks are checked and timed, handles know who made them."""

@@ -65,12 +65,12 @@ class Server:
 
     *driver* says how it is run: "loop", "loops:N", "threads:N" or "forks:N". *limits* are
     max_connections, max_per_address, max_pending_handshakes, accept_rate, first_byte, idle, write
-    and total (see LIMITS); 0, the default, is none. When it is stopped, what is under way has *drain* seconds
-    to finish. A blocking function under an event-driven driver runs in at most *max_threads*
-    threads, and is called when the first byte has been received; or at once, if it *speaks_first*
-    (an attribute of that name on the function says the same). *access_log*, "text" or "json", logs
-    a line for each connection to the logger ``becket.access``. Other arguments are settings of a
-    protocol that goes by a name: ``Server("smtp", "tcp://:25", maildir="Maildir")``.
+    and total (see LIMITS); 0, the default, is none. When it is stopped, what is under way has
+    *drain* seconds to finish. A blocking function under an event-driven driver runs in at most
+    *max_threads* threads, and is called when the first byte has been received; or at once, if it
+    *speaks_first* (an attribute of that name on the function says the same). *access_log*, "text"
+    or "json", logs a line for each connection to the logger ``becket.access``. Other arguments are
+    settings of a protocol that goes by a name: ``Server("smtp", "tcp://:25", maildir="Maildir")``.
 
     TypeError and ValueError for arguments that cannot be right, ValueError and OSError, when it is
     started, for endpoints that are wrong or cannot be had. A server is started and stopped by one

@@ -445,6 +445,8 @@ class TransportSuite:
     """True: a peer that goes without an end is an EOFError."""
     patience: ClassVar[float] = 20.0
     """Seconds until a case that waits is given up; none should come near it."""
+    arrival: ClassVar[float] = 0.05
+    """Seconds until what was sent has come, where nobody could tell that it has."""
     quick: ClassVar[bool] = False
     """Small amounts, for transports that are slow."""
 
@@ -732,7 +734,7 @@ class TransportSuite:
         x, y = await case.open()
         y.quiet_down(True)
         x.send(5)
-        await asyncio.sleep(0.05)  # until they have come, and nobody can tell when
+        await asyncio.sleep(self.arrival)
         y.abort()
         await case.closed()
         if self.resets:

@@ -191,6 +191,10 @@ class Scheme(abc.ABC):
         """A transport that is connected, or will be when it has opened."""
         raise NotImplementedError
 
+    def closed(self, loop: EventLoop) -> None:  # noqa: B027 - most need nothing
+        """Optional. The loop has been closed, and with it all listeners and transports: let go of
+        what was kept for it beyond those."""
+
 
 def find(name: str) -> object:
     """The scheme, or the capsule, that a package has brought under this name; None: no such.

@@ -616,7 +616,8 @@ static void unknown(void) {
     CHECK_INT(connect_error("gopher://x:70", &error), BK_ESCHEME);
     CHECK_INT(listen_error("tcp://x:70?a=1", &error), BK_EOPTION);
     CHECK_INT(error.position, 11);
-    CHECK_STR(error.text, "tcp has no option a; it has backlog, reuse_port, proxy, proxy_from, proxy_for");
+    CHECK_STR(error.text,
+              "tcp has no option a; it has backlog, reuse_port, proxy, proxy_from, proxy_for");
     CHECK_INT(listen_error("stdio:?a=1", &error), BK_EOPTION);
     CHECK_STR(error.text, "stdio has no option a; it has proxy, proxy_from, proxy_for");
     CHECK_INT(listen_error("tcp://127.0.0.1:0?backlog=0", &error), BK_EOPTION);
@@ -710,6 +711,48 @@ static void third_party(void) {
     left = 0;
     finish();
     CHECK_INT(left, 1);
+}
+
+static int asked; /* how often the host was */
+static char asked_for[32];
+
+static int host_knows(void *arg, const char *name, bk_error *error) {
+    static const bk_scheme meet = {
+        .size = sizeof meet, .name = "meet", .listen = meet_listen, .connect = meet_connect};
+    (void)arg;
+    asked++;
+    snprintf(asked_for, sizeof asked_for, "%s", name);
+    if (strcmp(name, "broken") == 0)
+        return bk_error_set(error, -ENOENT, 3, "its library is not here");
+    return strcmp(name, "meet") == 0 && bk_scheme_add(loop, &meet) == 0;
+}
+
+static void schemes_of_the_host(void) {
+    static const bk_loop_hooks hooks = {.size = sizeof hooks, .unknown_scheme = host_knows};
+    static const bk_loop_hooks older = {.size = offsetof(bk_loop_hooks, unknown_scheme),
+                                        .unknown_scheme = host_knows};
+    bk_loop_options options = {.size = sizeof options, .log = on_log, .hooks = &hooks};
+    bk_error error;
+    memset(&seen, 0, sizeof seen);
+    CHECK_INT(bk_loop_new(&options, &loop), 0);
+    (void)listen_at("tcp://127.0.0.1:0");
+    CHECK_INT(asked, 0); /* those that are known are not asked for */
+    CHECK_INT(listen_error("tls+met:here?cert=dev", &error), BK_ESCHEME);
+    CHECK_STR(asked_for, "met");
+    CHECK(strncmp(error.text, "there is no scheme tls+met; there are tcp", 41) == 0);
+    CHECK_INT(connect_error("broken:here", &error), -ENOENT);
+    CHECK_STR(error.text, "its library is not here");
+    CHECK_INT(error.position, 3);
+    asked = 0;
+    CHECK_STR(bk_listener_name(listen_at("meet:here")), "meet:here");
+    ask("meet:here");
+    CHECK_INT(asked, 1);
+    finish();
+    options.hooks = &older;
+    CHECK_INT(bk_loop_new(&options, &loop), 0);
+    CHECK_INT(listen_error("meet:here", &error), BK_ESCHEME);
+    CHECK_INT(asked, 1);
+    finish();
 }
 
 /* ---- Descriptors ---- */
@@ -1097,6 +1140,7 @@ int main(int argc, char **argv) {
         CASE(two_hundred),
         CASE(unknown),
         CASE(third_party),
+        CASE(schemes_of_the_host),
         CASE(fd_listening),
         CASE(fd_connected),
         CASE(fd_pipe),

@@ -203,7 +203,8 @@ static const surroundings hostile[] = {
     {"ours", "4", NULL, "systemd:", -EINVAL, 0,
      "descriptor 6 does not listen: it is taken by a name of its own"},
     {"ours", "1024", NULL, "systemd:", -EINVAL, 0, "descriptor 6 does not listen"},
-    {"ours", "3", NULL, "systemd:?a=1", BK_EOPTION, 9, "systemd has no option a; it has proxy, proxy_from, proxy_for"},
+    {"ours", "3", NULL, "systemd:?a=1", BK_EOPTION, 9,
+     "systemd has no option a; it has proxy, proxy_from, proxy_for"},
 };
 
 ON_EACH_NOTIFIER(hostile_surroundings) {

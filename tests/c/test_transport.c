@@ -5,6 +5,8 @@
 #include "tests/c/check.h"
 #include "tests/c/support.h"
 
+#include "core/stream/stream.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -171,6 +173,69 @@ static void borrowed_descriptors(void) {
     }
 }
 
+/* ---- A socket that an owner reads and writes by itself ---- */
+
+static size_t fed;
+
+static void note_fed(bk_stream *s, const void *data, size_t n) {
+    (void)s, (void)data;
+    fed += n;
+}
+
+static const bk_protocol fed_protocol = {.size = sizeof(bk_protocol),
+                                         .name = "fed",
+                                         .received = note_fed,
+                                         .ended = keep,
+                                         .closed = note_closed};
+
+/* It may block; the transport over it does not. */
+static void blocks_for_others(void) {
+    static char much[1 << 20];
+    bk_loop *loop = new_loop();
+    bk_os *os = faults_quiet(support_faults());
+    bk_transport *t = NULL;
+    struct iovec v[2] = {{much, sizeof much}, {much, sizeof much}};
+    ssize_t n = 1;
+    int p[2];
+    CHECK_INT(os->socketpair(os, p), 0);
+    CHECK_INT(bk_socket_transport(loop, p[0], &t), 0);
+    CHECK_INT(os->set_nonblocking(os, p[0], 0), 1);
+    CHECK_INT(t->ops->read(t, much, sizeof much), -EAGAIN);
+    for (int i = 1; n > 0; i = 3 - i)
+        n = t->ops->write(t, v, i);
+    CHECK_INT(n, -EAGAIN);
+    t->ops->close(t);
+    os->close(os, p[1]);
+    free_loop(loop);
+}
+
+/* What it tells the stream is what the stream would have found. */
+static void read_and_sent_elsewhere(void) {
+    static const int ends[] = {0, -ECONNRESET};
+    for (int i = 0; i < 2; i++) {
+        bk_loop *loop = new_loop();
+        bk_transport *pair[2];
+        bk_stream *s = NULL;
+        fed = 0;
+        CHECK_INT(bk_memory_transport(loop, 0, pair), 0);
+        CHECK_INT(bk_stream_new_paused(loop, pair[0], &fed_protocol, NULL, &s), 0);
+        bk_stream_feed(s, "four", 4);
+        bk_stream_feed(s, NULL, -EAGAIN);
+        bk_stream_sent(s, -EAGAIN);
+        bk_stream_sent(s, 4);
+        CHECK_INT(fed, 4);
+        bk_stream_feed(s, NULL, ends[i]);
+        bk_stream_feed(s, "late", 4);
+        CHECK_INT(fed, 4);
+        bk_stream_sent(s, -EPIPE); /* the first reason counts */
+        CHECK_INT(bk_loop_turn(loop, 0), 0);
+        CHECK_INT(seen.closed, 1);
+        CHECK_INT(seen.why, ends[i] < 0 ? ends[i] : -EPIPE);
+        pair[1]->ops->close(pair[1]);
+        free_loop(loop);
+    }
+}
+
 static size_t file_got;
 
 static void count_file(bk_stream *s, const void *data, size_t n) {
@@ -280,6 +345,8 @@ int main(int argc, char **argv) {
         CASE(silence_times_out),
         CASE(no_time_out_when_off),
         CASE(borrowed_descriptors),
+        CASE(blocks_for_others),
+        CASE(read_and_sent_elsewhere),
         CASE(regular_file),
         CASE(cannot_half_close),
         CASE(missing_directions),

@@ -757,7 +757,10 @@ static void ignore_log(void *arg, int code, const char *text) {
 
 /* Around the waits that may block and no others, whatever comes of them. */
 static void hooks(bk_conform_case *c) {
-    static const bk_loop_hooks table = {sizeof table, hook_before, hook_after, hook_interrupted};
+    static const bk_loop_hooks table = {.size = sizeof table,
+                                        .before_wait = hook_before,
+                                        .after_wait = hook_after,
+                                        .interrupted = hook_interrupted};
     hooked h = {0};
     rig r = {.c = c};
     bk_loop_options options = {.size = sizeof options,

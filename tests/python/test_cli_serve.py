@@ -34,7 +34,7 @@ def app(tmp_path: Path) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: app\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[becket.protocols]\nshout = app:upper\n[becket.transports]\nmemory = app:Memory\n"
+        "[becket.protocols]\nshout = app:upper\n[becket.transports]\npigeon = app:Memory\n"
     )
     return tmp_path
 
@@ -340,10 +340,10 @@ def test_endpoints_are_what_the_core_says(app: Path) -> None:
         known = becket.run(complaint(f"{name}:?nonsense=1")).partition(" it has ")[2]
         assert set(known.split(", ")) - {""} == set(scheme.options)
     items = listed("endpoints", app)
-    assert [item["scheme"] for item in items] == [*grammar.SCHEMES, "memory"]
-    assert items[-1] == {"scheme": "memory", "entry_point": "app:Memory"}
+    assert [item["scheme"] for item in items] == [*grammar.SCHEMES, "pigeon"]
+    assert items[-1] == {"scheme": "pigeon", "entry_point": "app:Memory"}
     text = becket_command("endpoints", folder=app).stdout.decode()
-    for word in ("tcp://HOST:PORT", "backlog", "memory:", "entry point of becket.transports"):
+    for word in ("tcp://HOST:PORT", "backlog", "pigeon:", "entry point of becket.transports"):
         assert word in text
 
 

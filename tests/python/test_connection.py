@@ -106,10 +106,13 @@ def ends(request: pytest.FixtureRequest, short_path: str) -> Iterator[tuple[Any,
         yield both
 
 
-@pytest.fixture
-def both() -> Iterator[tuple[Any, Any]]:
-    """The same, of one kind."""
+@pytest.fixture(params=["loop", "socket"])
+def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """The same, of one kind: one that waits in its loop, because there is a time-out, and one that
+    waits in the socket."""
     with connected() as both:
+        if request.param == "socket":
+            both[0].settimeout(None)
         yield both
 
 
@@ -637,9 +640,9 @@ def test_connecting_within_a_time(tls: Certificates) -> None:
         becket.connect(f"{endpoint.replace('tcp', 'tls')}?verify=none", timeout=0.05)
 
 
-def test_the_time_out_stays(both: Any) -> None:
-    near, _ = both
-    assert near.gettimeout() == PATIENCE
+def test_the_time_out_stays() -> None:
+    with connected() as (near, _):
+        assert near.gettimeout() == PATIENCE
 
 
 # ---- TLS ----
@@ -859,6 +862,7 @@ def test_one_thread_receives_while_another_sends(tls: Certificates, engine: str 
     size = {"tlslite": 1 << 17, "pyopenssl": 1 << 20}.get(engine or "", len(BIG))
     if engine is None:
         with connected() as (near, far):
+            near.settimeout(None)
             echoing = Background(echo_until_end, far)
             sending = Background(lambda: (near.sendall(BIG), near.sendall(BIG), near.end()))
             assert near.readexactly(2 * len(BIG)) == BIG * 2
@@ -918,6 +922,61 @@ def close_while_another_waits(near: becket.Connection) -> None:
 
 def test_closing_ends_another_thread_s_wait(ends: Any) -> None:
     close_while_another_waits(ends[0])
+
+
+def test_each_kind_of_end_reaches_another_thread(both: Any) -> None:
+    near, far = both
+    waiting = [Background(near.recv) for _ in range(2)]
+    time.sleep(0.05)
+    near.shutdown(socket.SHUT_RD)
+    assert [work.take() for work in waiting] == [b"", b""]
+    near.sendall(b"x")
+    assert far.recv(1) == b"x"
+
+
+def test_giving_up_ends_another_thread_s_wait(both: Any) -> None:
+    near, _ = both
+    waiting = [Background(near.recv) for _ in range(2)]
+    time.sleep(0.05)
+    near.abort()
+    for work in waiting:
+        with pytest.raises(OSError) as info:
+            work.take()
+        assert info.value.errno == errno.EBADF
+
+
+def test_a_reset_reaches_another_thread(both: Any) -> None:
+    near, far = both
+    waiting = Background(near.recv)
+    time.sleep(0.05)
+    reset(far)
+    with pytest.raises(ConnectionResetError):
+        waiting.take()
+    with pytest.raises(ConnectionResetError):
+        near.sendall(b"x")
+
+
+def test_no_tls_under_a_thread_that_waits_in_the_socket() -> None:
+    near, far = socket.socketpair()
+    with far, contextlib.closing(becket.EventLoop("poll")) as loop:
+        c = becket.Connection._adopt(loop, near.detach())
+        waiting = Background(c.recv)
+        with pytest.raises(RuntimeError, match="while another thread receives"):
+            while True:  # until it waits
+                with contextlib.suppress(TypeError):
+                    c._begin_tls(None, None)
+        far.sendall(b"x")
+        assert waiting.take() == b"x"
+        c.close()
+
+
+def test_what_waits_on_the_loop_is_not_forgotten(both: Any) -> None:
+    """A wait in the socket would not turn it."""
+    near, far = both
+    near._loop.call_later(0.02, far.sendall, b"later")
+    assert near.recv() == b"later"
+    near._loop.call_soon(far.sendall, b"soon")
+    assert near.recv() == b"soon"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

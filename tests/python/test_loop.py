@@ -631,12 +631,18 @@ def test_a_policy_can_make_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_public_names() -> None:
     assert set(becket.__all__) == {
+        "Connection",
         "EventLoop",
+        "Server",
         "__version__",
+        "connect",
         "new_event_loop",
         "notifiers",
+        "open",
         "run",
+        "serve",
         "tls",
+        "transports",
     }
     assert isinstance(becket.__version__, str)
     assert isinstance(becket.notifiers, tuple)

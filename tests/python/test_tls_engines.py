@@ -1,4 +1,7 @@
-"""The TLS engines in Python: each as server with each as client, joined in memory."""
+"""The TLS engines in Python: each as server with each as client, joined in memory.
+
+BECKET_TEST_ENGINES names more of them, those of other packages: docs/write-a-tls-engine.md.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ import pytest
 from becket import tls
 
 NAMES = ["ssl", "pyopenssl", "tlslite"]
+THEIRS = os.environ.get("BECKET_TEST_ENGINES", "").split()
+TESTED = [*NAMES, *THEIRS]
 VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 KIB = 1024
 
@@ -32,6 +37,8 @@ CANNOT = {
     ("tlslite", "tell of resumption, TLSv1.3"): "it forgets on the way",
     ("tlslite", "choose by its own order"): "it goes by the client's",
 }
+for name in THEIRS:
+    CANNOT |= {(name, what): why for what, why in getattr(tls.find(name), "cannot", {}).items()}
 
 
 class Certificates:
@@ -99,13 +106,13 @@ def make(certificates: Certificates) -> Maker:
     return Maker(certificates)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=TESTED)
 def engine(request: pytest.FixtureRequest) -> str:
     """Each engine."""
     return str(request.param)
 
 
-@pytest.fixture(params=[(s, c) for s in NAMES for c in NAMES], ids="-".join)
+@pytest.fixture(params=[(s, c) for s in TESTED for c in TESTED], ids="-".join)
 def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Each engine as server with each as client."""
     names: tuple[str, str] = request.param

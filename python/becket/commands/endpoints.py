@@ -20,6 +20,9 @@ OPTIONS = {
     "backlog": "how many connections may wait to be accepted",
     "reuse_port": "1: several processes may listen at this port",
     "mode": "the permissions of the socket, octal",
+    "proxy": "require, accept: a PROXY header; clients: send, send-v1",
+    "proxy_from": "whose PROXY headers are believed: 10.0.0.0/8,::1,unix (this machine)",
+    "proxy_for": "clients: the address that is told, 192.0.2.1:4000 (their own)",
     "cert": "PEM file with a certificate; cert=dev makes one up, for development",
     "key": "PEM file with its key, when that is not in cert. SIGHUP reads both again",
     "ca": "PEM file: whom to trust; without it, whom the system trusts",
@@ -35,8 +38,9 @@ OPTIONS = {
     "reload": "servers: look every so many seconds whether the files changed (5; 0: never)",
     "tickets": "on, off: whether sessions can be resumed",
 }
-TCP = ("backlog", "reuse_port")
-TLS = tuple(OPTIONS)[3:]
+PROXY = ("proxy", "proxy_from", "proxy_for")
+TCP = ("backlog", "reuse_port", *PROXY)
+TLS = tuple(OPTIONS)[6:]
 SCHEMES = {
     "tcp": Scheme(
         "tcp://HOST:PORT",
@@ -44,15 +48,17 @@ SCHEMES = {
         TCP,
     ),
     "unix": Scheme(
-        "unix:PATH", "a UNIX socket; unix:@NAME is abstract, on Linux", ("backlog", "mode")
+        "unix:PATH", "a UNIX socket; unix:@NAME is abstract, on Linux", ("backlog", "mode", *PROXY)
     ),
-    "memory": Scheme("memory:NAME", "a meeting place within the process", ()),
-    "stdio": Scheme("stdio:", "standard input and output, one connection", ()),
-    "fd": Scheme("fd:N", "a descriptor that is open already", ()),
+    "stdio": Scheme("stdio:", "standard input and output, one connection", PROXY),
+    "fd": Scheme("fd:N", "a descriptor that is open already", PROXY),
+    "memory": Scheme("memory:NAME", "a meeting place within the process", PROXY),
+    "process": Scheme(
+        "process:COMMAND", "a command's standard input and output, by /bin/sh", PROXY
+    ),
     "systemd": Scheme(
-        "systemd:NAME", "the sockets of that name that systemd passed; systemd: alone is all", ()
+        "systemd:NAME", "the sockets of that name that systemd passed; systemd: alone is all", PROXY
     ),
-    "process": Scheme("process:COMMAND", "a command's standard input and output, by /bin/sh", ()),
     "tls": Scheme(
         "tls://HOST:PORT?cert=FILE",
         "TLS on tcp; tls+unix:PATH?…, tls+stdio:?…, … on any other",
