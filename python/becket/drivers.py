@@ -54,10 +54,24 @@ LAST_WORDS = 1.0  # … for what was cut to take notice
 Sockets = Mapping[str, list[int]]
 
 
-def make_gate(plan: Plan) -> _becket.Gate:
-    """The limits, and the count of connections, of all shares of a process."""
-    leave = access.writer(plan.access_log) if plan.access_log else None
-    return _becket.Gate(leave, **plan.limits)
+def is_single(endpoint: str) -> bool:
+    """Whether it brings one connection, whose end is that of the server."""
+    return endpoint.partition(":")[0].rpartition("+")[2] in ("stdio", "process")
+
+
+def make_gate(plan: Plan, failed: Callable[[str, str], object]) -> _becket.Gate:
+    """The limits, and the count of connections, of all shares of a process. *failed* hears of the
+    one connection of an endpoint, when that did not end in good order: where it was, and why."""
+    write = access.writer(plan.access_log) if plan.access_log else None
+
+    def leave(*fields: Any) -> None:
+        if write is not None:
+            write(*fields)
+        if is_single(fields[0]) and fields[-2] != 0:
+            failed(fields[0], fields[-1])
+
+    single = any(map(is_single, plan.endpoints))
+    return _becket.Gate(leave if single else write, **plan.limits)
 
 
 def reopen_logs() -> None:
@@ -304,7 +318,8 @@ class Driver:
         self.names: list[str] = []
         self.given: Sockets = {}  # sockets that listen already, by their endpoints
         self.shares: list[Share] = []
-        self._gate = make_gate(plan)
+        self._gate = make_gate(plan, self._one_failed)
+        self._broken = False  # the one connection of an endpoint did not end in good order
         self._thread: threading.Thread | None = None
         self._status = 0
         self._error: BaseException | None = None
@@ -369,6 +384,10 @@ class Driver:
         for name in self.names:
             logger.info("listening at %s", name)
 
+    def _one_failed(self, endpoint: str, why: str) -> None:
+        logger.error("%s broke: %s", endpoint, why)
+        self._broken = True
+
     def _share(self, loop: EventLoop) -> Share:
         return Share(self.plan, self._gate, loop, self._end)
 
@@ -394,7 +413,7 @@ class Driver:
             if signals:
                 tell_ready(share.loop)
             good = await share.run()
-            return await asyncio.to_thread(others, good)
+            return await asyncio.to_thread(others, good and not self._broken)
 
     def _catch_signals(self, loop: EventLoop) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -554,7 +573,7 @@ class Worker(Driver):
         for number in (signal.SIGTERM, signal.SIGHUP):  # told once more, it need not die of it
             share.loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
-        return 0 if good else 1
+        return 0 if good and not self._broken else 1
 
     def _note(self, loop: EventLoop) -> None:
         self._write()
@@ -785,8 +804,9 @@ class Forks(Driver):
         if self._ending:
             self._failed = self._failed or status != 0
             return
-        if status == 0 and place == 0 and self._alone:  # what it had was one connection
-            self._end()
+        if place == 0 and self._alone and status in (0, 1) and self._serving.is_set():
+            self._failed = self._failed or status != 0
+            self._end()  # what it had was one connection
             return
         how = f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
         quick = time.monotonic() - began < self.QUICK

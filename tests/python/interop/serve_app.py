@@ -61,7 +61,7 @@ async def coroutine(reader, writer) -> None:
 
 def blocking(connection: becket.Connection) -> None:
     for line in connection:
-        said = answer(line, connection.getpeername())
+        said = answer(line, connection.peer)
         if line.startswith(b"slow"):
             time.sleep(SLOW)
         connection.sendall(said)
