@@ -227,20 +227,33 @@ static int prepare_socket(ConnectionObject *c, bk_stream *s, int fd) {
     return make_room(c);
 }
 
-/* Other threads may use the connection meanwhile, and end it: stop_receiver(). */
+/* Other threads may use the connection meanwhile, and end it: stop_receiver(). Whoever has just
+   come has often spoken already: then no other thread need have its turn. */
+static ssize_t read_socket(ConnectionObject *c, int fd, char *room, size_t size) {
+    ssize_t n = -1;
+    int number = EAGAIN;
+    if (c->arrived == 0) {
+        n = recv(fd, room, size, MSG_DONTWAIT);
+        number = errno;
+    }
+    if (n < 0 && number == EAGAIN) {
+        Py_BEGIN_ALLOW_THREADS n = recv(fd, room, size, 0);
+        number = errno;
+        Py_END_ALLOW_THREADS
+    }
+    return n < 0 ? -number : n;
+}
+
 static int receive(ConnectionObject *c) {
     bk_stream *s = stream_of(c);
-    int fd = s->transport->ops->fd(s->transport, BK_READ), number;
+    int fd = s->transport->ops->fd(s->transport, BK_READ);
     unsigned long before;
-    ssize_t n;
     if (prepare_socket(c, s, fd) < 0)
         return -1;
     char *room = PyBytes_AS_STRING(c->input) + c->used;
-    size_t size = (size_t)(c->room - c->used);
     c->receiver = PyThread_get_thread_ident();
-    Py_BEGIN_ALLOW_THREADS n = recv(fd, room, size, 0);
-    number = errno;
-    Py_END_ALLOW_THREADS int code = n < 0 && number == EINTR ? PyErr_CheckSignals() : 0;
+    ssize_t n = read_socket(c, fd, room, (size_t)(c->room - c->used));
+    int code = n == -EINTR ? PyErr_CheckSignals() : 0;
     drive_await(c->loop); /* nobody else receives before this is told */
     c->receiver = 0;
     s = stream_of(c);
@@ -250,7 +263,7 @@ static int receive(ConnectionObject *c) {
     }
     if (drive_enter(c->loop, &before) < 0)
         return -1;
-    bk_stream_feed(s, room, n < 0 ? -number : n);
+    bk_stream_feed(s, room, n);
     drive_leave(c->loop, before);
     return 0;
 }

@@ -20,7 +20,7 @@
 
 typedef struct HandObject {
     SERVED_HEAD;
-    PyObject *hand;
+    PyObject *hand, *back;
     PyObject *refusal; /* bytes for those whom a limit keeps out; NULL: none */
     bk_protocol table;
     bool at_once; /* not only when the first byte is there */
@@ -30,6 +30,7 @@ typedef struct HandObject {
    the thread's own stream. */
 typedef struct AwayObject {
     PyObject_HEAD LoopObject *loop;
+    PyObject *back;    /* called on the loop when the thread is done; NULL: nobody asks */
     bk_stream *stream; /* NULL: closed; the loop's thread alone looks */
     bk_visit visit;    /* of the thread's stream: what it moves is counted, and timed, there */
     bk_limits limits;
@@ -73,6 +74,10 @@ static void come_back(void *arg) {
         else
             bk_stream_close(s);
     }
+    PyObject *result = away->back != NULL ? PyObject_CallNoArgs(away->back) : NULL;
+    if (result == NULL && away->back != NULL)
+        loop_report(away->loop, "Nobody could be told of a thread that is free", NULL, NULL, NULL);
+    Py_XDECREF(result);
     Py_DECREF((PyObject *)away);
 }
 
@@ -146,6 +151,7 @@ static PyObject *away_done(AwayObject *self, PyObject *arg) {
 static void away_dealloc(AwayObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     bk_tls_context_unref(self->offer);
+    Py_CLEAR(self->back);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -214,6 +220,7 @@ static int hand_plain(HandObject *self, bk_stream *s, int socket, const void *da
         return code;
     }
     away->loop = (LoopObject *)Py_NewRef((PyObject *)self->loop);
+    away->back = Py_XNewRef(self->back);
     away->stream = s;
     away->fd = fd;
     if (bk_tls_offer_context(bk_stream_transport(s), &offer, &name) == 0)
@@ -296,14 +303,14 @@ static void hand_refused(bk_stream *s, const bk_protocol *protocol, int why) {
                               (size_t)PyBytes_GET_SIZE(self->refusal), BK_COPY, NULL);
 }
 
-/* Hand(loop, hand, at_once, refusal=None) */
+/* Hand(loop, hand, at_once, refusal=None, back=None) */
 static PyObject *hand_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     module_state *state = state_of_type(type);
-    PyObject *loop, *hand, *refusal = NULL;
+    PyObject *loop, *hand, *refusal = NULL, *back = Py_None;
     int at_once;
     if (state == NULL ||
-        !PyArg_ParseTuple(args, "O!Op|O:Hand", state->loop_type, &loop, &hand, &at_once,
-                          &refusal) ||
+        !PyArg_ParseTuple(args, "O!Op|OO:Hand", state->loop_type, &loop, &hand, &at_once, &refusal,
+                          &back) ||
         loop_check_open((LoopObject *)loop) < 0)
         return NULL;
     HandObject *self = (HandObject *)type->tp_alloc(type, 0);
@@ -311,6 +318,7 @@ static PyObject *hand_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
         return NULL;
     self->loop = (LoopObject *)Py_NewRef(loop);
     self->hand = Py_NewRef(hand);
+    self->back = back != Py_None ? Py_NewRef(back) : NULL;
     self->at_once = at_once;
     self->refusal = refusal != NULL && PyBytes_Check(refusal) ? Py_NewRef(refusal) : NULL;
     self->table = (bk_protocol){.size = sizeof(bk_protocol),
@@ -327,11 +335,13 @@ static int hand_traverse(HandObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT((PyObject *)self->loop);
     Py_VISIT(self->hand);
+    Py_VISIT(self->back);
     return 0;
 }
 
 static int hand_clear(HandObject *self) {
     Py_CLEAR(self->hand);
+    Py_CLEAR(self->back);
     Py_CLEAR(self->refusal);
     return 0;
 }
@@ -346,9 +356,9 @@ static void hand_dealloc(HandObject *self) {
 }
 
 static PyType_Slot hand_slots[] = {
-    {Py_tp_doc, "Hand(loop, hand, at_once, refusal=None): hand(fd, data, peer, local, away) is "
-                "called for each "
-                "connection, when it has opened, or when its first bytes are there."},
+    {Py_tp_doc, "Hand(loop, hand, at_once, refusal=None, back=None): hand(fd, data, peer, local, "
+                "away) is called for each connection, when it has opened, or when its first bytes "
+                "are there; back(), for one that is not relayed, after away.done()."},
     {Py_tp_new, hand_new},
     {Py_tp_dealloc, hand_dealloc},
     {Py_tp_traverse, hand_traverse},

@@ -105,6 +105,7 @@ class Hand:
         hand: Callable[..., object],
         at_once: bool,
         refusal: bytes | None = None,
+        back: Callable[[], object] | None = None,
         /,
     ) -> None: ...
 

@@ -282,7 +282,7 @@ class ThreadsShare(Share):
 
     def _protocol(self) -> Any:
         self.pool = self._make_pool()
-        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal)
+        return _becket.Hand(self.loop, self._give, True, self.plan.served.refusal, self._freed)
 
     def _give(self, *handed: Any) -> None:
         self._free -= 1

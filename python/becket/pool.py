@@ -141,8 +141,9 @@ def _renew(loop: EventLoop) -> EventLoop:
 class Pool:
     """At most *limit* threads, each of which serves one connection at a time.
 
-    *done*, if given, is called in a pool's thread after each connection. ``give()`` is called by
-    one thread only; close() by the same.
+    *done*, if given, is called in a pool's thread after each connection that is relayed, and whose
+    loop therefore does not hear of it. ``give()`` is called by one thread only; close() by the
+    same.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Pool:
                     logger.exception("%s failed", self._served.name)
                     loop = _renew(loop)
                 self._idle.append(None)
-                if self._done is not None:
+                if self._done is not None and handed.away is None:
                     self._done()
         finally:
             asyncio.set_event_loop(None)

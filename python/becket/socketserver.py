@@ -91,7 +91,7 @@ class _OwnThread(Pool):
                     if handed is None:
                         return
                     self._serve(self._served, loop, handed)
-                    if self._done is not None:
+                    if self._done is not None and handed.away is None:
                         self._done()
         finally:
             loop.close()
