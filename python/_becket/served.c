@@ -36,7 +36,7 @@ typedef struct AwayObject {
     bk_limits limits;
     bk_tls_context *offer; /* of a starttls endpoint; NULL: none */
     int fd;                /* the thread's */
-    bool spoke; /* before it went away */
+    bool spoke;            /* before it went away */
     bool failed;
 } AwayObject;
 
