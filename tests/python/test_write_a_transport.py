@@ -47,7 +47,9 @@ def test_it_passes_the_suite(folder: Path) -> None:
 
 def test_what_it_shows_of_c_is_there() -> None:
     code = {line.strip() for line in (ROOT / "examples" / "local.c").read_text().split("\n")}
-    code |= {line.strip() for line in (ROOT / "tests" / "c" / "test_local.c").read_text().split("\n")}
+    code |= {
+        line.strip() for line in (ROOT / "tests" / "c" / "test_local.c").read_text().split("\n")
+    }
     calls = {  # as the page has them, shorter
         "code = bk_scheme_add(loop, &local_scheme);",
         'code = bk_listen(loop, "local:echo", &echo, &error, NULL);',
