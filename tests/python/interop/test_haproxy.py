@@ -35,7 +35,7 @@ defaults
     retries 20
     option redispatch 1
 frontend front
-    bind fd@{fd}
+    bind {address}
     default_backend back
 backend back
     balance roundrobin
@@ -44,32 +44,32 @@ backend back
 
 
 class HAProxy:
-    """The real one, with a master that reloads it; it listens on a socket of ours, so that nobody
-    else can have the port."""
+    """The real one, with a master that reloads it; at an address where no client has its port."""
 
     def __init__(self, folder: Path, *servers: str) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1000)
-        self.address = self._socket.getsockname()
+        with socket.create_server(("127.0.0.3", 0)) as free:
+            self.address = free.getsockname()
         self._admin = str(folder / "admin")
-        fd = self._socket.fileno()
+        self._master = str(folder / "master")
+        address = "{}:{}".format(*self.address)
         lines = "\n    ".join(f"server s{i} {text}" for i, text in enumerate(servers))
         file = folder / "haproxy.cfg"
-        file.write_text(CONFIG.format(folder=folder, fd=fd, servers=lines))
+        file.write_text(CONFIG.format(folder=folder, address=address, servers=lines))
         environment = dict(os.environ)
         environment.pop("LD_PRELOAD", None)  # sanitizers are for our own code
         self.process = subprocess.Popen(
-            [find_program("haproxy"), "-W", "-db", "-q", "-f", file],
-            pass_fds=[fd],
+            [find_program("haproxy"), "-W", "-db", "-q", "-S", self._master, "-f", file],
             env=environment,
         )
 
-    def ask(self, command: str) -> str:
+    def ask(self, command: str, where: str = "") -> str:
         """What it answers at its socket for administrators; nothing, when it is not there."""
         with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(PATIENCE)
             try:
-                admin.connect(self._admin)
+                admin.connect(where or self._admin)
                 admin.sendall(command.encode() + b"\n")
+                admin.shutdown(socket.SHUT_WR)
                 return admin.makefile().read()
             except OSError:
                 return ""
@@ -81,6 +81,7 @@ class HAProxy:
     def reload(self) -> None:
         """Returns when another process serves."""
         before = self.pid()
+        until(lambda: self.ask("show proc", self._master))  # it is ready for a signal again
         self.process.send_signal(signal.SIGUSR2)
         until(lambda: self.pid() not in (before, ""))
 
@@ -94,7 +95,6 @@ class HAProxy:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(PATIENCE)
-        self._socket.close()
 
 
 def until(true: Callable[[], object]) -> None:
