@@ -39,11 +39,11 @@ void bk_acceptor_add(bk_acceptor *a, int fd) {
     a->doors[a->count++] = (door){a, fd, false};
 }
 
-int bk_acceptor_adopt(bk_acceptor *a, int fd) {
+int bk_acceptor_adopt(bk_acceptor *a, int fd, bool borrowed) {
     int was = a->loop->os->set_nonblocking(a->loop->os, fd, 1);
     if (was < 0)
         return was;
-    a->doors[a->count++] = (door){a, fd, was == 0};
+    a->doors[a->count++] = (door){a, fd, was == 0 && !borrowed};
     return 0;
 }
 

@@ -316,10 +316,12 @@ static void name_socket(bk_loop *loop, int fd, char *room, size_t size) {
         snprintf(room, size, "fd:%d", fd);
 }
 
-static int adopt_all(bk_acceptor *a, const int *fds, int count) {
+/* What is borrowed stays non-blocking afterwards: other listeners, of other processes too, accept
+   from the same sockets. */
+static int adopt_all(bk_acceptor *a, const int *fds, int count, bool borrowed) {
     int code = 0;
     for (int i = 0; i < count && code >= 0; i++)
-        code = bk_acceptor_adopt(a, fds[i]);
+        code = bk_acceptor_adopt(a, fds[i], borrowed);
     return code < 0 ? code : bk_acceptor_start(a);
 }
 
@@ -342,7 +344,7 @@ static int listen_over(bk_loop *loop, const int *fds, int count, const char *nam
         name_socket(loop, fds[0], own, sizeof own);
         name = own;
     }
-    code = adopt_all(a, fds, count);
+    code = adopt_all(a, fds, count, close == let_go);
     if (code >= 0)
         code = bk_acceptor_listener(a, name, close, a, ret_listener);
     if (code < 0)

@@ -158,7 +158,7 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
 /* The socket is the acceptor's from then on. */
 void bk_acceptor_add(bk_acceptor *a, int fd);
 /* The same for one that somebody else made, and that may block. */
-int bk_acceptor_adopt(bk_acceptor *a, int fd);
+int bk_acceptor_adopt(bk_acceptor *a, int fd, bool borrowed);
 /* Give back the sockets, as they were, to whoever added them. */
 void bk_acceptor_drop(bk_acceptor *a);
 /* Watch them. */

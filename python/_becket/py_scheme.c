@@ -160,11 +160,8 @@ static int scheme_connect(bk_loop *core, const bk_endpoint *endpoint, const bk_p
     int code = 0;
     if (result == NULL || PyTuple_Check(result) || py_transport_new(loop, result, &transport) < 0)
         code = fail(loop, PyErr_Occurred() ? NULL : result, error);
-    if (code == 0) {
+    if (code == 0) /* which owns the transport, whatever comes of it */
         code = bk_connect_transport(core, transport, protocol, user, ret_stream);
-        if (code < 0)
-            transport->ops->close(transport);
-    }
     Py_XDECREF(result);
     Py_XDECREF(text);
     return code;

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 logger = logging.getLogger("becket.access")
@@ -23,6 +23,12 @@ def peer_text(peer: Any) -> str:
     if isinstance(peer, bytes):
         return "@" + peer[1:].decode(errors="backslashreplace")
     return peer or "-"
+
+
+def iso_time(seconds: float) -> str:
+    """A time since 1970 as ISO 8601 has it, in UTC, to the millisecond."""
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03}+00:00"
 
 
 def _as_text(fields: dict[str, Any]) -> str:
@@ -47,7 +53,7 @@ def writer(form: str) -> Callable[..., None]:
         why: str | None,
     ) -> None:
         fields = {
-            "time": datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds"),
+            "time": iso_time(began),
             "endpoint": endpoint,
             "peer": peer_text(peer),
             "seconds": round(seconds, 6),
