@@ -381,7 +381,7 @@ async def lost_with(loop: becket.EventLoop, kind: type[Memory]) -> Any:
         return error
     client.transport.write(b"hello")
     client.transport.write_eof()
-    why = await no_more_than(client.lost)
+    why = await no_more_than(asyncio.shield(client.lost))
     server.close()
     return why
 
