@@ -110,6 +110,7 @@ def test_swaks(server, kind, tmp_path):
     # swaks makes the line ends, and adds an empty line of its own.
     expected = message.read_bytes().replace(b"\n", b"\r\n") + b"\r\n"
     assert read_by_sender(server.maildir) == {"a@example.org": expected, "b@example.org": expected}
+    server.wait_stored(2)
     assert sum("to x@example.org, y@example.org" in line for line in server.lines) == 2
 
 
