@@ -121,8 +121,9 @@ class TCPServer(socketserver.TCPServer):
     limits: ClassVar[Mapping[str, int]] = {}
     drain: ClassVar[float] = 30.0
 
-    _running: drivers.Driver | None = None
-    _stopped: threading.Event | None = None
+    _running: drivers.Driver | None = None  # from the beginning of serve_forever() to its end
+    _asked: threading.Event  # to end
+    _stopped: threading.Event
 
     # ---- What is called for a connection, in its thread ----
 
@@ -161,45 +162,46 @@ class TCPServer(socketserver.TCPServer):
         seconds."""
         driver = self._driver()
         driver.given = {self._endpoint(): [self.fileno()]}
-        self._stopped = stopped = threading.Event()
+        self._asked, self._stopped = threading.Event(), threading.Event()
+        self._running = driver
         try:
-            driver.start()
-            self._running = driver
-            self._wait(driver, stopped, poll_interval)
+            driver.start()  # clients may be served, and ask us to end, before this returns
+            if not self._asked.is_set():
+                self._wait(driver, poll_interval)
         finally:
             self._running = None
             driver.stop(self.drain)
-            stopped.set()
+            self._stopped.set()
 
-    def _wait(self, driver: drivers.Driver, stopped: threading.Event, poll_interval: float) -> None:
+    def _wait(self, driver: drivers.Driver, poll_interval: float) -> None:
         share = driver.shares[0]
         assert isinstance(share, _OwnShare) and isinstance(share.pool, _OwnThread)
         share.pool.work(self, poll_interval)
 
     def shutdown(self) -> None:
         """End serve_forever(), which another thread runs, and wait for that."""
-        driver, stopped = self._running, self._stopped
-        if driver is not None and stopped is not None:
-            for share in driver.shares:
-                share.stop(self.drain)
-            stopped.wait()
+        driver = self._running
+        if driver is None:
+            return
+        self._asked.set()
+        self._end(driver)
+        self._stopped.wait()
+
+    def _end(self, driver: drivers.Driver) -> None:
+        """Let _wait() return."""
+        for share in list(driver.shares):
+            share.stop(self.drain)
 
 
 class _Background:
     """Of servers whose handlers run elsewhere: what serve_forever() does meanwhile."""
 
-    def _wait(
-        self: Any, driver: drivers.Driver, stopped: threading.Event, poll_interval: float
-    ) -> None:
-        self._asked = asked = threading.Event()
-        while not asked.wait(poll_interval):
+    def _wait(self: Any, driver: drivers.Driver, poll_interval: float) -> None:
+        while not self._asked.wait(poll_interval):
             self.service_actions()
 
-    def shutdown(self: Any) -> None:
-        """End serve_forever(), which another thread runs, and wait for that."""
-        if self._running is not None:
-            self._asked.set()
-            self._stopped.wait()
+    def _end(self, driver: drivers.Driver) -> None:
+        pass  # _wait() has been asked
 
 
 class ThreadingMixIn(_Background):

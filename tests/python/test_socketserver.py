@@ -47,9 +47,19 @@ class Plain(socketserver.BaseRequestHandler):
 @contextmanager
 def serving(server: Any) -> Iterator[str]:
     """Runs serve_forever() as programs do, and tells where."""
+    running = threading.Event()
+    actions = server.service_actions
+
+    def service_actions() -> None:
+        running.set()
+        actions()
+
+    server.service_actions = service_actions
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="caller")
     with server:
         thread.start()
+        # Before that, a fork would inherit our client's socket, and its end would not be heard of.
+        assert running.wait(PATIENCE)
         address = server.server_address
         yield f"unix:{address}" if isinstance(address, str) else f"tcp://127.0.0.1:{address[1]}"
         server.shutdown()
