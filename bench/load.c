@@ -17,6 +17,7 @@
  */
 #include "endpoint.h"
 
+#include <dirent.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -545,6 +546,31 @@ static void open_all(void) {
     run.opening = false;
 }
 
+static long files_of_server(void) {
+    char path[64];
+    long count = -2;   /* . and .. */
+    snprintf(path, sizeof path, "/proc/%ld/fd", options.server_pid);
+    DIR *files = opendir(path);
+    if (!files)
+        die("cannot read %s", path);
+    while (readdir(files))
+        count++;
+    closedir(files);
+    return count;
+}
+
+/* A silent connection may still be in the backlog: waits until the server has as many files open as there are
+ * connections. */
+static void accepted_all(void) {
+    int64_t end = clock_ns(CLOCK_MONOTONIC) + (int64_t)STALL_S * 1000000000;
+    while (files_of_server() < run.count) {
+        if (clock_ns(CLOCK_MONOTONIC) > end)
+            die("%s", "the server has not accepted all silent connections");
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
+    run.now = clock_ns(CLOCK_MONOTONIC);
+}
+
 /* A server that runs has seen connections come and go, so before the load a few do. It matters: the first end of a
  * connection frees a whole receive buffer, from which glibc's malloc learns to keep blocks of that size; until then each
  * read of many Python libraries costs an mmap and a munmap, three times the work of the echo itself. */
@@ -783,6 +809,8 @@ int main(int argc, char **argv) {
     if (options.mode != MODE_CONNECT) {
         prime();
         open_all();
+        if (options.silent && options.server_pid)
+            accepted_all();
     }
     if (options.mode == MODE_IDLE)
         hold();

@@ -122,7 +122,7 @@ def load_table(table: Table, unit: str) -> list[str]:
     return rows([*header, *more], body)
 
 
-# Of the serving cells, as far as a cell measures them: heading, metric, form, whether more is better.
+# Of the serving cells, as far as they are measured: heading, metric, form, whether more is better.
 SERVING_COLUMNS = (
     ("{}/s", "rate", ",.0f", True),
     ("p50 µs", "p50_us", ".0f", None),
@@ -146,7 +146,12 @@ def serving_table(table: Table, unit: str) -> list[str]:
     body = [
         [
             name_of(label) + (" †" if disturbed(entry) else ""),
-            *(spread(entry, metric, form) for _, metric, form, _ in columns),
+            *(
+                spread(entry, metric, form)
+                if greater is not None
+                else format(median(entry, metric), form)
+                for _, metric, form, greater in columns
+            ),
             *(ratio(median(entry, metric), value) for metric, value in best.items()),
         ]
         for label, entry in sorted(here.items(), key=lambda item: -median(item[1], "rate"))
@@ -175,7 +180,7 @@ def target_line(target: Target, table: Table) -> str | None:
     elif target.less:
         other = here[target.less]
         value -= median(other, target.metric)
-        what, form = f"{what} − that of {target.less}, in µs", "+.2f"
+        what, form = f"{what} less that of {target.less}, in µs", "+.2f"
         if most is None:
             most = max(width(entry, target.metric), width(other, target.metric))
             what += " (at most the rounds' spread)"

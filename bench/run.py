@@ -39,7 +39,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KINDS = ("protocol", "buffered", "streams", "c")
 TLS_KIB = {"protocol": (1, 10, 100), "buffered": (1,), "streams": (1,), "c": (1, 100)}
-QUICK = ("protocol/tcp/1KiB", "protocol/tls/1KiB", "streams/tcp/1KiB", "c/tcp/1KiB", "micro")
+QUICK = (
+    "protocol/tcp/1KiB",
+    "protocol/tls/1KiB",
+    "streams/tcp/1KiB",
+    "c/tcp/1KiB",
+    "threads/kept",
+    "micro",
+)
 SELECT_IDLE = 900  # select() cannot watch descriptors above 1023
 FULL_IDLE = 5000
 

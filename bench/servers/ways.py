@@ -43,10 +43,10 @@ def compute(count: int) -> int:
 
 
 def calibrate() -> int:
-    """How many turns take a millisecond here; the best of some tries."""
+    """How many turns take a millisecond here; the best of many tries."""
     turns = 50_000
     best = float("inf")
-    for _ in range(20):
+    for _ in range(200):
         start = time.perf_counter()
         compute(turns)
         best = min(best, time.perf_counter() - start)
