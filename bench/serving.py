@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 Load = Mapping[str, float | bool]  # options of bench-load
 NEW: Load = {"size": 64, "connections": 32}
+FEW: Load = {"size": 64, "connections": 16}
 KEPT: Load = {"size": 1024, "connections": 50}
 
 
@@ -71,6 +72,12 @@ def threads_targets(rate: bool) -> tuple[Target, ...]:
     return (*faster, *cheaper)
 
 
+FORKS_WAYS = (
+    Way("becket, loop", "becket", "compute"),
+    Way("becket, forks:2", "becket", "compute, forks"),
+    Way("socketserver, forking", "socketserver", "compute, socketserver"),
+)
+FORKS_TARGETS = (Target("becket, forks:2", "rate", least=1.7, ratio_to="becket, loop"),)
 CREATED = Way("becket, create_server", "becket", "create_server")
 SERVED = Way("becket.serve", "becket", "serve")
 PROXIED = Way("becket.serve, PROXY v2", "becket", "serve, proxy", {"proxy": True})
@@ -90,17 +97,10 @@ CELLS: dict[str, Serving] = {
         "connect", NEW, threads_ways(", backlog"), threads_targets(rate=True), unit="connection"
     ),
     "threads/kept": Serving("echo", KEPT, threads_ways(", backlog"), threads_targets(rate=False)),
-    "forks/compute": Serving(
-        "echo",
-        {"size": 64, "connections": 16},
-        (
-            Way("becket, loop", "becket", "compute"),
-            Way("becket, forks:2", "becket", "compute, forks"),
-            Way("socketserver, forking", "socketserver", "compute, socketserver"),
-        ),
-        (Target("becket, forks:2", "rate", least=1.7, ratio_to="becket, loop"),),
-        unit="request",
-        cores=True,
+    # All connections at once, and then kept: what a worker has accepted stays with it.
+    "forks/compute": Serving("echo", FEW, FORKS_WAYS, FORKS_TARGETS, unit="request", cores=True),
+    "forks/compute-new": Serving(
+        "connect", FEW, FORKS_WAYS, FORKS_TARGETS, unit="connection", cores=True
     ),
     "blocking/idle": Serving(
         "echo",
