@@ -1,7 +1,8 @@
 """One active connection among many idle ones: asyncore's own loop against becket.asyncore.
 
 Prints, for each loop, messages a second and the CPU time of one: an echo of 64 bytes between two
-processes, the idle connections in the server. `python bench/asyncore_idle.py --idle 2000`
+processes, the idle connections in the server. `python bench/asyncore_idle.py --idle 2000`;
+bench/run.py runs it once for each loop.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Idle(asyncore.dispatcher):
         return False
 
 
-def talk(sock: socket.socket, seconds: float) -> None:
+def talk(sock: socket.socket, seconds: float, core: int | None) -> None:
     """In a process of its own: one message after the other."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     sock.setblocking(True)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -59,7 +62,7 @@ class Counting(Echo):
         super().handle_read()
 
 
-def measure(kind: str, idle: int, seconds: float) -> dict[str, float]:
+def measure(kind: str, idle: int, seconds: float, core: int | None) -> dict[str, float]:
     channels: dict[int, object] = {}
     pairs = [socket.socketpair() for _ in range(idle)]
     for near, _ in pairs:
@@ -69,7 +72,7 @@ def measure(kind: str, idle: int, seconds: float) -> dict[str, float]:
     pid = os.fork()
     if pid == 0:
         near.close()
-        talk(far, seconds)
+        talk(far, seconds, core)
     far.close()
     before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     try:
@@ -85,7 +88,7 @@ def measure(kind: str, idle: int, seconds: float) -> dict[str, float]:
     for _, sock in pairs:
         sock.close()
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"messages_per_s": active.count / wall, "cpu_us": cpu / active.count * 1e6}
+    return {"rate": active.count / wall, "cpu_us": cpu / active.count * 1e6}
 
 
 def main() -> None:
@@ -93,11 +96,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--idle", type=int, default=2000, help="idle connections (2000)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each loop (2)")
+    parser.add_argument("--loop", metavar="NAME", help="this one only")
+    parser.add_argument("--peer-core", metavar="N", type=int, help="where the other process runs")
     options = parser.parse_args()
     own = ["asyncore, poll2"] + (["asyncore, poll"] if options.idle < 500 else [])
     ours = [f"becket, {n}" for n in becket.notifiers if n != "select" or options.idle < 500]
-    for kind in own + ours:
-        print(json.dumps({kind: measure(kind, options.idle, options.seconds)}), flush=True)
+    if options.loop and options.loop not in own + ours:
+        parser.error(f"--loop: with so many idle connections one of {'; '.join(own + ours)}")
+    for kind in [options.loop] if options.loop else own + ours:
+        sample = measure(kind, options.idle, options.seconds, options.peer_core)
+        print(json.dumps({kind: sample}), flush=True)
 
 
 if __name__ == "__main__":

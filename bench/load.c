@@ -9,11 +9,15 @@
  * anything, the handshakes being done before the measured window; in the mode `connect` they are what is measured,
  * none of them resuming a session. A message is sealed into memory, and sent in as few calls as a plain one.
  *
+ * With --proxy every connection begins with a PROXY v2 header, which goes out with the first message, as from a proxy
+ * that has a request already.
+ *
  * The result is one line of JSON on stdout. With --server-pid it holds the CPU time that process used during the
  * measured window, read here rather than by the runner, so that time and messages cover exactly the same window.
  */
 #include "endpoint.h"
 
+#include <dirent.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -64,6 +68,7 @@ static struct {
     long connections, idle, size;
     double seconds, warmup;
     long server_pid;
+    bool silent, proxy;
 } options = {.connections = 50, .idle = 0, .size = 1024, .seconds = 2, .warmup = 0.5};
 
 static struct {
@@ -340,6 +345,15 @@ static void message_begin(connection *c) {
     message_send(c);
 }
 
+/* A header of the PROXY protocol, version 2: from a client in 127.0.0.0/8 to the server. MSG_MORE holds it back until the
+ * first message comes behind it. */
+static void header_send(connection *c) {
+    static const unsigned char header[] = "\r\n\r\n\0\r\nQUIT\n" "\x21\x11\0\x0c" "\x7f\1\1\1" "\x7f\0\0\1" "\xc0\1" "\0\x50";
+    const size_t size = sizeof header - 1;
+    if (send(c->fd, header, size, MSG_NOSIGNAL | MSG_MORE) != (ssize_t)size)
+        connection_fail(c, "send a PROXY header", errno);
+}
+
 /* As far as it goes with what is in the room. */
 static void connection_shake(connection *c) {
     int r = tls_handshake(c);
@@ -352,7 +366,26 @@ static void connection_shake(connection *c) {
         sealed_send(c);
 }
 
+/* Whether a connection is one of those that never say a word. */
+static bool is_silent(const connection *c) {
+    return options.silent && c - run.all >= options.connections;
+}
+
+static void connection_park(connection *c) {
+    c->phase = PARKED;
+    run.parked++;
+}
+
 static void connection_opened(connection *c) {
+    if (is_silent(c)) {
+        connection_watch(c, EPOLLIN);
+        connection_park(c);
+        return;
+    }
+    if (options.proxy)
+        header_send(c);
+    if (c->phase == CLOSED)
+        return;
     if (!options.target.pem) {
         message_begin(c);
         return;
@@ -397,8 +430,7 @@ static void measured(connection *c) {
 /* The whole message has come back: what now depends on the mode. */
 static void message_done(connection *c) {
     if (run.opening) {
-        c->phase = PARKED;
-        run.parked++;
+        connection_park(c);
     } else if (options.mode == MODE_CONNECT) {
         c->phase = ENDING;   /* our half ends, and the server is to end its own */
         if (c->tls) {
@@ -491,7 +523,7 @@ static void turn(int timeout_ms) {
 }
 
 /* Opens all connections, a few at a time, and lets each echo one message: so the server is known to have accepted it,
- * and an idle connection is one that has been used. */
+ * and an idle connection is one that has been used; unless it is a silent one. */
 static void open_all(void) {
     long cursor = 0, parked = 0;
     int64_t progress = run.now;
@@ -512,6 +544,31 @@ static void open_all(void) {
             die("while opening connections: %s", "the server does not answer");
     }
     run.opening = false;
+}
+
+static long files_of_server(void) {
+    char path[64];
+    long count = -2;   /* . and .. */
+    snprintf(path, sizeof path, "/proc/%ld/fd", options.server_pid);
+    DIR *files = opendir(path);
+    if (!files)
+        die("cannot read %s", path);
+    while (readdir(files))
+        count++;
+    closedir(files);
+    return count;
+}
+
+/* A silent connection may still be in the backlog: waits until the server has as many files open as there are
+ * connections. */
+static void accepted_all(void) {
+    int64_t end = clock_ns(CLOCK_MONOTONIC) + (int64_t)STALL_S * 1000000000;
+    while (files_of_server() < run.count) {
+        if (clock_ns(CLOCK_MONOTONIC) > end)
+            die("%s", "the server has not accepted all silent connections");
+        nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
+    run.now = clock_ns(CLOCK_MONOTONIC);
 }
 
 /* A server that runs has seen connections come and go, so before the load a few do. It matters: the first end of a
@@ -630,13 +687,15 @@ static void usage(FILE *to) {
     fputs("usage: bench-load MODE ENDPOINT [options]\n"
           "Drives an echo server and prints one line of JSON.\n\n"
           "MODE\n"
-          "  echo      every connection sends a message, waits for its echo, sends the next\n"
+          "  echo      every connection sends a message, waits for its echo, sends the next; --idle others are held\n"
           "  connect   a new connection for each message, closed after its echo; --connections are in flight\n"
           "  idle      opens --idle connections and holds them until stdin says a line or ends\n"
           "  active    echo on ONE connection, while --idle others are held\n"
           "ENDPOINT    tcp:HOST:PORT or tls:HOST:PORT (loopback only), or unix:PATH\n\n"
           "  --connections N   (50)\n"
           "  --idle N          (0)\n"
+          "  --silent          the idle ones have not said a word; otherwise each has echoed a message\n"
+          "  --proxy           connections begin with a PROXY v2 header\n"
           "  --size BYTES      of a message (1024)\n"
           "  --seconds S       of the measured window (2)\n"
           "  --warmup S        before it (0.5)\n"
@@ -680,6 +739,7 @@ static void parse(int argc, char **argv) {
         {"connections", required_argument, NULL, 'c'}, {"idle", required_argument, NULL, 'i'},
         {"size", required_argument, NULL, 'b'},        {"seconds", required_argument, NULL, 's'},
         {"warmup", required_argument, NULL, 'w'},      {"server-pid", required_argument, NULL, 'p'},
+        {"silent", no_argument, NULL, 'q'},            {"proxy", no_argument, NULL, 'x'},
         {"help", no_argument, NULL, 'h'},              {"version", no_argument, NULL, 'v'},
         {NULL, 0, NULL, 0},
     };
@@ -691,6 +751,8 @@ static void parse(int argc, char **argv) {
         case 's': options.seconds = duration("seconds", optarg, 0.01); break;
         case 'w': options.warmup = duration("warmup", optarg, 0); break;
         case 'p': options.server_pid = number("server-pid", optarg, 1, INT_MAX); break;
+        case 'q': options.silent = true; break;
+        case 'x': options.proxy = true; break;
         case 'h': usage(stdout); exit(0);
         case 'v': puts(tls_version()); exit(0);
         default: usage(stderr); exit(2);
@@ -711,7 +773,7 @@ static void parse(int argc, char **argv) {
         fputs("bench-load: idle needs --idle N\n", stderr);
         exit(2);
     }
-    if (options.mode == MODE_ECHO || options.mode == MODE_CONNECT)
+    if (options.mode == MODE_CONNECT)
         options.idle = 0;
 }
 
@@ -747,6 +809,8 @@ int main(int argc, char **argv) {
     if (options.mode != MODE_CONNECT) {
         prime();
         open_all();
+        if (options.silent && options.server_pid)
+            accepted_all();
     }
     if (options.mode == MODE_IDLE)
         hold();

@@ -1,27 +1,32 @@
 """One measurement: starts a server on one core and the load on another, and returns the figures.
 
-bench/run.py calls echo(), connect(), idle(), active() and micro(), each in a fresh server process.
+bench/run.py calls echo(), connect(), idle(), active(), serve(), asyncore() and micro(), each in a
+fresh server process.
 Anything that goes wrong is a Failure with a reason to be shown; it ends this measurement only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from peers import Peer
+from peers import Peer, asyncore_command, calibrate_command
+from serving import Serving, Way
 
 Sample = dict[str, float]
 # In a closed loop with many connections one side is always working. Where neither was, another
@@ -70,6 +75,12 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise Failure("the kernel does not tell the server's memory")
 
+    def threads(self) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("Threads:"):
+                return int(line.split()[1])
+        raise Failure("the kernel does not tell the server's threads")
+
 
 def allow_files(count: int) -> int:
     """Raises the limit on open files, for the children too, and returns what it is now."""
@@ -84,10 +95,10 @@ def allow_files(count: int) -> int:
 
 
 @contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Children started inside run on that core only, from their first instruction."""
+def on_core(*cores: int) -> Iterator[None]:
+    """Children started inside run on these cores only, from their first instruction."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -133,34 +144,50 @@ def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
     return process.stdout.readline() if readable else b""
 
 
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """A server and its workers: they are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def serving(
-    bench: Bench, peer: Peer, kind: str, transport: str, env: Mapping[str, str]
+def started(
+    command: Sequence[str], endpoint: str, cores: Sequence[int], env: Mapping[str, str]
 ) -> Iterator[Server]:
-    endpoint = free_endpoint(transport, bench.scratch)
-    listening = f"{endpoint}?{bench.pem}" if transport == "tls" else endpoint
     with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
-        with on_core(bench.server_core):
+        with on_core(*cores):
             process = subprocess.Popen(
-                peer.command(kind, listening),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **env},
+                process_group=0,
             )
         stack.enter_context(process)
-        stack.callback(process.kill)
+        stack.callback(kill_all, process)
         server = Server(process.pid, endpoint, errors)
         if read_line(process, START_SECONDS).strip() != b"ready":
             raise Failure(f"the server did not start: {server.last_words()}")
         yield server
 
 
+@contextlib.contextmanager
+def serving(
+    bench: Bench, peer: Peer, kind: str, transport: str, env: Mapping[str, str]
+) -> Iterator[Server]:
+    endpoint = free_endpoint(transport, bench.scratch)
+    listening = f"{endpoint}?{bench.pem}" if transport == "tls" else endpoint
+    with started(peer.command(kind, listening), endpoint, [bench.server_core], env) as server:
+        yield server
+
+
 def load(bench: Bench, server: Server, mode: str, **options: float) -> Sample:
+    """True is the value of options that have none."""
     arguments = {"seconds": bench.seconds, "warmup": bench.warmup, **options}
     command = [str(bench.load), mode, server.endpoint, "--server-pid", str(server.pid)]
     for name, value in arguments.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     patience = arguments["seconds"] + arguments["warmup"] + PATIENCE_SECONDS
     with on_core(bench.load_core):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -226,10 +253,62 @@ def idle(bench: Bench, peer: Peer, kind: str, transport: str) -> Sample:
     return {"bytes": (after - before) / bench.idle, "connections": bench.idle}
 
 
-def micro(bench: Bench, peer: Peer) -> Sample:
+@contextlib.contextmanager
+def most_threads(server: Server) -> Iterator[list[int]]:
+    """The number of the server's threads, looked at ten times a second."""
+    seen: list[int] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            seen.append(server.threads())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        looking.join()
+
+
+@functools.cache
+def count_of_a_millisecond(bench: Bench) -> str:
+    """Calibrated once, so that all servers of a run compute the same."""
+    return output(bench, calibrate_command()).strip()
+
+
+def serve(bench: Bench, peer: Peer, way: Way, cell: Serving) -> Sample:
+    """A server in one of a library's ways; its threads are counted meanwhile."""
+    options = {**cell.load, **way.more, "seconds": max(bench.seconds, cell.seconds)}
+    if cell.idle:
+        options["idle"] = bench.idle
+    cores = [bench.server_core, bench.load_core] if cell.cores else [bench.server_core]
+    env = {"BENCH_COUNT": count_of_a_millisecond(bench)} if cell.cores else {}
+    endpoint = free_endpoint("tcp", bench.scratch)
+    with started(peer.way_command(way.way, endpoint), endpoint, cores, env) as server:
+        with most_threads(server) as seen:
+            sample = load(bench, server, cell.mode, **options)
+    sample["threads"] = max(seen)
+    if cell.cores:  # the load knows one process only
+        for name in ("cpu_us", "user_us", "system_us"):
+            del sample[name]
+    if cell.cores or cell.waits:
+        del sample["busy"]
+    return sample
+
+
+def asyncore(bench: Bench, loop: str, idle: int) -> Sample:
+    command = asyncore_command(loop, idle, bench.seconds, bench.load_core)
+    sample: Sample = json.loads(output(bench, command))[loop]
+    return sample
+
+
+def output(bench: Bench, command: Sequence[str]) -> str:
+    """What a program on the server's core says."""
     with on_core(bench.server_core):
         process = subprocess.run(
-            peer.micro_command(bench.quick),
+            command,
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -238,7 +317,11 @@ def micro(bench: Bench, peer: Peer) -> Sample:
     if process.returncode:
         lines = process.stderr.strip().splitlines()
         raise Failure(lines[-1][:200] if lines else f"status {process.returncode}")
-    operations: dict[str, Sample] = json.loads(process.stdout)
+    return process.stdout
+
+
+def micro(bench: Bench, peer: Peer) -> Sample:
+    operations: dict[str, Sample] = json.loads(output(bench, peer.micro_command(bench.quick)))
     return {
         f"{operation}: {clock}": value
         for operation, clocks in operations.items()

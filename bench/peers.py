@@ -16,7 +16,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PYTHON_SERVER = HERE / "servers" / "python_server.py"
+WAYS_SERVER = HERE / "servers" / "ways.py"
 MICRO = HERE / "micro.py"
+ASYNCORE = HERE / "asyncore_idle.py"
 
 sys.path.insert(0, str(PYTHON_SERVER.parent))
 from python_server import FAMILY, KINDS, WITHOUT_TLS  # noqa: E402
@@ -59,6 +61,10 @@ class Peer:
             return [self.program, endpoint]
         server = str(PYTHON_SERVER)
         return [sys.executable, server, "--library", self.name, "--kind", kind, endpoint]
+
+    def way_command(self, way: str, endpoint: str) -> list[str]:
+        """A server of a serving cell: bench/serving.py says which ways a library has."""
+        return [sys.executable, str(WAYS_SERVER), "--way", way, endpoint]
 
     def micro_command(self, quick: bool) -> list[str]:
         more = ["--quick"] if quick else []
@@ -108,6 +114,16 @@ def c_peer(name: str, build: Path) -> Peer:
     return Peer(name, version, ("c",), C_SERVERS[name], str(program))
 
 
+def calibrate_command() -> list[str]:
+    return [sys.executable, str(WAYS_SERVER), "--calibrate"]
+
+
+def asyncore_command(loop: str, idle: int, seconds: float, core: int) -> list[str]:
+    """One of the loops that asyncore's dispatchers can be run by; the peer is on *core*."""
+    options = ["--loop", loop, "--idle", str(idle), "--seconds", str(seconds)]
+    return [sys.executable, str(ASYNCORE), *options, "--peer-core", str(core)]
+
+
 def find(build: Path, wanted: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
     """Those that are here, and why others are not. An empty `wanted` means all."""
     present: list[Peer] = []
@@ -134,4 +150,13 @@ def known() -> list[str]:
     return sorted({*KINDS, *C_SERVERS})
 
 
-__all__ = ["FAMILY", "FLOORS", "TLS_FLOOR", "Peer", "find", "known"]
+__all__ = [
+    "FAMILY",
+    "FLOORS",
+    "TLS_FLOOR",
+    "Peer",
+    "asyncore_command",
+    "calibrate_command",
+    "find",
+    "known",
+]

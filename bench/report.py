@@ -15,6 +15,7 @@ from typing import Any
 
 from measure import UNDISTURBED
 from peers import FLOORS, TLS_FLOOR
+from serving import CELLS, Serving, Target
 
 Entry = dict[str, Any]
 Table = dict[str, Entry]
@@ -28,6 +29,11 @@ TITLES = {
     "idle": "Memory of an idle connection",
     "active": "One active connection among idle ones",
     "micro": "Inside the loop",
+    "threads": "Blocking handlers, a thread for each connection",
+    "forks": "Handlers that compute for a millisecond, on two cores",
+    "blocking": "Blocking handlers under an event loop: 50 active connections among silent ones",
+    "serve": "becket.serve() beside loop.create_server()",
+    "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
 
@@ -99,7 +105,7 @@ def load_table(table: Table, unit: str) -> list[str]:
     ordered = sorted(measured(table).items(), key=lambda item: median(item[1], "cpu_us"))
     body = [
         [
-            name_of(label) + (" †" if median(entry, "busy") < UNDISTURBED else ""),
+            name_of(label) + (" †" if disturbed(entry) else ""),
             spread(entry, "rate", ",.0f"),
             format(median(entry, "p50_us"), ".0f"),
             format(median(entry, "p99_us"), ".0f"),
@@ -114,6 +120,85 @@ def load_table(table: Table, unit: str) -> list[str]:
         for label, entry in ordered
     ]
     return rows([*header, *more], body)
+
+
+# Of the serving cells, as far as they are measured: heading, metric, form, whether more is better.
+SERVING_COLUMNS = (
+    ("{}/s", "rate", ",.0f", True),
+    ("p50 µs", "p50_us", ".0f", None),
+    ("p99 µs", "p99_us", ".0f", None),
+    ("user µs/{}", "user_us", ".2f", None),
+    ("system µs/{}", "system_us", ".2f", None),
+    ("CPU µs/{}", "cpu_us", ".2f", False),
+    ("threads", "threads", ".0f", None),
+)
+
+
+def serving_table(table: Table, unit: str) -> list[str]:
+    here = measured(table)
+    if not here:
+        return []
+    columns = [c for c in SERVING_COLUMNS if all(c[1] in e["metrics"] for e in here.values())]
+    best = {c[1]: best_peer(table, c[1], greater=c[3]) for c in columns if c[3] is not None}
+    best = {metric: value for metric, value in best.items() if value}
+    header = ["way", *(heading.format(unit) for heading, *_ in columns)]
+    header += [f"{'CPU' if metric == 'cpu_us' else metric} ÷ best peer" for metric in best]
+    body = [
+        [
+            name_of(label) + (" †" if disturbed(entry) else ""),
+            *(
+                spread(entry, metric, form)
+                if greater is not None
+                else format(median(entry, metric), form)
+                for _, metric, form, greater in columns
+            ),
+            *(ratio(median(entry, metric), value) for metric, value in best.items()),
+        ]
+        for label, entry in sorted(here.items(), key=lambda item: -median(item[1], "rate"))
+    ]
+    return rows(header, body)
+
+
+def disturbed(entry: Entry) -> bool:
+    return "busy" in entry["metrics"] and median(entry, "busy") < UNDISTURBED
+
+
+METRICS = {"rate": "rate", "cpu_us": "CPU", "threads": "threads"}
+
+
+def target_line(target: Target, table: Table) -> str | None:
+    """What was wanted, what came of it; None where one of the two was not measured in all rounds."""
+    here = {label: entry for label, entry in measured(table).items() if "failed" not in entry}
+    if {target.label, target.ratio_to or target.label, target.less or target.label} - here.keys():
+        return None
+    entry = here[target.label]
+    value, least, most, form = median(entry, target.metric), target.least, target.most, ".0f"
+    what = METRICS[target.metric]
+    if target.ratio_to:
+        value /= median(here[target.ratio_to], target.metric)
+        what, form = f"{what} ÷ that of {target.ratio_to}", ".2f"
+    elif target.less:
+        other = here[target.less]
+        value -= median(other, target.metric)
+        what, form = f"{what} less that of {target.less}, in µs", "+.2f"
+        if most is None:
+            most = max(width(entry, target.metric), width(other, target.metric))
+            what += " (at most the rounds' spread)"
+    met = (least is None or value >= least) and (most is None or value <= most)
+    bound = f"at least {least:g}" if least is not None else f"at most {most:.3g}"
+    verdict = "met" if met else "**missed**"
+    return f"- Target: {name_of(target.label)}, {what}: {bound}; {value:{form}}: {verdict}"
+
+
+def width(entry: Entry, metric: str) -> float:
+    value = entry["metrics"][metric]
+    return float(value["max"] - value["min"])
+
+
+def serving_lines(cell: Serving, table: Table) -> list[str]:
+    targets = [target_line(target, table) for target in cell.targets]
+    lines = [line for line in targets if line]
+    return [*serving_table(table, cell.unit), *lines, *([""] if lines else [])]
 
 
 def idle_table(table: Table) -> list[str]:
@@ -190,6 +275,10 @@ def cell_lines(name: str, table: Table) -> list[str]:
         lines += active_table(table)
     elif group == "micro":
         lines += micro_table(table)
+    elif group == "asyncore":
+        lines += serving_table(table, "message")
+    elif name in CELLS:
+        lines += serving_lines(CELLS[name], table)
     else:
         lines += load_table(table, "connection" if group == "connect" else "message")
     return lines + failed_rows(table)

@@ -31,6 +31,7 @@ from typing import Any
 import measure
 import peers
 import report
+import serving
 from measure import Bench, Failure, Sample
 from peers import Peer
 
@@ -38,7 +39,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KINDS = ("protocol", "buffered", "streams", "c")
 TLS_KIB = {"protocol": (1, 10, 100), "buffered": (1,), "streams": (1,), "c": (1, 100)}
-QUICK = ("protocol/tcp/1KiB", "protocol/tls/1KiB", "streams/tcp/1KiB", "c/tcp/1KiB", "micro")
+QUICK = (
+    "protocol/tcp/1KiB",
+    "protocol/tls/1KiB",
+    "streams/tcp/1KiB",
+    "c/tcp/1KiB",
+    "threads/kept",
+    "micro",
+)
 SELECT_IDLE = 900  # select() cannot watch descriptors above 1023
 FULL_IDLE = 5000
 
@@ -59,7 +67,7 @@ class Contestant:
 @dataclass(frozen=True)
 class Cell:
     name: str
-    what: str  # echo, connect, idle, active or micro
+    what: str  # echo, connect, idle, active, micro, serving or asyncore
     kind: str  # as in KINDS; or "python": each library in its usual way; "all": and becket in C
     transport: str = "tcp"
     size: int = 1024
@@ -103,6 +111,45 @@ class Cell:
         return {"idle": 3.0, "active": 3 + 2 * window}.get(self.what, 0.5 + window)
 
 
+class ServingCell(Cell):
+    """A cell of bench/serving.py: who takes part, in which way, stands there."""
+
+    @property
+    def serving(self) -> serving.Serving:
+        return serving.CELLS[self.name]
+
+    def contestants(self, present: list[Peer]) -> Iterator[Contestant]:
+        here = {peer.name: peer for peer in present if not peer.in_c}
+        for way in self.serving.ways:
+            if way.library in here:
+                yield Contestant(way.label, here[way.library], way.way)
+
+    def measure(self, bench: Bench, who: Contestant) -> Sample:
+        (way,) = (way for way in self.serving.ways if way.label == who.label)
+        return measure.serve(bench, who.peer, way, self.serving)
+
+    def estimate(self, bench: Bench) -> float:
+        opening = 2.0 if self.serving.idle else 0.5
+        return opening + max(bench.seconds, self.serving.seconds) + bench.warmup
+
+
+class AsyncoreCell(Cell):
+    """asyncore's dispatchers, on its own loop and on becket's; the peer is the standard library,
+    or pyasyncore where that has it no more."""
+
+    def contestants(self, present: list[Peer]) -> Iterator[Contestant]:
+        for peer in present:
+            if peer.name == "becket" and not peer.in_c:
+                for loop in serving.ASYNCORE_LOOPS:
+                    yield Contestant(loop, peer, "", idle=serving.ASYNCORE_IDLE)
+
+    def measure(self, bench: Bench, who: Contestant) -> Sample:
+        return measure.asyncore(bench, who.label, min(who.idle, bench.idle))
+
+    def estimate(self, bench: Bench) -> float:
+        return 0.5 + bench.seconds
+
+
 def all_cells() -> list[Cell]:
     cells = [
         Cell(f"{kind}/{transport}/{size}KiB", "echo", kind, transport, size * 1024)
@@ -114,6 +161,8 @@ def all_cells() -> list[Cell]:
         cells += [Cell(f"{what}/{kind}", what, kind) for kind in ("python", "c")]
         if what != "active":
             cells.append(Cell(f"{what}/tls", what, "all", "tls"))
+    cells += [ServingCell(name, "serving", "") for name in serving.CELLS]
+    cells.append(AsyncoreCell("asyncore", "asyncore", ""))
     return [*cells, Cell("micro", "micro", "python")]
 
 
@@ -135,10 +184,13 @@ def brief(cell: Cell, sample: Sample) -> str:
         return f"{sample['bytes']:8.0f} bytes a connection"
     if cell.what == "micro":
         return f"{sample['call_soon, many a turn: cpu_ns']:8.0f} ns call_soon"
+    if "user_us" not in sample:
+        cpu = f", {sample['cpu_us']:7.2f} us CPU each" if "cpu_us" in sample else ""
+        return f"{sample['rate']:8.0f}/s{cpu}"
     per = f"{sample['user_us']:7.2f} us user, {sample['cpu_us']:7.2f} us CPU each"
     if cell.what == "active":
         return f"{per}; alone {sample['alone_cpu_us']:.2f} us CPU"
-    note = "  (disturbed)" if sample["busy"] < measure.UNDISTURBED else ""
+    note = "  (disturbed)" if sample.get("busy", 1) < measure.UNDISTURBED else ""
     return f"{sample['rate']:8.0f}/s, {per}{note}"
 
 
@@ -159,11 +211,13 @@ class Progress:
         left = (self.expected - self.expected_done) * spent / self.expected_done
         eta = f"{int(left) // 60}:{int(left) % 60:02}"
         where = f"[{self.done:>{len(str(self.total))}}/{self.total}] {eta:>5} left"
-        print(f"{where}  {cell.name:<20} {number}  {label:<18} {text}", flush=True)
+        print(f"{where}  {cell.name:<20} {number}  {label:<22} {text}", flush=True)
 
 
 def rounds_of(cell: Cell, options: argparse.Namespace) -> int:
-    """Memory does not vary as time does: once is enough."""
+    """Memory does not vary as time does: once is enough. A small difference takes more."""
+    if isinstance(cell, ServingCell):
+        return int(options.rounds) * cell.serving.rounds
     return 1 if cell.what == "idle" else int(options.rounds)
 
 
