@@ -167,7 +167,7 @@ METRICS = {"rate": "rate", "cpu_us": "CPU", "threads": "threads"}
 
 
 def target_line(target: Target, table: Table) -> str | None:
-    """What was wanted, what came of it; None where one of the two was not measured in all rounds."""
+    """What was wanted, what came of it; None where one of both was not measured in all rounds."""
     here = {label: entry for label, entry in measured(table).items() if "failed" not in entry}
     if {target.label, target.ratio_to or target.label, target.less or target.label} - here.keys():
         return None
