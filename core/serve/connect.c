@@ -329,6 +329,23 @@ int bk_connect_failed(bk_loop *loop, int why, const bk_protocol *protocol, void 
 
 /* ---- The public function ---- */
 
+static const bk_protocol *drop_front(const bk_stream *s) {
+    bk_client_front *front = (bk_client_front *)(uintptr_t)s->protocol;
+    const bk_protocol *next = front->front.protocol;
+    front->free(front);
+    return next;
+}
+
+void bk_client_front_done(bk_stream *s, bk_transport *transport) {
+    bk_stream_reopen(s, transport, drop_front(s));
+}
+
+void bk_client_front_closed(bk_stream *s, int why) {
+    s->protocol = drop_front(s);
+    if (BK_HAS(s->protocol, closed))
+        s->protocol->closed(s, why);
+}
+
 /* What stands in front is undone from the outermost, which knows what is behind it. */
 static void free_fronts(bk_client_front *front, int count) {
     while (count-- > 0) {

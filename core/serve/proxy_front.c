@@ -141,25 +141,14 @@ static void free_client(bk_client_front *base) {
 }
 
 static int client_opened(bk_stream *s) {
-    proxy_client *c = (proxy_client *)(uintptr_t)s->protocol;
-    const bk_protocol *protocol = c->base.front.protocol;
+    const proxy_client *c = (const proxy_client *)(const void *)s->protocol;
     const struct sockaddr *source = c->source_size > 0 ? (struct sockaddr *)&c->source : NULL;
     bk_transport *t;
     int code = bk_proxy_send(c->loop, bk_stream_transport(s), c->version, source, c->source_size,
                              NULL, 0, &t);
-    if (code < 0)
-        return code; /* client_closed() follows */
-    free_client(&c->base);
-    bk_stream_reopen(s, t, protocol);
-    return 0;
-}
-
-static void client_closed(bk_stream *s, int why) {
-    bk_client_front *c = (bk_client_front *)(uintptr_t)s->protocol;
-    s->protocol = c->front.protocol;
-    free_client(c);
-    if (BK_HAS(s->protocol, closed))
-        s->protocol->closed(s, why);
+    if (code == 0)
+        bk_client_front_done(s, t);
+    return code; /* on failure its closed() follows */
 }
 
 /* "192.0.2.1:4000" or "[2001:db8::1]:4000". */
@@ -211,7 +200,7 @@ int bk_proxy_connect(bk_loop *loop, const bk_endpoint *endpoint, const bk_protoc
     c->base = (bk_client_front){.front = {{.size = sizeof(bk_protocol),
                                            .name = bk_front_name,
                                            .opened = client_opened,
-                                           .closed = client_closed},
+                                           .closed = bk_client_front_closed},
                                           protocol},
                                 .free = free_client};
     c->loop = loop;

@@ -79,8 +79,13 @@ struct bk_listener_front {
 typedef struct bk_client_front bk_client_front;
 struct bk_client_front {
     bk_front front;
-    void (*free)(bk_client_front *f); /* connecting was never begun */
+    void (*free)(bk_client_front *f);
 };
+
+/* (connect.c) From its opened(): the stream gets that transport, and whoever is next has it. And
+   its closed(): the connection never came to be, and whoever it was for is told. */
+void bk_client_front_done(bk_stream *s, bk_transport *transport);
+void bk_client_front_closed(bk_stream *s, int why);
 
 /* What can stand in front of any scheme, "tls+unix:path", and puts a transport of its own on each
    of that scheme's streams. By itself it stands in front of tcp. */

@@ -194,24 +194,12 @@ static void free_client(bk_client_front *base) {
 }
 
 static int client_opened(bk_stream *s) {
-    tls_client *c = (tls_client *)(uintptr_t)s->protocol;
-    const bk_protocol *protocol = c->base.front.protocol;
+    const tls_client *c = (const tls_client *)(const void *)s->protocol;
     bk_transport *t;
     int code = cover_stream(&c->tls, s, &t);
-    if (code < 0)
-        return code; /* client_closed() follows */
-    free_client(&c->base);
-    bk_stream_reopen(s, t, protocol);
-    return 0;
-}
-
-/* The connection never came to be: whoever it was for is told. */
-static void client_closed(bk_stream *s, int why) {
-    bk_client_front *c = (bk_client_front *)(uintptr_t)s->protocol;
-    s->protocol = c->front.protocol;
-    free_client(c);
-    if (BK_HAS(s->protocol, closed))
-        s->protocol->closed(s, why);
+    if (code == 0)
+        bk_client_front_done(s, t);
+    return code; /* on failure its closed() follows */
 }
 
 /* ---- Reloading ---- */
@@ -462,7 +450,7 @@ static int tls_connect(bk_loop *loop, const bk_cover *cover, const bk_endpoint *
     c->base = (bk_client_front){.front = {{.size = sizeof(bk_protocol),
                                            .name = bk_front_name,
                                            .opened = client_opened,
-                                           .closed = client_closed},
+                                           .closed = bk_client_front_closed},
                                           protocol},
                                 .free = free_client};
     c->tls = (tls_front){.loop = loop, .later = cover == &bk_cover_starttls};

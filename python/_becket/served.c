@@ -190,7 +190,7 @@ static PyObject *address_answer(bk_stream *s, int what) {
     return address_to_python(&address, size);
 }
 
-/* hand(fd, first bytes, peer, local, endpoint, away or None) */
+/* hand(fd, first bytes, peer, local, away or None) */
 static int call_hand(HandObject *self, bk_stream *s, int fd, const void *data, size_t n,
                      PyObject *away) {
     PyObject *peer = address_answer(s, BK_QUERY_PEER), *local = address_answer(s, BK_QUERY_LOCAL);

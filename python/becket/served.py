@@ -1,6 +1,6 @@
 """What can be served: finding out what an object is, and how its connections are begun.
 
-``find()`` is called by becket.Server and by the command line. Protocols have one of six kinds; the
+``find()`` is called by becket.Server and by the command line. Protocols have one of five kinds; the
 drivers (becket.drivers) ask a ``Served`` for what they need to begin one, and know no kinds.
 """
 
