@@ -21,6 +21,7 @@ enum {
     /* Connections accepted from one listener in one turn, so that a storm of new ones does not
        starve those that are there. */
     BK_ACCEPTS_PER_EVENT = 64,
+    BK_ACCEPTS_SHARED = 1,    /* … when other loops or processes accept from its sockets too */
     BK_ACCEPTS_AT_END = 4096, /* more than waits at a socket: /proc/sys/net/core/somaxconn */
     /* Milliseconds a listener rests when descriptors have run out (EMFILE, ENFILE, ENOMEM). */
     BK_ACCEPT_REST_MS = 100,
@@ -30,6 +31,8 @@ enum {
     BK_SOCKETS = 64,
     /* Seconds that connections have to come to their end when a server ends. */
     BK_DRAIN_S = 30,
+    /* … and milliseconds that those who have just come have to say their first word. */
+    BK_SILENT_MS = 500,
     /* Default backlog of a listening socket; the kernel lowers it to its own limit. */
     BK_BACKLOG = 1024,
     /* Sockets that a supervisor may pass: real ones pass a handful. */

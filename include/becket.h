@@ -741,6 +741,8 @@ typedef struct bk_listen_options {
                      another loop's listener at that endpoint. They stay the caller's,
                      must outlive the listener, and are made non-blocking. */
     int socket_count;
+    int shared; /* others accept from its sockets too: few are taken at a time, so that the next go
+                   to whoever has time for them */
 } bk_listen_options;
 
 /* bk_listen() with options, which may be NULL. */

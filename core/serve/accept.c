@@ -18,6 +18,7 @@ struct bk_acceptor {
     bk_timer rest;
     int trouble;     /* why it rested last; 0: all is well */
     unsigned pauses; /* BK_PAUSE_…: who wants none accepted */
+    bool shared;     /* its sockets are others' too */
     bool busy;       /* within accept_ready: a protocol may close the listener there */
     bool freed;      /* … and has */
     int count;
@@ -113,6 +114,10 @@ int bk_acceptor_pause(bk_acceptor *a, unsigned who, bool on) {
     return 0;
 }
 
+void bk_acceptor_share(bk_acceptor *a) {
+    a->shared = true;
+}
+
 int bk_acceptor_sockets(const bk_acceptor *a, int *ret_sockets, int room) {
     for (int i = 0; i < a->count && i < room; i++)
         ret_sockets[i] = a->doors[i].fd;
@@ -189,7 +194,8 @@ static bool accept_some(bk_acceptor *a, int fd, int most, bool heed_pause) {
 static void accept_ready(void *arg, unsigned events) {
     const door *d = arg;
     (void)events;
-    (void)accept_some(d->acceptor, d->fd, BK_ACCEPTS_PER_EVENT, true);
+    int most = d->acceptor->shared ? BK_ACCEPTS_SHARED : BK_ACCEPTS_PER_EVENT;
+    (void)accept_some(d->acceptor, d->fd, most, true);
 }
 
 void bk_acceptor_drain(bk_acceptor *a) {

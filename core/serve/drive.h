@@ -47,6 +47,7 @@ typedef struct bk_share {
     int open;                /* listeners that may still bring somebody */
     int connections;
     bool stopping, cut;
+    int64_t end; /* when what is left is cut */
     bk_timer deadline;
     bk_fn over, deaf; /* optional: nobody can come any more; it does not listen any more */
     void *arg;

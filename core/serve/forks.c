@@ -3,8 +3,9 @@
  * with a loop each accept from its sockets. It restarts those that die, passes signals on, and sees
  * to the end. Called by serve.c.
  *
- * A worker leaves alone what its parent had: it makes a loop of its own, and ends by exiting. It
- * tells the parent by a pipe when it serves, and when all it had to listen at is over.
+ * A worker leaves alone what its parent had: it makes a loop of its own, and ends by exiting. A
+ * pair of sockets is between the two: by it the worker tells when it serves, and when all it had to
+ * listen at is over; and either learns that the other is gone.
  */
 #include "core/serve/drive.h"
 
@@ -30,7 +31,7 @@ typedef struct forks forks;
 typedef struct place {
     forks *forks;
     int pid;  /* 0: nobody is there */
-    int pipe; /* what it tells; -1: no more */
+    int line; /* what it tells; -1: no more */
     int64_t began;
     int quick; /* deaths in a row */
     bk_timer again;
@@ -77,16 +78,16 @@ static int listen_as_worker(forks *f, bk_share *s, bool first) {
     return code;
 }
 
-static void tell(bk_os *os, int pipe, char what) {
+static void tell(bk_os *os, int line, char what) {
     const struct iovec v = {&what, 1};
-    while (os->write(os, pipe, &v, 1) == -EINTR)
+    while (os->send(os, line, &v, 1) == -EINTR)
         ;
 }
 
 typedef struct worker {
     forks *forks;
     bk_share share;
-    int pipe;
+    int line;
 } worker;
 
 /* Its listeners gave the sockets back; as long as any of us has them, connections come in there. */
@@ -103,13 +104,38 @@ static void worker_deaf(void *arg) {
 
 static void worker_over(void *arg) {
     worker *w = arg;
-    tell(w->share.plan->os, w->pipe, OVER);
+    tell(w->share.plan->os, w->line, OVER);
     bk_share_stop(&w->share);
 }
 
+/* Its parent has been killed: nobody would ever end it, or start another. */
+static void orphaned(void *arg, unsigned events) {
+    worker *w = arg;
+    (void)events;
+    bk_watch_forget(w->share.loop, w->line);
+    if (!w->share.stopping)
+        bk_share_stop(&w->share);
+}
+
+static int serve_as_worker(worker *w, bool first) {
+    bk_share *s = &w->share;
+    int code = take_signals(w->forks, s);
+    if (code >= 0)
+        code = bk_watch_set(s->loop, w->line, BK_READ, orphaned, w);
+    if (code >= 0)
+        code = listen_as_worker(w->forks, s, first);
+    if (code < 0)
+        return code;
+    tell(s->plan->os, w->line, SERVES);
+    code = bk_share_run(s);
+    if (code < 0)
+        bk_plan_say(s->plan, code, "%s", bk_strerror(code));
+    return code;
+}
+
 /* Returns the status it exits with. */
-static int work(forks *f, int number, int pipe) {
-    worker w = {.forks = f, .pipe = pipe};
+static int work(forks *f, int number, int line) {
+    worker w = {.forks = f, .line = line};
     bk_os *os = f->plan->os;
     bk_gate *gate = NULL;
     int code = bk_plan_gate(f->plan, &gate);
@@ -120,15 +146,7 @@ static int work(forks *f, int number, int pipe) {
     w.share.over = worker_over;
     w.share.deaf = worker_deaf;
     w.share.arg = &w;
-    code = take_signals(f, &w.share);
-    if (code >= 0)
-        code = listen_as_worker(f, &w.share, number == 0);
-    if (code >= 0) {
-        tell(os, pipe, SERVES);
-        code = bk_share_run(&w.share);
-        if (code < 0)
-            bk_plan_say(f->plan, code, "%s", bk_strerror(code));
-    }
+    code = serve_as_worker(&w, number == 0);
     bool good = code >= 0 && !w.share.cut;
     (void)os->hold_signals(os, 1); /* they would no longer be caught, and end us in their own way */
     bk_share_close(&w.share);
@@ -139,20 +157,20 @@ static int work(forks *f, int number, int pipe) {
 
 static void heard(void *arg, unsigned events);
 
-static void forget_pipe(place *p) {
+static void hang_up(place *p) {
     bk_loop *loop = p->forks->share.loop;
-    if (p->pipe < 0)
+    if (p->line < 0)
         return;
-    bk_watch_forget(loop, p->pipe);
-    bk_close_fd(loop->os, p->pipe);
-    p->pipe = -1;
+    bk_watch_forget(loop, p->line);
+    bk_close_fd(loop->os, p->line);
+    p->line = -1;
 }
 
 /* Whether there may be more to come. */
 static bool hear(place *p) {
     forks *f = p->forks;
     char what;
-    ssize_t n = p->pipe < 0 ? 0 : f->plan->os->read(f->plan->os, p->pipe, &what, 1);
+    ssize_t n = p->line < 0 ? 0 : f->plan->os->recv(f->plan->os, p->line, &what, 1);
     if (n == 1 && what == SERVES)
         f->served = true;
     if (n == 1 && what == OVER && !f->ending)
@@ -165,22 +183,30 @@ static void heard(void *arg, unsigned events) {
     while (hear(p))
         ;
     if (events & BK_HANGUP)
-        forget_pipe(p);
+        hang_up(p);
+}
+
+/* The lines that the parent has: as long as any of us had them, nobody would learn of its end. */
+static void close_lines(const forks *f) {
+    for (int i = 0; i < f->plan->workers; i++)
+        if (f->places[i].line >= 0)
+            bk_close_fd(f->plan->os, f->places[i].line);
 }
 
 /* In the parent, returns the worker's number, or what went wrong; in the worker, never. */
-static int start_worker(forks *f, place *p, int pipe[2]) {
+static int start_worker(forks *f, place *p, const int line[2]) {
     bk_os *os = f->plan->os;
     (void)os->hold_signals(os, 1);
     int pid = os->fork(os);
     if (pid == 0) {
-        bk_close_fd(os, pipe[0]);
-        os->exit(os, work(f, (int)(p - f->places), pipe[1]));
+        bk_close_fd(os, line[0]);
+        close_lines(f);
+        os->exit(os, work(f, (int)(p - f->places), line[1]));
     }
     (void)os->hold_signals(os, 0);
-    bk_close_fd(os, pipe[1]);
+    bk_close_fd(os, line[1]);
     if (pid < 0)
-        bk_close_fd(os, pipe[0]);
+        bk_close_fd(os, line[0]);
     return pid;
 }
 
@@ -190,22 +216,22 @@ static void fill(void *arg) {
     place *p = arg;
     forks *f = p->forks;
     bk_loop *loop = f->share.loop;
-    int pipe[2];
+    int line[2];
     if (f->ending)
         return;
     p->began = f->plan->os->clock(f->plan->os);
-    int code = f->plan->os->pipe(f->plan->os, pipe);
+    int code = f->plan->os->socketpair(f->plan->os, line);
     if (code >= 0)
-        code = start_worker(f, p, pipe);
+        code = start_worker(f, p, line);
     if (code < 0) {
         bk_plan_say(f->plan, code, "cannot start a worker: %s", bk_strerror(code));
         died(p, NULL, 0);
         return;
     }
     p->pid = code;
-    p->pipe = pipe[0];
-    if (bk_watch_set(loop, p->pipe, BK_READ, heard, p) < 0)
-        forget_pipe(p); /* nothing is heard of it, then */
+    p->line = line[0];
+    if (bk_watch_set(loop, p->line, BK_READ, heard, p) < 0)
+        hang_up(p); /* it ends, then, and another is tried */
 }
 
 /* ---- Burying them ---- */
@@ -257,7 +283,7 @@ static void bury(place *p, int status) {
     p->pid = 0;
     while (hear(p)) /* its last words may be that all is over */
         ;
-    forget_pipe(p);
+    hang_up(p);
     if (!f->ending)
         died(p, how, number);
     else if (status != 0)
@@ -410,10 +436,10 @@ static int open_parent(forks *f) {
 }
 
 static int run_parent(forks *f) {
-    for (int i = 0; i < f->plan->workers; i++) {
-        f->places[i] = (place){.forks = f, .pipe = -1};
+    for (int i = 0; i < f->plan->workers; i++)
+        f->places[i] = (place){.forks = f, .line = -1};
+    for (int i = 0; i < f->plan->workers; i++)
         fill(&f->places[i]);
-    }
     if (!f->ending)
         bk_plan_tell_ready(f->plan, f->share.loop);
     int code = bk_loop_run(f->share.loop);
@@ -426,7 +452,7 @@ static int run_parent(forks *f) {
         }
     }
     for (int i = 0; i < f->plan->workers; i++)
-        forget_pipe(&f->places[i]);
+        hang_up(&f->places[i]);
     return code;
 }
 

@@ -216,6 +216,8 @@ static int listen_at(opening *o, bk_error *error, bk_listener **ret_listener) {
         code = open_listener(o, error, ret_listener);
     if (code == 0 && (code = give_fronts(o, *ret_listener)) < 0)
         bk_listener_close(*ret_listener);
+    if (code == 0 && o->options->shared && (*ret_listener)->acceptor != NULL)
+        bk_acceptor_share((*ret_listener)->acceptor);
     free_fronts(o->fronts);
     return code;
 }

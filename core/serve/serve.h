@@ -173,6 +173,8 @@ enum { BK_PAUSE_OWNER = 1, BK_PAUSE_RATE = 2, BK_PAUSE_FULL = 4 };
 int bk_acceptor_pause(bk_acceptor *a, unsigned who, bool on);
 /* Accept what waits there, even while it is paused. */
 void bk_acceptor_drain(bk_acceptor *a);
+/* Others accept from the same sockets. */
+void bk_acceptor_share(bk_acceptor *a);
 int bk_acceptor_sockets(const bk_acceptor *a, int *ret_sockets, int room);
 /* The listener of an acceptor that has started; both, or neither, are closed from then on. */
 int bk_acceptor_listener(bk_acceptor *a, const char *name, void (*close)(void *arg), void *arg,

@@ -48,8 +48,11 @@ static void listener_ended(void *arg) {
 
 int bk_share_listen(bk_share *s, int endpoint, const int *sockets, int count) {
     const char *text = s->plan->endpoints[endpoint];
-    const bk_listen_options options = {
-        .size = sizeof options, .gate = s->gate, .sockets = sockets, .socket_count = count};
+    const bk_listen_options options = {.size = sizeof options,
+                                       .gate = s->gate,
+                                       .sockets = sockets,
+                                       .socket_count = count,
+                                       .shared = s->plan->workers > 1};
     bk_error error;
     bk_listener *l;
     int code = bk_listen_with(s->loop, text, s->protocol, &options, &error, &l);
@@ -141,6 +144,11 @@ static void close_silent(const bk_share *share) {
             bk_stream_close(s);
 }
 
+static void drain(bk_share *s) {
+    for (int i = 0; i < s->plan->count; i++)
+        bk_listener_drain(s->listeners[i]);
+}
+
 static void cut(void *arg) {
     bk_share *share = arg;
     int n = 0;
@@ -154,6 +162,18 @@ static void cut(void *arg) {
         bk_plan_say(share->plan, -ECANCELED, "%d connection%s cut", n, n == 1 ? " was" : "s were");
 }
 
+static void await_end(bk_share *s, int64_t when, bk_fn then) {
+    if (bk_timer_start(s->loop, &s->deadline, when, then, s) < 0)
+        cut(s); /* rather than never */
+}
+
+static void last_call(void *arg) {
+    bk_share *s = arg;
+    close_silent(s);
+    await_end(s, s->end, cut);
+    finish_if_over(s);
+}
+
 void bk_share_stop(void *share) {
     bk_share *s = share;
     bool hurry = s->stopping;
@@ -162,17 +182,18 @@ void bk_share_stop(void *share) {
         cut(s);
         return;
     }
+    drain(s);
     if (s->owner)
         pause_all(s, true);
     else
         bk_share_close_listeners(s);
     if (s->deaf != NULL)
         s->deaf(s->arg);
-    close_silent(s);
+    int64_t now = bk_loop_now(s->loop), whole = bk_plan_drain(s->plan);
+    int64_t first = BK_SILENT_MS * BK_MILLISECOND;
+    s->end = now + whole;
+    await_end(s, now + (first < whole / 2 ? first : whole / 2), last_call);
     finish_if_over(s);
-    int64_t when = bk_loop_now(s->loop) + bk_plan_drain(s->plan);
-    if (bk_timer_start(s->loop, &s->deadline, when, cut, s) < 0)
-        cut(s); /* rather than never */
 }
 
 /* A stream's closed() and hooks may still use what the share has. */

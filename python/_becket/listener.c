@@ -95,7 +95,7 @@ enum { SOCKETS = 64 };
 typedef struct Wanted {
     PyObject *loop, *where, *factory, *server, *tls, *gate, *sockets, *refusal, *ended;
     int fds[SOCKETS];
-    int count;
+    int count, shared;
 } Wanted;
 
 static int parse_sockets(Wanted *w) {
@@ -117,13 +117,14 @@ static int parse_sockets(Wanted *w) {
 }
 
 static int parse(PyObject *args, PyObject *kwargs, const module_state *state, Wanted *w) {
-    static char *names[] = {"loop", "where",   "factory", "server", "tls",
-                            "gate", "sockets", "refusal", "ended",  NULL};
+    static char *names[] = {"loop",    "where",   "factory", "server", "tls", "gate",
+                            "sockets", "refusal", "ended",   "shared", NULL};
     *w = (Wanted){
         .server = Py_None, .tls = Py_None, .gate = Py_None, .refusal = Py_None, .ended = Py_None};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OO$OOOO:Listener", names, state->loop_type,
-                                     &w->loop, &w->where, &w->factory, &w->server, &w->tls,
-                                     &w->gate, &w->sockets, &w->refusal, &w->ended) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OO|OO$OOOOp:Listener", names,
+                                     state->loop_type, &w->loop, &w->where, &w->factory, &w->server,
+                                     &w->tls, &w->gate, &w->sockets, &w->refusal, &w->ended,
+                                     &w->shared) ||
         loop_check_open((LoopObject *)w->loop) < 0 || (w->sockets != NULL && parse_sockets(w) < 0))
         return -1;
     if (w->gate != Py_None && Py_TYPE(w->gate) != state->gate_type) {
@@ -182,7 +183,8 @@ static int listen_at(ListenerObject *self, const Wanted *w) {
     bk_listen_options options = {.size = sizeof options,
                                  .gate = w->gate == Py_None ? NULL : gate_core(w->gate),
                                  .sockets = w->fds,
-                                 .socket_count = w->count};
+                                 .socket_count = w->count,
+                                 .shared = w->shared};
     bk_error error = {0, 0, ""};
     if (endpoint == NULL || loop_keep(self->loop, (PyObject *)self) < 0 ||
         (w->gate != Py_None && loop_keep(self->loop, w->gate) < 0))
@@ -209,8 +211,8 @@ static int start(ListenerObject *self, const Wanted *w) {
 }
 
 /* Listener(loop, where, factory, server=None, tls=None, *, gate=None, sockets=(), refusal=None,
-   ended=None): where is an endpoint; or a listening socket's descriptor, which stays the caller's.
-   tls: None, or (sslcontext, handshake_timeout, shutdown_timeout). */
+   ended=None, shared=False): where is an endpoint; or a listening socket's descriptor, which stays
+   the caller's. tls: None, or (sslcontext, handshake_timeout, shutdown_timeout). */
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     module_state *state = state_of_type(type);
     Wanted w;
@@ -342,7 +344,8 @@ static PyGetSetDef listener_getset[] = {
 
 static PyType_Slot listener_slots[] = {
     {Py_tp_doc, "Listener(loop, where, factory, server=None, tls=None, *, gate=None, sockets=(), "
-                "refusal=None, ended=None): accepts connections at an endpoint, or on a socket."},
+                "refusal=None, ended=None, shared=False): accepts connections at an endpoint, or "
+                "on a socket."},
     {Py_tp_new, listener_new},
     {Py_tp_dealloc, listener_dealloc},
     {Py_tp_traverse, listener_traverse},

@@ -64,6 +64,7 @@ class Listener:
         sockets: Sequence[int] = (),
         refusal: bytes | None = None,
         ended: Callable[[], object] | None = None,
+        shared: bool = False,
     ) -> None: ...
     @property
     def name(self) -> str | None: ...

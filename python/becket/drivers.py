@@ -20,6 +20,7 @@ import math
 import mmap
 import os
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -141,6 +142,7 @@ class Share:
         self._hurry = False
         self._drain = plan.drain
         self.pool: Pool | None = None
+        self.shared = False  # others accept from the same sockets
         self.copies: list[int] = []  # of listening sockets, closed when it listens no more
 
     # ---- Listening ----
@@ -174,6 +176,7 @@ class Share:
                     sockets=sockets.get(endpoint, ()),
                     refusal=self.plan.served.refusal,
                     ended=self._over,
+                    shared=self.shared,
                 )
             self.listeners.append(listener)
             self._open += 1
@@ -430,6 +433,11 @@ class Driver:
 class Loops(Driver):
     kind = "loops"
 
+    def _share(self, loop: EventLoop) -> Share:
+        share = super()._share(loop)
+        share.shared = self.workers > 1
+        return share
+
     @contextlib.contextmanager
     def _others(self, share: Share) -> Any:
         results: list[bool] = []
@@ -539,10 +547,18 @@ class Worker(Driver):
 
     EVERY = 0.25  # seconds between two entries on the board
 
-    def __init__(self, plan: Plan, board: Board, place: int, sockets: Sockets) -> None:
+    def __init__(
+        self, plan: Plan, board: Board, place: int, sockets: Sockets, line: socket.socket
+    ) -> None:
         super().__init__(plan)
         self._board, self._place, self._sockets = board, place, sockets
         self._base = board.base(place)
+        self._line = line  # to the parent
+
+    def _share(self, loop: EventLoop) -> Share:
+        share = super()._share(loop)
+        share.shared = True
+        return share
 
     def _catch_signals(self, loop: EventLoop) -> None:
         """A terminal's Ctrl-C reaches all processes; the parent tells what is to be done."""
@@ -553,6 +569,13 @@ class Worker(Driver):
     def _stop(self) -> None:
         for share in self.shares:
             share.stop(self.plan.drain)
+
+    def _orphaned(self) -> None:
+        """The parent has been killed: nobody would ever end this process, or start another."""
+        [share] = self.shares
+        share.loop.remove_reader(self._line)
+        if not share.stopping.is_set():
+            self._stop()
 
     def _reload(self) -> None:
         reopen_logs()
@@ -566,6 +589,7 @@ class Worker(Driver):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         share.open(self._sockets)
         share.copies = [fd for fds in self._sockets.values() for fd in fds]
+        share.loop.add_reader(self._line, self._orphaned)
         ready()
         self._note(share.loop)
         good = await share.run()
@@ -595,6 +619,7 @@ class Forks(Driver):
         super().__init__(plan, workers)
         self._board = Board(workers)
         self._pid = 0  # of the parent of workers, when it runs in the background
+        self._line: socket.socket | None = None  # between us, as to workers
         self._listeners: list[_becket.Listener] = []  # its own, which it does not accept from
 
     def stats(self) -> dict[str, int]:
@@ -605,38 +630,56 @@ class Forks(Driver):
     def start(self) -> None:
         if self._pid:
             raise RuntimeError("the server was started already")
-        reader, writer = os.pipe()
+        near, far = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            os.close(reader)
-            _leave(lambda: self._supervise(writer))
-        os.close(writer)
-        with open(reader) as answer:
+            near.close()
+            _leave(lambda: self._supervise(far))
+        far.close()
+        with near.makefile() as answer:
             told = json.loads(answer.readline() or UNABLE)
         if isinstance(told, dict):
-            self._pid, self.names = pid, told["names"]
+            self._pid, self._line, self.names = pid, near, told["names"]
             return
+        near.close()
         os.waitpid(pid, 0)
         kind, args = told
         raise {"ValueError": ValueError, "TypeError": TypeError}.get(kind, OSError)(*args)
 
-    def _supervise(self, writer: int) -> int:
+    def _supervise(self, line: socket.socket) -> int:
         def ready() -> None:
-            os.write(writer, json.dumps({"names": self.names}).encode() + b"\n")
-            os.close(writer)
+            line.sendall(json.dumps({"names": self.names}).encode() + b"\n")
+            loop = asyncio.get_running_loop()
+            loop.add_reader(line, self._orphaned, loop)
 
+        self._line = line
         try:
             return self._run(ready, signals=True)
         except (OSError, ValueError, TypeError) as error:
             kind = "OSError" if isinstance(error, OSError) else type(error).__name__
             args = [error.errno, error.strerror] if isinstance(error, OSError) else [str(error)]
-            os.write(writer, json.dumps([kind, args]).encode() + b"\n")
+            line.sendall(json.dumps([kind, args]).encode() + b"\n")
             return 1
+
+    def _orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whoever started it in the background has been killed."""
+        assert self._line is not None
+        loop.remove_reader(self._line)
+        if not self._ending:
+            self._end()
 
     def stop(self, drain: float) -> int:
         pid, self._pid = self._pid, 0
         if not pid:
             return 0
+        try:
+            return self._stop_process(pid, drain)
+        finally:
+            assert self._line is not None
+            self._line.close()
+
+    @staticmethod
+    def _stop_process(pid: int, drain: float) -> int:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + drain
         while time.monotonic() < deadline:
@@ -662,7 +705,8 @@ class Forks(Driver):
         self._changed = asyncio.Event()
         self._ending = 0  # how often it was asked to end
         self._deadline = math.inf  # when workers are killed
-        self._pids: dict[int, tuple[int, float, int]] = {}  # pid: place, start, pipe
+        # pid: place, start, the line between us, which tells either that the other is gone
+        self._pids: dict[int, tuple[int, float, socket.socket]] = {}
         self._due: dict[int, float] = {}  # when a place is to be filled again
         self._quick = [0] * self.workers  # quick deaths in a row
         self._failed = False
@@ -732,39 +776,35 @@ class Forks(Driver):
                 self._fork(place, sockets)
 
     def _fork(self, place: int, sockets: Sockets) -> None:
-        reader, writer = os.pipe()
         mine = dict(sockets)
         if place > 0:  # what is one connection, is the first worker's
             single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
             mine = {**{endpoint: [] for endpoint in single}, **mine}
+        near, far = socket.socketpair()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                os.close(reader)
-                _leave(lambda: self._work(place, mine, writer))
+                for line in (near, *(line for _, _, line in self._pids.values())):
+                    line.close()
+                _leave(lambda: self._work(place, mine, far))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.close(writer)
-        self._pids[pid] = (place, time.monotonic(), reader)
-        asyncio.get_running_loop().add_reader(reader, self._told, reader)
+        far.close()
+        self._pids[pid] = (place, time.monotonic(), near)
+        asyncio.get_running_loop().add_reader(near, self._told, near)
 
-    def _told(self, reader: int) -> None:
-        asyncio.get_running_loop().remove_reader(reader)
-        if os.read(reader, 1):
+    def _told(self, line: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(line)
+        if line.recv(1):
             self._serving.set()
 
-    def _work(self, place: int, sockets: Sockets, writer: int) -> int:
+    def _work(self, place: int, sockets: Sockets, line: socket.socket) -> int:
         asyncio._set_running_loop(None)
         signal.set_wakeup_fd(-1)
-        worker = Worker(self.plan, self._board, place, sockets)
-
-        def ready() -> None:
-            os.write(writer, b"+")
-            os.close(writer)
-
+        worker = Worker(self.plan, self._board, place, sockets, line)
         try:
-            return worker._run(ready, signals=True)
+            return worker._run(lambda: line.sendall(b"+"), signals=True)
         except (OSError, ValueError) as error:
             logger.error("a worker could not begin: %s", error)
             return 1
@@ -797,10 +837,10 @@ class Forks(Driver):
                     self._bury(pid, os.waitstatus_to_exitcode(status))
 
     def _bury(self, pid: int, status: int) -> None:
-        place, began, reader = self._pids.pop(pid)
+        place, began, line = self._pids.pop(pid)
         self._board.forget(place)
-        asyncio.get_running_loop().remove_reader(reader)
-        os.close(reader)
+        asyncio.get_running_loop().remove_reader(line)
+        line.close()
         if self._ending:
             self._failed = self._failed or status != 0
             return

@@ -979,6 +979,40 @@ static void two_threads(void) {
     CHECK_INT(faults_leaks(support_faults(), NULL), 0);
 }
 
+/* Whoever shares its sockets takes one at a time; at the end, all that are left. */
+static void shared_and_drained(void) {
+    enum { MANY = 9 };
+    int fds[MANY], sockets[1];
+    bk_listener *second;
+    start(tcp, &host, (bk_limits){.max_connections = MANY});
+    bk_listener_close(listener);
+    bk_listen_options options = {.size = sizeof options, .gate = gate, .shared = 1};
+    CHECK_INT(bk_listen_with(loop, tcp, &host, &options, NULL, &listener), 0);
+    options.socket_count = bk_listener_sockets(listener, sockets, 1);
+    options.sockets = sockets;
+    CHECK_INT(bk_listener_pause(listener, 1), 0);
+    for (int i = 0; i < MANY; i++)
+        fds[i] = dial();
+    CHECK_INT(bk_listener_pause(listener, 0), 0);
+    for (int i = 1; i < 4; i++) {
+        CHECK_INT(bk_loop_turn(loop, BK_SECOND), 0);
+        CHECK_INT(seen.opened, i);
+    }
+    CHECK_INT(bk_listener_pause(listener, 1), 0);
+    bk_loop *first = loop;
+    CHECK_INT(new_loop(&loop), 0);
+    CHECK_INT(bk_listen_with(loop, tcp, &host, &options, NULL, &second), 0);
+    CHECK_INT(bk_loop_turn(loop, BK_SECOND), 0);
+    CHECK_INT(seen.opened, 4);
+    bk_listener_drain(second);
+    CHECK_INT(seen.opened, MANY);
+    bk_listener_drain(NULL);
+    CHECK_INT(bk_loop_free(loop), 0);
+    loop = first;
+    hang_up(fds, MANY);
+    finish();
+}
+
 /* ---- Everything once more, with each call failing in turn ---- */
 
 static void visits(const char *endpoint) {
@@ -1072,6 +1106,7 @@ int main(int argc, char **argv) {
         CASE(closed_within_callbacks),
         CASE(closed_before_opened),
         CASE(two_threads),
+        CASE(shared_and_drained),
         CASE(faults_in_plain),
         CASE(faults_in_tls),
     };

@@ -471,6 +471,31 @@ def test_the_end_while_a_place_is_empty(start: Start) -> None:
     assert server.ends() == 0, server.told
 
 
+def test_workers_do_not_outlive_their_parent(start: Start) -> None:
+    server = start("forks:2")
+    with closing(server.connect()) as client:
+        assert client.ask("one") == "one"
+        os.kill(server.process.pid, signal.SIGKILL)
+        wait_until(lambda: refuses(server))
+        assert client.ask("two") == "two", "what is under way comes to its end"
+    assert server.ends() == -signal.SIGKILL  # and nobody has its stderr any more
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_who_waits_in_the_backlog_is_served(driver: str, start: Start) -> None:
+    server = start(driver)
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(server.connect())) for _ in range(20)]
+        for client in clients:
+            client.connection.sendall(b"hello\n")
+        server.signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGCONT)
+        for client in clients:
+            assert client.file.readline() == b"hello\n"
+    assert server.ends() == 0, server.told
+
+
 def test_what_a_terminal_sends_comes_to_all(start: Start) -> None:
     """Workers get it twice: from the terminal, and from their parent."""
     server = start("forks:2")

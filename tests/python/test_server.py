@@ -658,6 +658,41 @@ def test_a_worker_that_is_killed_is_replaced(target: str, start: Callable[..., P
     assert "was killed by signal 9; another takes its place" in said
 
 
+def test_workers_do_not_outlive_their_parent(start: Callable[..., Process]) -> None:
+    process = start("coroutine", "forks:2")
+    with process.connect(process.listening()) as one:
+        process.signal(signal.SIGKILL)
+        one.sendall(b"slow\n")
+        assert one.readline() == b"slow\n", "what is under way comes to its end"
+    status, _ = process.end()  # and nobody has its stderr any more
+    assert status == -signal.SIGKILL
+
+
+BEHIND = """
+import becket, signal, time
+
+async def echo(reader, writer):
+    while line := await reader.readline():
+        writer.write(line)
+
+server = becket.Server(echo, "tcp://127.0.0.1:0", driver="forks:1")
+server.start()
+print(server.endpoints[0], flush=True)
+signal.pause()
+"""
+
+
+def test_forks_do_not_outlive_who_has_them_in_the_background() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(BEHIND)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with becket.connect(process.stdout.readline().strip(), timeout=PATIENCE) as one:
+            process.kill()
+            one.sendall(b"x\n")
+            assert one.readline() == b"x\n"
+        assert process.communicate(timeout=PATIENCE) == ("", None)  # nobody has its stdout
+
+
 def test_workers_that_cannot_begin_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
