@@ -527,14 +527,17 @@ static int wait_sent(ConnectionObject *c, deadline *d) {
     return 0;
 }
 
-/* What a socket takes at once is sent without the GIL, and within the core: other threads may run,
-   but not write in between. Returns how much that is. */
+/* What a socket takes at once, within the core: other threads may run meanwhile, but not write in
+   between. For little, they need not: giving the GIL away and getting it back costs more than the
+   kernel takes. Returns how much that is. */
 static Py_ssize_t send_now(bk_stream *s, const void *data, Py_ssize_t n) {
-    int fd = s->transport->ops->fd(s->transport, BK_WRITE), number;
-    ssize_t sent;
-    Py_BEGIN_ALLOW_THREADS sent = send(fd, data, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
-    number = errno;
-    Py_END_ALLOW_THREADS bk_stream_sent(s, sent < 0 ? -number : sent);
+    int fd = s->transport->ops->fd(s->transport, BK_WRITE);
+    PyThreadState *others = n >= BIG_PIECE ? PyEval_SaveThread() : NULL;
+    ssize_t sent = send(fd, data, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    int number = errno;
+    if (others != NULL)
+        PyEval_RestoreThread(others);
+    bk_stream_sent(s, sent < 0 ? -number : sent);
     return sent < 0 ? 0 : sent;
 }
 

@@ -120,6 +120,7 @@ class TCPServer(socketserver.TCPServer):
     tls: ClassVar[str | None] = None
     limits: ClassVar[Mapping[str, int]] = {}
     drain: ClassVar[float] = 30.0
+    request_queue_size = 1024  # the kernel lowers it to its own limit; 5 drops who comes in a burst
 
     _running: drivers.Driver | None = None  # from the beginning of serve_forever() to its end
     _asked: threading.Event  # to end
