@@ -185,6 +185,8 @@ module_state *state_of_type(PyTypeObject *type);
 
 /* errors.c */
 const char *endpoint_text(PyObject *arg);
+void served_refuse(bk_stream *s, PyObject *refusal); /* bytes; NULL: nothing */
+PyObject *endpoint_parse(PyObject *module, PyObject *arg);
 PyObject *endpoint_raise(module_state *state, const char *endpoint, const bk_error *error);
 PyObject *stream_exception(module_state *state, bk_stream *s, int why);
 

@@ -31,20 +31,6 @@ static PyObject *raise(PyObject *e) {
     return NULL;
 }
 
-/* The endpoint as the core takes it, borrowed from `arg`; NULL with an exception. */
-const char *endpoint_text(PyObject *arg) {
-    if (!PyUnicode_Check(arg)) {
-        PyErr_Format(PyExc_TypeError, "endpoint: a str is needed, not %R", Py_TYPE(arg));
-        return NULL;
-    }
-    Py_ssize_t size;
-    const char *text = PyUnicode_AsUTF8AndSize(arg, &size);
-    if (text == NULL || strlen(text) == (size_t)size)
-        return text;
-    PyErr_SetString(PyExc_ValueError, "endpoint: it has a NUL in it");
-    return NULL;
-}
-
 /* Why nothing could be had at an endpoint. A name that nobody knows today is not a wrong argument,
    nor is a certificate that is not there. Returns NULL. */
 PyObject *endpoint_raise(module_state *state, const char *endpoint, const bk_error *error) {

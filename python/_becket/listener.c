@@ -82,9 +82,7 @@ static int opened(bk_stream *s) {
 static void turned_away(bk_stream *s, const bk_protocol *protocol, int why) {
     const ListenerObject *self = protocol->context;
     (void)why;
-    if (self->refusal != NULL)
-        (void)bk_stream_write(s, PyBytes_AS_STRING(self->refusal),
-                              (size_t)PyBytes_GET_SIZE(self->refusal), BK_COPY, NULL);
+    served_refuse(s, self->refusal);
 }
 
 /* ---- Life ---- */

@@ -231,6 +231,7 @@ static PyMethodDef module_methods[] = {
     {"_can_adopt", tls_can_adopt, METH_O, NULL},
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
     {"_supervisor_tell", supervisor_tell, METH_O, NULL},
+    {"_parse_endpoint", endpoint_parse, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

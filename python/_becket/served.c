@@ -40,6 +40,13 @@ typedef struct AwayObject {
     bool failed;
 } AwayObject;
 
+/* A limit keeps it out: what it hears of that, if anything. */
+void served_refuse(bk_stream *s, PyObject *refusal) {
+    if (refusal != NULL)
+        (void)bk_stream_write(s, PyBytes_AS_STRING(refusal), (size_t)PyBytes_GET_SIZE(refusal),
+                              BK_COPY, NULL);
+}
+
 /* ---- A connection that is away ---- */
 
 static void away_closed(bk_stream *s, int why) {
@@ -298,9 +305,7 @@ static void hand_received(bk_stream *s, const void *data, size_t n) {
 static void hand_refused(bk_stream *s, const bk_protocol *protocol, int why) {
     const HandObject *self = protocol->context;
     (void)why;
-    if (self->refusal != NULL)
-        (void)bk_stream_write(s, PyBytes_AS_STRING(self->refusal),
-                              (size_t)PyBytes_GET_SIZE(self->refusal), BK_COPY, NULL);
+    served_refuse(s, self->refusal);
 }
 
 /* Hand(loop, hand, at_once, refusal=None, back=None) */

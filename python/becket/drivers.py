@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from becket import _becket, access, tls
+from becket import _becket, access, endpoints
 from becket.loop import EventLoop
 from becket.pool import Pool
 
@@ -55,11 +55,6 @@ LAST_WORDS = 1.0  # … for what was cut to take notice
 Sockets = Mapping[str, list[int]]
 
 
-def is_single(endpoint: str) -> bool:
-    """Whether it brings one connection, whose end is that of the server."""
-    return endpoint.partition(":")[0].rpartition("+")[2] in ("stdio", "process")
-
-
 def make_gate(plan: Plan, failed: Callable[[str, str], object]) -> _becket.Gate:
     """The limits, and the count of connections, of all shares of a process. *failed* hears of the
     one connection of an endpoint, when that did not end in good order: where it was, and why."""
@@ -68,10 +63,10 @@ def make_gate(plan: Plan, failed: Callable[[str, str], object]) -> _becket.Gate:
     def leave(*fields: Any) -> None:
         if write is not None:
             write(*fields)
-        if is_single(fields[0]) and fields[-2] != 0:
+        if fields[-2] != 0 and endpoints.parse(fields[0]).is_single:
             failed(fields[0], fields[-1])
 
-    single = any(map(is_single, plan.endpoints))
+    single = any(e.is_single for e in plan.parsed().values())
     return _becket.Gate(leave if single else write, **plan.limits)
 
 
@@ -160,11 +155,9 @@ class Share:
     def open(self, sockets: Sockets) -> None:
         """Listen: on the *sockets* there are for an endpoint, else on those it makes. Endpoints
         whose list of sockets is empty belong to another share."""
-        if any("engine=" in e for e in self.plan.endpoints) or "BECKET_TLS" in os.environ:
-            for engine in tls.engines().values():
-                self.loop._add_tls_engine(engine)
         protocol = self._protocol()
         for endpoint in self.plan.endpoints:
+            self.loop._know_engines(endpoint)
             if sockets.get(endpoint) == []:
                 continue
             with naming(endpoint):
@@ -238,7 +231,7 @@ class Share:
         """Whether something is under way. *Early*, it may yet be in a PROXY header: connections are
         not counted before."""
         tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task(self.loop)}
-        waits = early and any("proxy=" in endpoint for endpoint in self.plan.endpoints)
+        waits = early and any("proxy" in e.options for e in self.plan.parsed().values())
         return self.loop._visits(0) > 0 or bool(tasks) or waits
 
     async def run(self) -> bool:
@@ -716,7 +709,9 @@ class Forks(Driver):
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         sockets = self._open(loop)  # type: ignore[arg-type]
-        self._alone = not sockets and not any("reuse_port=1" in e for e in self.plan.endpoints)
+        parsed = self.plan.parsed()
+        self._each = {text for text in parsed if parsed[text].is_each_ones}
+        self._alone = not sockets and not self._each
         for place in range(self.workers):
             self._due[place] = 0.0
         watching = asyncio.create_task(self._watch(sockets))
@@ -732,9 +727,8 @@ class Forks(Driver):
         """Open what all workers accept from. What is one connection, or is to be opened by each
         worker, is opened there."""
         sockets: dict[str, list[int]] = {}
-        each = {e for e in self.plan.endpoints if "reuse_port=1" in e}
-        for endpoint in self.plan.endpoints:
-            if endpoint in each:
+        for endpoint, parts in self.plan.parsed().items():
+            if parts.is_each_ones:
                 self.names.append(endpoint)
                 continue
             given = self.given.get(endpoint, ())
@@ -747,7 +741,7 @@ class Forks(Driver):
                 self._listeners.append(listener)
             else:  # the first worker's
                 listener.close()
-                if endpoint.rpartition("+")[2].startswith("fd:"):
+                if parts.scheme == "fd":
                     raise ValueError(
                         f"driver: {endpoint} is a connection, which only loop can serve"
                     )
@@ -778,8 +772,7 @@ class Forks(Driver):
     def _fork(self, place: int, sockets: Sockets) -> None:
         mine = dict(sockets)
         if place > 0:  # what is one connection, is the first worker's
-            single = (e for e in self.plan.endpoints if "reuse_port=1" not in e)
-            mine = {**{endpoint: [] for endpoint in single}, **mine}
+            mine = {**{e: [] for e in self.plan.endpoints if e not in self._each}, **mine}
         near, far = socket.socketpair()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

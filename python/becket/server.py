@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from becket import drivers, served
+from becket.endpoints import Endpoint, parse
 
 logger = logging.getLogger("becket")
 
@@ -48,6 +49,10 @@ class Plan:
     speaks_first: bool = False
     notifier: str | None = None
     access_log: str | None = None
+
+    def parsed(self) -> dict[str, Endpoint]:
+        """The endpoints, in parts. ValueError, with a mark under what is wrong."""
+        return {text: parse(text) for text in self.endpoints}
 
 
 def check_limits(limits: Mapping[str, Any]) -> dict[str, int]:

@@ -56,8 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kinds = becket.notifiers[1:] if about_tls else (MEMORY_BIO,)
         if params.get("kind") in kinds or params.get("becket_loop") in kinds:
             left_out.append(item)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    # BECKET_SHARD=1/2: this process has every second test, and another has the rest.
+    shard, _, shards = os.environ.get("BECKET_SHARD", "1/1").partition("/")
+    mine = [item for item in items if item not in set(left_out)][int(shard) - 1 :: int(shards)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
+    items[:] = mine
 
 
 def make_loop(kind: str) -> asyncio.AbstractEventLoop:

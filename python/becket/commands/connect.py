@@ -17,6 +17,7 @@ import becket
 from becket.commands import new_parser, say
 from becket.commands.endpoints import GRAMMAR
 from becket.drivers import naming
+from becket.endpoints import parse
 
 # What is said before TLS starts: what to send, and what the answer to it begins with.
 DIALOGUES: dict[str, list[tuple[str, str]]] = {
@@ -152,12 +153,12 @@ async def start_tls(endpoint: str, dialogue: list[tuple[str, str]], side: Side) 
 async def connect(arguments: argparse.Namespace, side: Side) -> None:
     """Connect to the endpoint, and start TLS where that is asked for."""
     loop = cast(becket.EventLoop, asyncio.get_running_loop())
-    scheme = arguments.endpoint.partition(":")[0].lower()
-    if scheme.endswith("stdio"):
+    parts = parse(arguments.endpoint)
+    if parts.scheme == "stdio":
         raise ValueError("stdio: is this end of the connection; the other is needed")
     if arguments.starttls is None:
         await loop.connect_endpoint(lambda: side, arguments.endpoint)
-    elif scheme.partition("+")[0] != "starttls":
+    elif parts.cover != "starttls":
         raise ValueError("--starttls: the endpoint begins with starttls://, or starttls+…")
     else:
         await start_tls(arguments.endpoint, DIALOGUES[arguments.starttls], side)
