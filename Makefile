@@ -10,6 +10,8 @@ WERROR ?= $(if $(CI),true,false)
 FUZZ_SECONDS ?= 30
 # More arguments for pytest, or for bench/run.py.
 ARGS ?=
+# How many processes `make test-sanitize` has.
+SHARDS ?= 1
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 VENV ?= .venv/$(TAG)
@@ -64,7 +66,8 @@ test-python: $(VENV)/.package $(VENV)/.extra-test ## The Python tests, on the pa
 # The interpreter is not built with sanitizers, so gcc's are loaded ahead of it, and PYTHONMALLOC
 # lets them watch every object. It and other programs that the tests start leak at exit: a leak
 # ends no process by itself, and tests/sanitizer.awk finds ours among the reports. UBSan writes to
-# stderr only, hence --capture=sys.
+# stderr only, hence --capture=sys. Leaks are found when a process exits, which those of pytest-xdist
+# do not: SHARDS processes share the tests in their stead.
 SANITIZE := build/sanitize-$(TAG)
 SANITIZE_OPTIONS = -Db_sanitize=address,undefined -Db_lundef=false -Ddefault_library=static \
 	-Dpython=enabled -Dpython.platlibdir=$(CURDIR)/$(SANITIZE)/site -Dwerror=$(WERROR)
@@ -79,7 +82,8 @@ test-sanitize: $(VENV)/.package $(VENV)/.extra-test ## C and Python tests under 
 	$(call meson-test,$(SANITIZE),--timeout-multiplier 4)
 	@meson install -C $(SANITIZE) --no-rebuild --quiet --tags runtime,python-runtime
 	@rm -rf $(SANITIZE)/reports && mkdir $(SANITIZE)/reports
-	env PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc LD_PRELOAD='$(SANITIZERS)' \
+	seq $(SHARDS) | xargs -I SHARD -P $(SHARDS) env BECKET_SHARD=SHARD/$(SHARDS) \
+		PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc LD_PRELOAD='$(SANITIZERS)' \
 		ASAN_OPTIONS="detect_leaks=1:halt_on_error=1:$(SANITIZER_LOG)" LSAN_OPTIONS=exitcode=0 \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(BIN)/python -m pytest --capture=sys $(ARGS); status=$$?; \
