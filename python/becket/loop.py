@@ -1,7 +1,7 @@
 """becket.EventLoop: asyncio's event loop on becket's core.
 
 Scheduling, watching, timers, listeners and transports are in C (``_becket.Loop``). Everything else
-(name resolution, executors, the sock_ calls, subprocesses, TLS) is what asyncio's own
+(name resolution, executors, the sock_ calls) is what asyncio's own
 ``SelectorEventLoop`` does in Python, over the methods replaced here; so it behaves, in each version
 of Python, as that version does.
 """
@@ -22,7 +22,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from becket import _becket, tls, transports
+from becket import _becket, processes, tls, transports
 
 T = TypeVar("T")
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
@@ -134,6 +134,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             self._close_core()
             raise
         self._listeners: dict[int, _becket.Listener] = {}
+        self._children = processes.Waiter(self)
         self._knows_engines = False
         self._schemes: dict[str, transports.Scheme] = {}
         self._tls_contexts: weakref.WeakKeyDictionary[tls.Context, _becket.TlsContext] = (
@@ -181,6 +182,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+        self._children.close()
         super().close()
         self._tls_contexts.clear()
         self._close_core()
@@ -505,6 +507,34 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         for name, value in (extra or {}).items():
             transport._set_extra(name, value)
         self.call_soon(self._start_transport, transport, waiter)
+        return transport
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: asyncio.SubprocessProtocol,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> asyncio.SubprocessTransport:
+        waiter = self.create_future()
+        transport = processes.SubprocessTransport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
+            waiter=waiter, extra=extra, **kwargs,
+        )  # fmt: skip
+        self._children.watch(transport._proc.pid, transport._ended)
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            transport.close()
+            await transport._wait()
+            raise
         return transport
 
     # ---- Servers ----
