@@ -6,7 +6,8 @@
  *     int main(int argc, char **argv) { static const check_case cases[] = {CASE(adds)};
  *                                       return check_main(argc, argv, cases, COUNT(cases)); }
  *
- * An argument runs only the tests whose name contains it.
+ * An argument runs only the tests whose name contains it; one that begins with a ! those whose name
+ * does not contain what follows.
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -59,11 +60,15 @@ static inline void check_skip(const char *why) {
     check_skipped = why;
 }
 
+static inline int check_wants(const char *name, const char *filter) {
+    return filter[0] == '!' ? strstr(name, filter + 1) == NULL : strstr(name, filter) != NULL;
+}
+
 static inline int check_main(int argc, char **argv, const check_case *cases, int count) {
     int number = 0, failed = 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (int i = 0; i < count; i++) {
-        if (argc > 1 && strstr(cases[i].name, argv[1]) == NULL)
+        if (argc > 1 && !check_wants(cases[i].name, argv[1]))
             continue;
         check_failures = 0;
         check_skipped = NULL;
