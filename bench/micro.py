@@ -17,7 +17,9 @@ import json
 import os
 import resource
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -61,6 +63,14 @@ async def call_soon_many(loop: Loop) -> int:
 async def call_later_cancel(loop: Loop) -> int:
     for _ in range(BATCH):
         loop.call_later(60, nothing).cancel()
+    await asyncio.sleep(0)
+    return BATCH
+
+
+async def call_at_cancel(loop: Loop) -> int:
+    when = loop.time() + 60
+    for _ in range(BATCH):
+        loop.call_at(when, nothing).cancel()
     await asyncio.sleep(0)
     return BATCH
 
@@ -140,10 +150,36 @@ async def read_lines(loop: Loop) -> int:
     return batches * BATCH
 
 
+async def subprocess_exec(loop: Loop) -> int:
+    for _ in range(10):
+        child = await asyncio.create_subprocess_exec("/bin/true")
+        await child.wait()
+    return 10
+
+
+async def sendfile(loop: Loop) -> int:
+    """A file that is in the kernel's cache, in pieces of a MiB, to a process that reads it."""
+    size, count = 1 << 20, 32
+    with tempfile.TemporaryFile() as file, socket.create_server(("127.0.0.1", 0)) as listening:
+        file.write(bytes(size))
+        file.flush()
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+        with subprocess.Popen(["cat"], stdin=far, stdout=subprocess.DEVNULL):
+            far.close()
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+            for _ in range(count):
+                await loop.sendfile(transport, file, 0, size)
+            transport.close()
+            await asyncio.sleep(0)
+    return count
+
+
 OPERATIONS: dict[str, Operation] = {
     "call_soon, one a turn": call_soon_chain,
     "call_soon, many a turn": call_soon_many,
     "call_later and cancel": call_later_cancel,
+    "call_at and cancel": call_at_cancel,
     "call_later and fire": call_later_fire,
     "sleep(0)": sleep_0,
     "create_task and await": create_task,
@@ -151,6 +187,8 @@ OPERATIONS: dict[str, Operation] = {
     "call_soon_threadsafe, own thread": threadsafe_same,
     "call_soon_threadsafe, round trip": threadsafe_other,
     "readline() of what is there": read_lines,
+    "create_subprocess_exec() of true": subprocess_exec,
+    "sendfile() of a MiB, TCP": sendfile,
 }
 
 

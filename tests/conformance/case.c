@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { GUARD_SECONDS = 30, QUICK_GUARD_SECONDS = 5 };
+enum { GUARD_SECONDS = 30, LONG_GUARD_SECONDS = 300, QUICK_GUARD_SECONDS = 5 };
 
 int64_t conform_clock(void) {
     struct timespec t;
@@ -23,7 +23,8 @@ int64_t conform_clock(void) {
 }
 
 static int64_t guard(const bk_conform_case *c) {
-    return (c->quick ? QUICK_GUARD_SECONDS : GUARD_SECONDS) * INT64_C(1000000000);
+    int seconds = bk_conform_long(c) ? LONG_GUARD_SECONDS : GUARD_SECONDS;
+    return (c->quick ? QUICK_GUARD_SECONDS : seconds) * INT64_C(1000000000);
 }
 
 int64_t conform_patience(const bk_conform_case *c) {
