@@ -42,6 +42,10 @@ def median(entry: Entry, metric: str) -> float:
     return float(entry["metrics"][metric]["median"])
 
 
+def has(entry: Entry, metric: str) -> bool:
+    return metric in entry["metrics"]
+
+
 def measured(table: Table) -> Table:
     return {label: entry for label, entry in table.items() if "metrics" in entry}
 
@@ -50,7 +54,7 @@ def best_peer(table: Table, metric: str, greater: bool = False) -> float | None:
     values = [
         median(entry, metric)
         for label, entry in measured(table).items()
-        if not label.startswith("becket") and label not in FLOORS
+        if not label.startswith("becket") and label not in FLOORS and has(entry, metric)
     ]
     if not values:
         return None
@@ -247,6 +251,17 @@ def active_table(table: Table) -> list[str]:
     return rows(header, body)
 
 
+CLOCKS = ("cpu", "wall")
+
+
+def micro_value(entry: Entry, operation: str) -> str:
+    """CPU and wall time; "-": this loop cannot do it."""
+    if not has(entry, f"{operation}: cpu_ns"):
+        return "-"
+    cpu, wall = (format(median(entry, f"{operation}: {clock}_ns"), ".0f") for clock in CLOCKS)
+    return cpu if cpu == wall else f"{cpu} / {wall}"
+
+
 def micro_table(table: Table) -> list[str]:
     here = measured(table)
     if not here:
@@ -256,11 +271,9 @@ def micro_table(table: Table) -> list[str]:
     body = []
     for operation in operations:
         metric = f"{operation}: cpu_ns"
-        values = [format(median(entry, metric), ".0f") for entry in here.values()]
-        wall = [format(median(entry, f"{operation}: wall_ns"), ".0f") for entry in here.values()]
+        cells = [micro_value(entry, operation) for entry in here.values()]
         best = best_peer(table, metric)
         own = ratio(median(here["becket"], metric), best) if "becket" in here else "-"
-        cells = [cpu if cpu == w else f"{cpu} / {w}" for cpu, w in zip(values, wall, strict=True)]
         body.append([operation, *cells, own])
     note = "CPU / wall nanoseconds for one operation; user CPU and the spread are in latest.json."
     return [note, "", *rows(["operation", *map(name_of, here), "becket ÷ best peer"], body)]
