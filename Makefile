@@ -37,7 +37,7 @@ meson-test = ninja --quiet -C $(1) && meson test -C $(1) --no-rebuild --print-er
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-c test-python test-sanitize fuzz bench bench-quick bench-prepare \
+.PHONY: help run test test-c test-python test-sanitize soak fuzz bench bench-quick bench-prepare \
 	lint format install-c clean
 
 help: ## List these targets
@@ -92,6 +92,11 @@ test-sanitize: $(VENV)/.package $(VENV)/.extra-test ## C and Python tests under 
 # clang alone has a library that thinks up inputs, and has it in a package of its own.
 FUZZ_OPTIONS = -Dfuzz=true -Dtests=false -Ddefault_library=static -Db_lundef=false \
 	-Db_sanitize=address,undefined -Dwerror=$(WERROR)
+
+soak: $(VENV)/.package ## 200,000 connections, plain and TLS: nothing of them may stay behind
+	$(BIN)/python tests/soak/soak.py $(ARGS)
+	$(BIN)/python tests/soak/soak.py --kind streams $(ARGS)
+	$(BIN)/python tests/soak/soak.py --tls $(ARGS)
 
 fuzz: $(VENV)/.build ## Fuzz TLS with clang, each target for FUZZ_SECONDS
 	@tests/packages.sh fuzz
