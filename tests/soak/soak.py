@@ -2,8 +2,8 @@
 
 A server, in a process of its own, echoes; clients open a connection each, send a message, hear it
 again, and close. After the first of them, and after all, the server tells its memory, descriptors
-and objects: the memory may differ by 2 %, the rest not at all. `make soak` runs it; the tests run it
-in small.
+and objects: the memory may differ by 2 %, the rest not at all. `make soak` runs it; the tests run
+it in small.
 """
 
 from __future__ import annotations
