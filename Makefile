@@ -118,9 +118,10 @@ bench-prepare: $(VENV)/.package $(VENV)/.bench
 	@$(call setup,build/release,-Dbuildtype=release -Db_lto=true -Dtests=false -Dbench=true)
 	@ninja --quiet -C build/release
 
-lint: $(VENV)/.extra-test ## ruff and mypy
+lint: $(VENV)/.package $(VENV)/.extra-test ## ruff, mypy, and the extension's stubs held against it
 	ruff check
 	mypy
+	$(BIN)/python -m mypy.stubtest becket._becket
 
 format: $(VENV)/.extra-format ## Rewrite C and Python in the project's layout
 	ruff format

@@ -1,18 +1,18 @@
 """The extension module: Python objects over the core's handles."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context
 from os import PathLike
 from socket import socket
 from ssl import SSLObject
 from typing import Any, Self, TypeVar, final, overload
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from becket.tls import Engine
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 __version__: str
 notifiers: tuple[str, ...]
@@ -23,6 +23,7 @@ def _tls_engines() -> list[tuple[str, str | None, str | None]]: ...
 def _supervisor_tell(state: str, /) -> bool: ...
 def _parse_endpoint(text: str, /) -> tuple[str, dict[str, str]]: ...
 
+@disjoint_base
 class Handle:
     _callback: Callable[..., object] | None
     _args: Sequence[object] | None
@@ -53,8 +54,8 @@ class Transport(asyncio.Transport):
 
 @final
 class Listener:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: Loop,
         where: int | str,
         factory: Callable[[], asyncio.BaseProtocol] | Hand | Echo | Smtp,
@@ -66,7 +67,7 @@ class Listener:
         refusal: bytes | None = None,
         ended: Callable[[], object] | None = None,
         shared: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def name(self) -> str | None: ...
     def close(self) -> None: ...
@@ -77,8 +78,8 @@ class Listener:
 
 @final
 class Gate:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         leave: Callable[..., object] | None = None,
         *,
         max_connections: int = 0,
@@ -89,7 +90,7 @@ class Gate:
         idle: int = 0,
         write: int = 0,
         total: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     def stats(self) -> dict[str, int]: ...
     def shut(self) -> None: ...
 
@@ -101,37 +102,38 @@ class Away:
 
 @final
 class Hand:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: Loop,
         hand: Callable[..., object],
         at_once: bool,
         refusal: bytes | None = None,
         back: Callable[[], object] | None = None,
         /,
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class Echo:
-    def __init__(self, loop: Loop, /) -> None: ...
+    def __new__(cls, loop: Loop, /) -> Self: ...
 
 @final
 class Connector:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: Loop,
         endpoint: str,
         factory: Callable[[], object],
         waiter: asyncio.Future[Any],
         /,
-    ) -> None: ...
+    ) -> Self: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class Connection:
     _closed: bool
     _loop: Loop
     _transport: Transport | None
-    def __init__(self, loop: Loop, /) -> None: ...
+    def __new__(cls, loop: Loop, /) -> Self: ...
     @classmethod
     def _adopt(
         cls, loop: Loop, fd: int, initial: bytes = b"", extra: dict[str, Any] | None = None, /
@@ -156,15 +158,44 @@ class Connection:
     def _begin_tls(
         self, spec: tuple[Any, bool, str | None, float, float], waiter: asyncio.Future[None], /
     ) -> None: ...
-    def _wait(self, future: asyncio.Future[T], /) -> T: ...
+    def connection_made(self, transport: asyncio.BaseTransport, /) -> None: ...
+    def connection_lost(self, exc: Exception | None, /) -> None: ...
+    def _wait(self, future: asyncio.Future[_T], /) -> _T: ...
 
+@disjoint_base
 class TransportHead:
     def wake(self) -> None: ...
 
 @final
+class Accept:
+    def __call__(self, transport: TransportHead, /) -> None: ...
+
+@final
+class Read(Coroutine[Any, None, bytes]):
+    @property
+    def __name__(self) -> str: ...
+    @property
+    def __qualname__(self) -> str: ...
+    def send(self, value: Any, /) -> Any: ...
+    def throw(self, *args: Any) -> Any: ...
+    def close(self) -> None: ...
+    def __await__(self) -> Generator[Any, None, bytes]: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Done(Awaitable[None]):
+    def __await__(self) -> Generator[Any]: ...
+    def __next__(self) -> Any: ...
+
+@final
+class StreamReader(asyncio.StreamReader): ...
+@final
+class StreamReaderProtocol(asyncio.StreamReaderProtocol): ...
+
+@final
 class TlsContext:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: Loop,
         *,
         engine: str | None,
@@ -177,23 +208,24 @@ class TlsContext:
         minimum: int,
         maximum: int,
         tickets: bool,
-    ) -> None: ...
+    ) -> Self: ...
 
 @final
 class Smtp:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         loop: asyncio.AbstractEventLoop,
         maildir: str | PathLike[str],
         hostname: str | None = None,
         *,
         max_message: int = 0,
         stored: Callable[[str, str, list[str], int], None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def listen(self, endpoint: str, /) -> str: ...
     def reload(self) -> None: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class Loop:
     def __init__(self, notifier: str | None = None) -> None: ...
     @property
