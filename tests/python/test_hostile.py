@@ -197,7 +197,8 @@ def test_ten_thousand_handshakes_that_dawdle(
     driver: str, short_path: str, tls: Certificates
 ) -> None:
     pem = tls.path("server.pem")
-    endpoints = [f"tls://127.0.0.1:0?cert={pem}", f"tls+unix:{short_path}?cert={pem}"]
+    more = f"cert={pem}&reload=0"  # looking after files is work for threads
+    endpoints = [f"tls://127.0.0.1:0?{more}", f"tls+unix:{short_path}?{more}"]
     with serving("Protocol", *endpoints, driver=driver) as server:
         server.wait_for(r"listening at tls\+unix")
         server._status = 0

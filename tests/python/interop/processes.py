@@ -169,7 +169,15 @@ class Server:
 
 def run_wrk(*arguments: object) -> int:
     """Load a server by wrk, which keeps its connections; returns how many requests were answered.
-    AssertionError when one failed, was not answered by 2xx or 3xx, or not as echo.lua wants."""
+    AssertionError when one failed, was not answered by 2xx or 3xx, or not as echo.lua wants. On a
+    machine that is busy the first answers may come after its time: it is given some more, then."""
+    for _ in range(PATIENCE):
+        if answered := _run_wrk(*arguments):
+            return answered
+    return 0
+
+
+def _run_wrk(*arguments: object) -> int:
     said = run_program("wrk", "--timeout", f"{PATIENCE}s", *arguments)
     assert "Socket errors" not in said, said
     assert "Non-2xx" not in said, said
