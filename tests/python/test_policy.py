@@ -1,5 +1,5 @@
-"""becket.EventLoopPolicy and becket.install(), each in a process of its own: a policy is for a whole
-process."""
+"""becket.EventLoopPolicy and becket.install(), each in a process of its own, since a policy is for
+a whole process."""
 
 from __future__ import annotations
 

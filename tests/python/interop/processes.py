@@ -57,9 +57,9 @@ DEVELOPMENT = ("-X", "dev", "-W", "error")
 
 class Server:
     """A Python program that serves until it gets a signal, in *development* mode, with warnings as
-    errors; or another's program, by a *command*, as a *user*. Use it in a ``with`` statement: what it said beyond the *expected* lines (errors that
-    were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
-    other than *status*."""
+    errors; or another's program, by a *command*, as a *user*. Use it in a ``with`` statement: what
+    it said beyond the *expected* lines (errors that were logged, warnings at exit, tracebacks) is
+    then an AssertionError, as is an exit status other than *status*."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""asyncpg against a real PostgreSQL: by TCP, at a UNIX socket, and by TLS, which starts in the midst
-of a connection."""
+"""asyncpg against a real PostgreSQL: by TCP, at a UNIX socket, and by TLS, which starts in the
+midst of a connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_values_of_many_types(run, options):
         (1 << 62, "bigint"),
         ("grüße", "text"),
         (decimal.Decimal("3.14159"), "numeric"),
-        (datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc), "timestamptz"),
+        (datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), "timestamptz"),
         ([1, 2, None, 4], "int[]"),
         (os.urandom(3_000_000), "bytea"),
         (None, "text"),
@@ -55,7 +55,9 @@ def test_values_of_many_types(run, options):
         assert await is_secure(connection) == bool(options["ssl"])
         for value, kind in values:
             assert await connection.fetchval(f"SELECT $1::{kind}", value) == value
-        rows = await connection.fetch("SELECT n, repeat('x', n) AS x FROM generate_series(1, 2000) n")
+        rows = await connection.fetch(
+            "SELECT n, repeat('x', n) AS x FROM generate_series(1, 2000) n"
+        )
         assert [(row["n"], len(row["x"])) for row in rows] == [(n, n) for n in range(1, 2001)]
         with pytest.raises(asyncpg.DivisionByZeroError):
             await connection.fetchval("SELECT 1 / 0")

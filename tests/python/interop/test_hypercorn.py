@@ -8,7 +8,6 @@ import http.client
 import os
 import signal
 import socket
-import ssl
 from contextlib import closing
 
 import pytest
@@ -30,8 +29,8 @@ class Hypercorn(Server):
 
     def __init__(self, *options: object, development: bool = True) -> None:
         super().__init__(
-            "-c", COMMAND, "--workers", 0, "--bind", "127.0.0.1:0", *options, f"{HERE}/asgi_app:app",
-            expected=SAID, development=development,
+            "-c", COMMAND, "--workers", 0, "--bind", "127.0.0.1:0", *options,
+            f"{HERE}/asgi_app:app", expected=SAID, development=development,
         )  # fmt: skip
 
     def __enter__(self) -> Hypercorn:
