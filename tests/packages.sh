@@ -16,6 +16,10 @@ need() {  # need PACKAGE COMMAND...: succeeds where the package is there
 has_fuzzer() {
     ls "$(clang -print-resource-dir)"/lib/*/libclang_rt.fuzzer*
 }
+# Its programs are not in PATH.
+has_postgresql() {
+    ls /usr/lib/postgresql/*/bin/initdb || command -v initdb
+}
 look() {
     missing=
     need swaks command -v swaks
@@ -23,6 +27,8 @@ look() {
     need wrk command -v wrk
     need haproxy command -v haproxy
     need systemd command -v systemd-analyze
+    need postgresql has_postgresql
+    need redis-server command -v redis-server
     need curl command -v curl
     need openssl command -v openssl
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1

@@ -71,6 +71,7 @@ typedef struct LoopObject {
     PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
     size_t last_room;      /* … which have memory for so many */
     PyObject *kept;        /* by their addresses: objects that the core refers to */
+    PyObject *files;       /* by descriptor: what is watched, where that is no number */
     PyObject *keyword;     /* {"loop": this one} */
     PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */

@@ -226,6 +226,7 @@ static void end_core(LoopObject *self) {
     self->transports = NULL;
     self->transport_room = 0;
     Py_CLEAR(self->kept);
+    Py_CLEAR(self->files);
 }
 
 static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -268,6 +269,7 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     Py_VISIT(self->error);
     Py_VISIT(self->lent);
     Py_VISIT(self->kept);
+    Py_VISIT(self->files);
     Py_VISIT(self->keyword);
     if (self->core == NULL)
         return 0;
@@ -574,6 +576,10 @@ static HandleObject *watched(LoopObject *self, int fd, unsigned direction) {
     return w->fn[slot] == watch_run ? w->arg[slot] : NULL;
 }
 
+static bool is_watched(LoopObject *self, int fd) {
+    return watched(self, fd, BK_READ) != NULL || watched(self, fd, BK_WRITE) != NULL;
+}
+
 /* The core's own watches, of a transport that is closing, or a listener, are not for others. */
 static int check_free(LoopObject *self, int fd, unsigned direction) {
     if ((uint32_t)fd >= self->core->watch_count)
@@ -582,6 +588,42 @@ static int check_free(LoopObject *self, int fd, unsigned direction) {
     if (fn == NULL || fn == watch_run)
         return 0;
     PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by a transport or a server", fd);
+    return -1;
+}
+
+/* What is watched stays alive, and is still known by itself when it has been closed without our
+   being told: as with selectors, whoever closed it can remove its watches afterwards. */
+static int keep_file(LoopObject *self, PyObject *file, int fd) {
+    if (PyLong_Check(file))
+        return 0;
+    if (self->files == NULL && (self->files = PyDict_New()) == NULL)
+        return -1;
+    PyObject *number = PyLong_FromLong(fd);
+    int code = number == NULL || PyDict_SetDefault(self->files, number, file) == NULL ? -1 : 0;
+    Py_XDECREF(number);
+    return code;
+}
+
+static void let_file_go(LoopObject *self, int fd) {
+    PyObject *number = self->files == NULL ? NULL : PyLong_FromLong(fd);
+    if (number != NULL && PyDict_Contains(self->files, number) == 1)
+        (void)PyDict_DelItem(self->files, number);
+    if (PyErr_Occurred()) /* no memory: it is let go with the loop */
+        PyErr_WriteUnraisable((PyObject *)self);
+    Py_XDECREF(number);
+}
+
+/* The descriptor of what may be closed by now; -1 with an error: it has none, and had none. */
+static int file_descriptor(LoopObject *self, PyObject *file) {
+    int fd = PyObject_AsFileDescriptor(file);
+    if (fd >= 0 || self->files == NULL || !PyErr_ExceptionMatches(PyExc_ValueError))
+        return fd;
+    PyObject *number, *kept;
+    for (Py_ssize_t at = 0; PyDict_Next(self->files, &at, &number, &kept);)
+        if (kept == file) {
+            PyErr_Clear();
+            return (int)PyLong_AsLong(number);
+        }
     return -1;
 }
 
@@ -598,7 +640,8 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
         return NULL;
     PyObject_GC_Track(h);
     /* Asked again: fileno() may have done anything. */
-    if (loop_check_open(self) < 0 || check_free(self, fd, direction) < 0) {
+    if (loop_check_open(self) < 0 || check_free(self, fd, direction) < 0 ||
+        keep_file(self, args[0], fd) < 0) {
         Py_DECREF((PyObject *)h);
         return NULL;
     }
@@ -608,6 +651,8 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
         code = bk_watch_apply(self->core, fd);
     if (code < 0) {
         (void)bk_watch_set(self->core, fd, direction, NULL, NULL);
+        if (!is_watched(self, fd))
+            let_file_go(self, fd);
         Py_DECREF((PyObject *)h);
         loop_raise(code);
         return NULL;
@@ -620,7 +665,7 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
 }
 
 static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned direction) {
-    int fd = PyObject_AsFileDescriptor(arg);
+    int fd = file_descriptor(self, arg);
     if (fd < 0)
         return NULL;
     if (self->core == NULL)
@@ -632,6 +677,8 @@ static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned directio
     /* The notifier is told at once: whoever removes a watch may close the descriptor next. */
     if (self->core->watches[fd].fn[0] == NULL && self->core->watches[fd].fn[1] == NULL)
         bk_watch_forget(self->core, fd);
+    if (!is_watched(self, fd))
+        let_file_go(self, fd);
     handle_cancel(h);
     Py_DECREF((PyObject *)h);
     Py_RETURN_TRUE;
@@ -709,7 +756,7 @@ bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport) {
 
 /* As asyncio's: an fd that a transport uses is not for add_reader() and sock_…(). */
 static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
-    int fd = PyObject_AsFileDescriptor(arg);
+    int fd = file_descriptor(self, arg);
     if (fd < 0) {
         if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
             PyErr_Clear();

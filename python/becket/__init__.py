@@ -12,12 +12,15 @@
 
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
+    becket.install()                                  # or, in older programs, for all of asyncio
 
 ``serve()`` takes asyncio protocols, coroutines, blocking functions, socketserver handlers; a
 ``Server`` does the same in the background. ``becket.EventLoop`` is an asyncio event loop;
 ``becket.tls`` has TLS engines to choose from, ``becket.transports`` is for transports of your own.
 ``becket --help`` lists what the command line does.
 """
+
+from typing import TYPE_CHECKING
 
 from becket import tls, transports
 from becket._becket import __version__, notifiers
@@ -26,12 +29,17 @@ from becket.loop import EventLoop, new_event_loop, run
 from becket.server import Server, serve
 from becket.streams import open
 
+if TYPE_CHECKING:
+    from becket.policy import EventLoopPolicy, install
+
 __all__ = [
     "Connection",
     "EventLoop",
+    "EventLoopPolicy",
     "Server",
     "__version__",
     "connect",
+    "install",
     "new_event_loop",
     "notifiers",
     "open",
@@ -40,3 +48,12 @@ __all__ = [
     "tls",
     "transports",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What stands on asyncio's event loop policies, which newer Pythons have no more."""
+    if name not in ("EventLoopPolicy", "install"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from becket import policy
+
+    return getattr(policy, name)

@@ -534,3 +534,39 @@ def test_a_pipe_within_a_time_limit(loop: Loop) -> None:
         await turns(5)
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("direction", ["reader", "writer"])
+def test_a_socket_that_was_closed_can_still_be_removed(loop: Loop, direction: str) -> None:
+    """Whoever closes it first is not told off: anyio does so with its UNIX sockets."""
+    add, remove = (getattr(loop, f"{word}_{direction}") for word in ("add", "remove"))
+    near, far = socket.socketpair()
+    with near, far:
+        add(near, lambda: None)
+        near.close()
+        assert remove(near)
+        with pytest.raises(ValueError):
+            remove(near)  # now it is nothing any more
+        with pytest.raises(ValueError):
+            remove(-1)
+        add(far, lambda: None)
+        assert remove(far.fileno())  # by its number
+        assert not remove(far)
+
+
+def test_what_is_watched_stays_alive(loop: Loop) -> None:
+    near, far = socket.socketpair()
+    gone = weakref.ref(near)
+    number = near.fileno()
+    with far:
+        loop.add_reader(near, lambda: loop.stop())
+        loop.add_writer(near, lambda: None)
+        del near
+        far.send(b"hello")
+        loop.run_forever()
+        assert loop.remove_reader(number)
+        assert gone() is not None
+        gone().close()  # type: ignore[union-attr]
+        assert loop.remove_writer(gone())  # type: ignore[arg-type]
+        gc.collect()
+        assert gone() is None

@@ -633,9 +633,11 @@ def test_the_public_names() -> None:
     assert set(becket.__all__) == {
         "Connection",
         "EventLoop",
+        "EventLoopPolicy",
         "Server",
         "__version__",
         "connect",
+        "install",
         "new_event_loop",
         "notifiers",
         "open",

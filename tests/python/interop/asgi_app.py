@@ -1,4 +1,5 @@
-"""A small ASGI application without a framework: what uvicorn serves in test_uvicorn.py."""
+"""A small ASGI application without a framework: what test_uvicorn.py and test_hypercorn.py
+let them serve."""
 
 from __future__ import annotations
 
@@ -39,8 +40,30 @@ async def stream(send: Send, count: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+async def lifespan(receive: Receive, send: Send) -> None:
+    for phase in ("startup", "shutdown"):
+        assert (await receive())["type"] == f"lifespan.{phase}"
+        await send({"type": f"lifespan.{phase}.complete"})
+
+
+async def echo_messages(receive: Receive, send: Send) -> None:
+    """A WebSocket that hears what it says."""
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send(message | {"type": "websocket.send"})
+
+
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        return await lifespan(receive, send)
+    if scope["type"] == "websocket":
+        return await echo_messages(receive, send)
     assert scope["type"] == "http", scope
+    return await answer_request(scope, receive, send)
+
+
+async def answer_request(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     route = scope["method"], scope["path"]
     if route == ("GET", "/"):
         await answer(send, 200, b"Hello, world!")

@@ -30,17 +30,19 @@ def find_program(name: str) -> str:
     return found or pytest.skip(f"{name} is not installed")
 
 
+def environment_of_others() -> dict[str, str]:
+    """Sanitizers, when there are any, are for our own code."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def run_program(name: str, *arguments: object, status: int = 0, data: str = "") -> str:
     """Run another's program to its end; returns all it said."""
-    environment = dict(os.environ)
-    # Sanitizers, when there are any, are for our own code.
-    environment.pop("LD_PRELOAD", None)
     done = subprocess.run(
         [find_program(name), *map(str, arguments)],
         input=data,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=environment_of_others(),
         encoding="utf-8",
         errors="replace",
         timeout=PATIENCE,
@@ -55,9 +57,9 @@ DEVELOPMENT = ("-X", "dev", "-W", "error")
 
 class Server:
     """A Python program that serves until it gets a signal, in *development* mode, with warnings as
-    errors. Use it in a ``with`` statement: what it said beyond the *expected* lines (errors that
-    were logged, warnings at exit, tracebacks) is then an AssertionError, as is an exit status
-    other than *status*."""
+    errors; or another's program, by a *command*, as a *user*. Use it in a ``with`` statement: what
+    it said beyond the *expected* lines (errors that were logged, warnings at exit, tracebacks) is
+    then an AssertionError, as is an exit status other than *status*."""
 
     def __init__(
         self,
@@ -67,6 +69,8 @@ class Server:
         environment: dict[str, str] | None = None,
         status: int = 0,
         development: bool = True,
+        command: Sequence[object] = (),
+        user: str | None = None,
     ) -> None:
         self.lines: list[str] = []
         self._status = status
@@ -74,12 +78,18 @@ class Server:
         self._said = threading.Condition()
         self._over = False
         self._ended_by: int | None = None
+        if command:
+            surroundings = environment_of_others()
+        else:
+            command = (sys.executable, *(DEVELOPMENT if development else ()))
+            surroundings = os.environ | {"PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, *(DEVELOPMENT if development else ()), *map(str, arguments)],
+            [*map(str, command), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
+            env=surroundings | (environment or {}),
+            user=user,
             encoding="utf-8",
             errors="replace",
             pass_fds=pass_fds,

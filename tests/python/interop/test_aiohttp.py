@@ -12,10 +12,11 @@ import socket
 import ssl
 import time
 import warnings
-from contextlib import closing
+from contextlib import closing, suppress
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 import becket
 from interop.processes import HERE, PATIENCE, Server, run_program, run_wrk
@@ -71,7 +72,7 @@ def certificate(tmp_path_factory):
     return files
 
 
-def run(main) -> None:
+def run_client(main) -> None:
     """Run a client on a loop of its own, in debug mode; what the loop was told of as an error, or
     was left behind, is one."""
     reported = []
@@ -145,7 +146,7 @@ def test_server_and_client(short_path, request, kind, what):
             await what(session)
 
     with AiohttpServer(short_path, *pair) as server:
-        run(main())
+        run_client(main())
 
 
 def test_sessions_at_once(server):
@@ -159,6 +160,62 @@ def test_sessions_at_once(server):
                 assert await read(session.post("/echo", data=body)) == (200, body)
 
             await asyncio.gather(*(echo(number) for number in range(500)))
+
+    run_client(main())
+
+
+async def echo(request: web.Request) -> web.Response:
+    return web.Response(body=await request.read())
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """All that comes from one goes to the other, and then its end."""
+    try:
+        while data := await reader.read(100_000):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A proxy that knows CONNECT alone."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"CONNECT ")
+    host, port = head.split()[1].decode().rsplit(":", 1)
+    far_reader, far_writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+    for end in (writer, far_writer):
+        with suppress(ConnectionError):
+            await end.wait_closed()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_through_a_proxy(run, tls, secure):
+    """TLS starts in the midst of a connection, which may be one by TLS itself; server, proxy and
+    client share a loop."""
+
+    async def main() -> None:
+        app = web.Application(client_max_size=1 << 24)
+        app.router.add_post("/echo", echo)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls.server()).start()
+        context = tls.server("rsa") if secure else None
+        proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0, ssl=context)
+        where = f"http{'s' if secure else ''}://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        connector = aiohttp.TCPConnector(ssl=tls.client())
+        async with aiohttp.ClientSession(connector=connector, proxy=where) as session:
+            for size in (0, 1, 65_536, 1_000_000):
+                body = os.urandom(size)
+                url = f"https://127.0.0.1:{runner.addresses[0][1]}/echo"
+                assert await read(session.post(url, data=io.BytesIO(body))) == (200, body)
+        await runner.cleanup()
+        proxy.close()
+        await proxy.wait_closed()
 
     run(main())
 
@@ -230,7 +287,7 @@ def test_server_that_leaves(short_path):
                 await response.read()
 
     with AiohttpServer(short_path) as server:
-        run(main())
+        run_client(main())
 
 
 def test_under_wrk(short_path, certificate):

@@ -10,6 +10,7 @@ import socket
 from contextlib import closing
 
 import pytest
+from websockets.asyncio.client import connect as connect_websocket
 
 from interop.processes import HERE, PATIENCE, Server, run_wrk
 
@@ -17,6 +18,7 @@ SAID = (
     r"INFO: +(Started server process|Finished server process) \[\d+\]"
     r"|INFO: +(Shutting down|Waiting for .* to (close|complete)).*"
     r"|INFO: +Uvicorn running on .*"
+    r'|INFO: +.* - "WebSocket /ws" \[accepted\]|INFO: +connection (open|closed)'
 )
 
 
@@ -33,6 +35,8 @@ def server(request):
         request.param,
         "--lifespan",
         "off",
+        "--ws",
+        "websockets-sansio",  # its other implementation warns that it is deprecated
         "--no-access-log",
         "--no-use-colors",
         "--port",
@@ -100,6 +104,21 @@ def test_pipelined_requests(server):
                     length = int(value)
             assert file.read(length) == b"request %d" % number
         file.close()
+
+
+def test_web_sockets(server, run):
+    """With the websockets package at both ends."""
+
+    async def main() -> None:
+        async with connect_websocket(f"ws://127.0.0.1:{server.port}/ws") as connection:
+            for size in (0, 1, 125, 126, 65_535, 65_536, 1_000_000):
+                data = os.urandom(size)
+                await connection.send(data)
+                assert await connection.recv() == data
+            await connection.send("grüße")
+            assert await connection.recv() == "grüße"
+
+    run(main())
 
 
 def test_clients_that_leave(server):
