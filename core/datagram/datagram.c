@@ -289,6 +289,8 @@ static void deliver_held(bk_datagram *d) {
         deliver(d, p->data, p->size, p->bytes, p->address_size);
         bk_packet_free(d->loop, p);
     }
+    if (d->held.count > 0 && wants_to_receive(d))
+        schedule(d);
 }
 
 static int find_room(bk_datagram *d, bk_datagram_room **ret_room) {
