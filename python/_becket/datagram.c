@@ -123,7 +123,8 @@ static void closed(bk_datagram *d, int why) {
         PyErr_WriteUnraisable((PyObject *)t);
     t->closing = true;
     t->core = NULL;
-    (void)loop_owns_fd(t->loop, t->fd, NULL);
+    if (t->fd < t->loop->transport_room && t->loop->transports[t->fd] == (PyObject *)t)
+        (void)loop_owns_fd(t->loop, t->fd, NULL);
     bk_datagram_disown(d);
     close_socket(t);
     Py_CLEAR(t->protocol);
