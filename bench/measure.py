@@ -1,7 +1,7 @@
 """One measurement: starts a server on one core and the load on another, and returns the figures.
 
-bench/run.py calls echo(), udp(), connect(), idle(), active(), serve(), asyncore() and micro(), each in a
-fresh server process.
+bench/run.py calls echo(), udp(), connect(), idle(), active(), serve(), asyncore() and micro(), each
+in a fresh server process.
 Anything that goes wrong is a Failure with a reason to be shown; it ends this measurement only.
 """
 

@@ -66,8 +66,8 @@ static void update(bk_datagram *d) {
         fail(d, code);
 }
 
-/* Somebody may have closed the descriptor, and another one have its number now: no more is forgotten
-   than is ours. */
+/* Somebody may have closed the descriptor, and another one have its number now: no more is
+   forgotten than is ours. */
 static void forget_fd(bk_datagram *d) {
     bk_loop *loop = d->loop;
     if (d->fd < 0 || (uint32_t)d->fd >= loop->watch_count)
@@ -217,7 +217,8 @@ static void flush(bk_datagram *d, bool telling) {
     bool more = d->outgoing.count > 0 && !(d->flags & BK_DATAGRAM_BUSY);
     if (more || (d->flags & BK_DATAGRAM_BLOCKED && d->queued <= d->low))
         mark_unsent(d);
-    if (d->outgoing.count == 0 && d->flags & BK_DATAGRAM_CLOSING && !(d->flags & BK_DATAGRAM_CLOSED))
+    if (d->outgoing.count == 0 && d->flags & BK_DATAGRAM_CLOSING &&
+        !(d->flags & BK_DATAGRAM_CLOSED))
         close_with(d, 0);
     update(d);
     d->loop->calling--;
@@ -242,7 +243,8 @@ int bk_datagram_send(bk_datagram *d, const void *data, size_t n, bk_release rele
                     .size = n,
                     .address = (struct sockaddr *)(uintptr_t)to,
                     .address_size = to == NULL ? 0 : to_size};
-    bool valid = d != NULL && (data != NULL || n == 0) && to_size <= sizeof(struct sockaddr_storage);
+    bool valid =
+        d != NULL && (data != NULL || n == 0) && to_size <= sizeof(struct sockaddr_storage);
     int code = !valid ? -EINVAL : d->flags & BK_DATAGRAM_CLOSING ? -EPIPE : 0;
     bk_packet *packet = code == 0 ? bk_packet_new(d->loop, &m, release, arg) : NULL;
     if (packet == NULL) {

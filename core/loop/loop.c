@@ -94,8 +94,8 @@ static void close_layers(bk_loop *loop) {
 }
 
 /* Workers end first, because what they finish may still use streams; then those who make streams,
-   then datagrams and streams, then the processes that they talked to. Their callbacks may start things anew,
-   so it is done until nothing is left. */
+   then datagrams and streams, then the processes that they talked to. Their callbacks may start
+   things anew, so it is done until nothing is left. */
 static void end_all(bk_loop *loop) {
     loop->turning = true;
     do {

@@ -1,6 +1,7 @@
 /*
  * address.c: addresses of sockets between the core and Python, for datagrams: each brings one, and
- * most often one that was there before, so a loop keeps the tuples it has made. Called by datagram.c.
+ * most often one that was there before, so a loop keeps the tuples it has made. Called by
+ * datagram.c.
  */
 #include "becket_py.h"
 
@@ -8,7 +9,8 @@
 #include <netinet/in.h>
 #include <sys/un.h>
 
-/* Each address has one place, and the last that came there is kept. Enough for hundreds of peers. */
+/* Each address has one place, and the last that came there is kept. Enough for hundreds of peers.
+ */
 enum { PLACES_BITS = 10, PLACES = 1 << PLACES_BITS };
 
 typedef struct known_address {
@@ -113,7 +115,7 @@ static unsigned internet_address(int family, PyObject *address, struct sockaddr_
 /* Linux's abstract names begin with a NUL, and have none behind them. */
 static unsigned local_address(PyObject *address, struct sockaddr_storage *ret) {
     struct sockaddr_un *un = (struct sockaddr_un *)ret;
-    PyObject *path = PyUnicode_Check(address)    ? PyUnicode_EncodeFSDefault(address)
+    PyObject *path = PyUnicode_Check(address) ? PyUnicode_EncodeFSDefault(address)
                      : PyBytes_Check(address) ? Py_NewRef(address)
                                               : NULL;
     size_t n = path != NULL ? (size_t)PyBytes_GET_SIZE(path) : 0;

@@ -92,9 +92,9 @@ static void writable(bk_datagram *d) {
 }
 
 static void tell_lost(DatagramObject *t, int why) {
-    PyObject *e = t->error != NULL                 ? Py_NewRef(t->error)
+    PyObject *e = t->error != NULL                ? Py_NewRef(t->error)
                   : why == 0 || why == -ECANCELED ? Py_NewRef(Py_None)
-                                                   : exception_of(why);
+                                                  : exception_of(why);
     if (e == NULL) {
         PyErr_Clear();
         e = Py_NewRef(Py_None);
@@ -292,7 +292,8 @@ static int send_core(DatagramObject *t, PyObject *data, const struct sockaddr_st
         fail(t, "Fatal write error on datagram transport");
         return 0;
     }
-    int code = bk_datagram_send(t->core, view.buf, (size_t)view.len, BK_COPY, NULL, address, to_size);
+    int code =
+        bk_datagram_send(t->core, view.buf, (size_t)view.len, BK_COPY, NULL, address, to_size);
     PyBuffer_Release(&view);
     return code;
 }
@@ -300,19 +301,18 @@ static int send_core(DatagramObject *t, PyObject *data, const struct sockaddr_st
 /* The socket is full, so that what goes to a name must be queued: to what the name stands for. */
 static int queue_resolved(DatagramObject *t, PyObject *data, PyObject *address) {
     struct sockaddr_storage to;
-    PyObject *plain = PyObject_CallMethod((PyObject *)t->loop, "_plain_address", "iO", t->family,
-                                          address);
-    unsigned size = plain == NULL || t->core == NULL
-                        ? 0
-                        : address_from_python(t->loop, t->family, plain, &to);
+    PyObject *plain =
+        PyObject_CallMethod((PyObject *)t->loop, "_plain_address", "iO", t->family, address);
+    unsigned size =
+        plain == NULL || t->core == NULL ? 0 : address_from_python(t->loop, t->family, plain, &to);
     Py_XDECREF(plain);
     PyErr_Clear();
     return size == 0 ? -EAGAIN : send_core(t, data, &to, size);
 }
 
-/* An address that is not plain goes to socket.sendto(), which resolves it or says what is wrong with
-   it, in its own words; NULL: to the peer. So does what is sent after close(). 0, or -1 with an
-   exception that is not for the transport to deal with. */
+/* An address that is not plain goes to socket.sendto(), which resolves it or says what is wrong
+   with it, in its own words; NULL: to the peer. So does what is sent after close(). 0, or -1 with
+   an exception that is not for the transport to deal with. */
 static int send_by_socket(DatagramObject *t, PyObject *data, PyObject *address) {
     bk_datagram_flush(t->core);
     PyObject *result = address == NULL

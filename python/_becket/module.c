@@ -91,7 +91,8 @@ static PyTypeObject *derive(PyObject *module, PyType_Spec *spec, PyObject *bases
     PyErr_Format(PyExc_ImportError,
                  "asyncio.Transport of this Python has instances of %zd bytes, not %zd: this "
                  "version of becket does not know it",
-                 first != NULL ? first->tp_basicsize : 0, (Py_ssize_t)offsetof(TransportObject, dict));
+                 first != NULL ? first->tp_basicsize : 0,
+                 (Py_ssize_t)offsetof(TransportObject, dict));
     return NULL;
 }
 
@@ -105,7 +106,8 @@ static int add_transport_types(PyObject *module, module_state *state) {
         state->transport_type = derive(module, &transport_spec, one);
         state->datagram_type =
             state->transport_type == NULL ? NULL : derive(module, &datagram_spec, both);
-        code = state->datagram_type == NULL ? -1 : mark_compatible((PyObject *)state->transport_type);
+        code =
+            state->datagram_type == NULL ? -1 : mark_compatible((PyObject *)state->transport_type);
     }
     Py_XDECREF(both);
     Py_XDECREF(one);

@@ -34,16 +34,16 @@ static TransportObject *current(TransportObject *t) {
 
 /* ---- Calling the protocol ---- */
 
-/* Call a method in a context; args is the object and its arguments, n in all, behind a place that is
-   free. *calling: whether it is such a call that we are within, in the context already. */
+/* Call a method in a context; args is the object and its arguments, n in all, behind a place that
+   is free. *calling: whether it is such a call that we are within, in the context already. */
 int context_call(PyObject *context, bool *calling, PyObject *method, PyObject **args, size_t n,
                  PyObject **ret_result) {
     bool nested = *calling; /* pause_writing() within data_received() */
     if (!nested && PyContext_Enter(context) < 0)
         return -1;
     *calling = true;
-    PyObject *result = PyObject_VectorcallMethod(method, args + 1,
-                                                 n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    PyObject *result =
+        PyObject_VectorcallMethod(method, args + 1, n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
     *calling = nested;
     if (result == NULL) {
         PyObject *type, *value, *tb;
@@ -68,8 +68,7 @@ int context_call(PyObject *context, bool *calling, PyObject *method, PyObject **
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result) {
     PyObject *protocol = Py_NewRef(t->protocol); /* set_protocol() may take its place meanwhile */
     PyObject *args[3] = {NULL, protocol, arg};
-    int code =
-        context_call(t->context, &t->calling, method, args, arg != NULL ? 2 : 1, ret_result);
+    int code = context_call(t->context, &t->calling, method, args, arg != NULL ? 2 : 1, ret_result);
     Py_DECREF(protocol);
     return code;
 }

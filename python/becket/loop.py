@@ -546,7 +546,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         """What a datagram's address stands for; it was understood once already."""
         if family == getattr(socket, "AF_UNIX", None):
             return bytes(address)
-        return socket.getaddrinfo(*address[:2], family, socket.SOCK_DGRAM)[0][4]
+        host, port = address[:2]
+        return socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0][4]
 
     # ---- Servers ----
 

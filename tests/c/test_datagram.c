@@ -173,7 +173,8 @@ static void timed_out(void *arg) {
 static void turn_until(const int *what, int least) {
     bool over = false;
     bk_timer timer = {0};
-    CHECK_INT(bk_timer_start(loop, &timer, bk_loop_now(loop) + 30 * BK_SECOND, timed_out, &over), 0);
+    CHECK_INT(bk_timer_start(loop, &timer, bk_loop_now(loop) + 30 * BK_SECOND, timed_out, &over),
+              0);
     while (*what < least && !over)
         CHECK_INT(bk_loop_turn(loop, -1), 0);
     CHECK(!over);
@@ -418,15 +419,15 @@ static void a_slow_receiver_is_not_asked_all_the_time(void) {
     CHECK_INT(bind(receiver, (struct sockaddr *)&at, sizeof at), 0);
     CHECK_INT(bk_datagram_open(loop, fd, &table, &ends[0], &ends[0].d), 0);
     for (int i = 0; i < 200; i++)
-        CHECK_INT(bk_datagram_send(ends[0].d, "x", 1, BK_STATIC, NULL, (struct sockaddr *)&at,
-                                   sizeof at),
-                  0);
+        CHECK_INT(
+            bk_datagram_send(ends[0].d, "x", 1, BK_STATIC, NULL, (struct sockaddr *)&at, sizeof at),
+            0);
     bool over = false;
     bk_timer timer = {0};
     counting.sends = 0;
-    CHECK_INT(bk_timer_start(loop, &timer, bk_loop_now(loop) + 100 * BK_MILLISECOND, timed_out,
-                             &over),
-              0);
+    CHECK_INT(
+        bk_timer_start(loop, &timer, bk_loop_now(loop) + 100 * BK_MILLISECOND, timed_out, &over),
+        0);
     while (!over)
         CHECK_INT(bk_loop_turn(loop, -1), 0);
     CHECK(counting.sends < 120); /* and not thousands */
@@ -472,15 +473,15 @@ static void bytes_by_reference_are_released_once(void) {
     int released = 0;
     open_both(NULL);
     struct sockaddr *at = (struct sockaddr *)&ends[1].at;
-    CHECK_INT(bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at),
-              0);
+    CHECK_INT(
+        bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at), 0);
     CHECK_INT(released, 0);
     bk_datagram_flush(ends[0].d);
     CHECK_INT(released, 1);
     CHECK_INT(bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, 4096), -EINVAL);
     CHECK_INT(released, 2);
-    CHECK_INT(bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at),
-              0);
+    CHECK_INT(
+        bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at), 0);
     bk_datagram_abort(ends[0].d);
     CHECK_INT(released, 3);
     CHECK_INT(bk_loop_free(loop), 0);

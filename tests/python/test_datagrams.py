@@ -128,7 +128,7 @@ def test_connected(loop: Loop) -> None:
         await until(lambda: len(client.got) == 3)
         assert client.data == [b"one", b"two", b"three"]
         assert client.transport.get_extra_info("peername") == server.name
-        with pytest.raises(ValueError, match="^Invalid address: must be None or "):
+        with pytest.raises(ValueError, match=r"^Invalid address: must be None or "):
             client.transport.sendto(b"four", ("127.0.0.2", 5))
         await close(server, client)
 
@@ -160,9 +160,7 @@ def test_unix(loop: Loop, short_path: str) -> None:
         client.transport.sendto(b"bytes", short_path.encode())
         client.transport.sendto(b"more bytes", bytearray(short_path.encode()))
         await until(lambda: len(client.got) == 3)
-        assert client.got == [
-            (data, short_path) for data in (b"text", b"bytes", b"more bytes")
-        ]
+        assert client.got == [(data, short_path) for data in (b"text", b"bytes", b"more bytes")]
         connected = await endpoint(loop, family=socket.AF_UNIX, remote_addr=short_path)
         connected.transport.sendto(b"unnamed")
         await until(lambda: len(server.got) == 4)
@@ -304,14 +302,13 @@ def test_many_peers(loop: Loop) -> None:
 
     async def main() -> None:
         server = await endpoint(loop, Datagrams(echo=True))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            for i in range(2000):
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                    sock.bind((f"127.0.{i % 8}.{i % 250 + 1}", 0))
-                    sock.sendto(b"%d" % i, server.name)
-                    await until(lambda i=i: len(server.got) > i)
-                    assert server.got[i] == (b"%d" % i, sock.getsockname())
-                    assert sock.recv(100) == b"%d" % i
+        for i in range(2000):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((f"127.0.{i % 8}.{i % 250 + 1}", 0))
+                sock.sendto(b"%d" % i, server.name)
+                await until(lambda i=i: len(server.got) > i)
+                assert server.got[i] == (b"%d" % i, sock.getsockname())
+                assert sock.recv(100) == b"%d" % i
         await close(server)
 
     run(loop, main())
@@ -350,6 +347,12 @@ def test_names_are_resolved(loop: Loop) -> None:
         await close(server, client)
 
     run(loop, main())
+
+
+def test_what_a_name_stands_for(becket_loop: becket.EventLoop) -> None:
+    """What is queued for it, should the socket be full."""
+    assert becket_loop._plain_address(socket.AF_INET, ("localhost", 5)) == ("127.0.0.1", 5)
+    assert becket_loop._plain_address(socket.AF_UNIX, bytearray(b"path")) == b"path"
 
 
 def test_sending_to_a_name_from_a_full_socket(loop: Loop, short_path: str) -> None:
@@ -885,7 +888,7 @@ def test_broadcast_with_a_remote_address(loop: Loop) -> None:
         client.transport.sendto(b"one")
         client.transport.sendto(b"two", server.name)
         await until(lambda: len(client.got) == 2)
-        with pytest.raises(ValueError, match="^Invalid address: must be None or "):
+        with pytest.raises(ValueError, match=r"^Invalid address: must be None or "):
             client.transport.sendto(b"three", nobody())
         await close(server, client)
 
@@ -898,12 +901,14 @@ def test_wrong_options(loop: Loop) -> None:
             await endpoint(loop, family=0)
         with pytest.raises(TypeError, match="2-tuple is expected"):
             await endpoint(loop, local_addr="localhost")
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock, pytest.raises(
-            ValueError, match="ocket was expected, got"
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock,
+            pytest.raises(ValueError, match="ocket was expected, got"),
         ):
             await endpoint(loop, sock=sock)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(
-            ValueError, match="socket modifier keyword arguments can not be used"
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+            pytest.raises(ValueError, match="socket modifier keyword arguments can not be used"),
         ):
             await endpoint(loop, sock=sock, local_addr=LOCAL)
         first = await endpoint(loop)
