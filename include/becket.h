@@ -646,7 +646,8 @@ BK_API int bk_datagram_open(bk_loop *loop, int fd, const bk_datagram_protocol *p
 /* Queue a datagram of n bytes, which may be 0, to be sent in one call with all that are sent in the
    callback that the loop is in, when it returns. release, arg: as bk_stream_write(). to NULL: to
    the peer of a connected socket. 0; -EPIPE after close; -EINVAL, -ENOMEM: nothing was queued. One
-   of 4 KiB or more, and one that is beyond the high-water mark, are sent at once. */
+   of 4 KiB or more, one that is beyond the high-water mark, and one that is sent outside of any
+   callback, are sent at once. */
 BK_API int bk_datagram_send(bk_datagram *d, const void *data, size_t n, bk_release release,
                             void *arg, const struct sockaddr *to, unsigned to_size);
 

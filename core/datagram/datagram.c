@@ -237,6 +237,12 @@ static void flush_unsent(bk_loop *loop) {
     }
 }
 
+/* Whether something is about to return that more may be sent in. Not between turns; and not while
+   the loop waits, if its host lets another thread in meanwhile. */
+static bool in_callback(const bk_loop *loop) {
+    return !atomic_load_explicit(&loop->waiting, memory_order_relaxed);
+}
+
 int bk_datagram_send(bk_datagram *d, const void *data, size_t n, bk_release release, void *arg,
                      const struct sockaddr *to, unsigned to_size) {
     bk_message m = {.data = (void *)(uintptr_t)data,
@@ -254,7 +260,7 @@ int bk_datagram_send(bk_datagram *d, const void *data, size_t n, bk_release rele
     }
     bk_packets_add(&d->outgoing, packet);
     d->queued += n + d->header;
-    if (d->queued > d->high || n >= BK_BLOCK_BYTES) {
+    if (d->queued > d->high || n >= BK_BLOCK_BYTES || !in_callback(d->loop)) {
         flush(d, false);
         tell_blocked(d);
     }

@@ -106,8 +106,10 @@ static void tell_lost(DatagramObject *t, int why) {
 }
 
 /* The socket object closes the descriptor, as in asyncio: it may have been taken from it, or be
-   closed already, and its number be somebody else's. */
+   closed already, and its number be somebody else's. The collector may have had it first. */
 static void close_socket(DatagramObject *t) {
+    if (t->socket == NULL)
+        return;
     PyObject *result = PyObject_CallMethodNoArgs(t->socket, t->loop->state->str_close);
     if (result == NULL)
         PyErr_WriteUnraisable(t->socket);

@@ -165,6 +165,21 @@ static int send_sized(end *from, const end *to, int n) {
                             to == NULL ? 0 : sizeof to->at);
 }
 
+/* Of these sizes, all in one callback. */
+static int batch_from, batch_to;
+
+static void send_batch(void *arg) {
+    (void)arg;
+    for (int i = batch_from; i < batch_to; i++)
+        CHECK_INT(send_sized(&ends[0], &ends[1], i), 0);
+}
+
+static void send_in_callback(int from, int to) {
+    batch_from = from;
+    batch_to = to;
+    CHECK_INT(bk_loop_soon(loop, send_batch, NULL), 0);
+}
+
 static void timed_out(void *arg) {
     *(bool *)arg = true;
 }
@@ -205,12 +220,15 @@ static void moves_datagrams_whole(void) {
 
 static void many_are_one_call(void) {
     open_both(count());
-    for (int i = 0; i < 64; i++)
-        CHECK_INT(send_sized(&ends[0], &ends[1], i), 0);
-    CHECK_INT(counting.sends, 0);
+    send_in_callback(0, 64);
     ends[1].echoes = true;
     turn_until(&ends[0].got, 64);
     CHECK_INT(counting.sends, 4); /* 64 go in 2, and come back in 2 */
+    send_in_callback(9000, 9003); /* large ones go alone */
+    turn_until(&ends[0].got, 67);
+    CHECK_INT(counting.sends, 4 + 6);
+    CHECK_INT(send_sized(&ends[0], &ends[1], 5), 0); /* in no callback: at once */
+    CHECK_INT(counting.sends, 11);
     CHECK_INT(counting.most, BK_DATAGRAMS_PER_CALL);
     CHECK_INT(ends[0].wrong, 0);
     CHECK_INT(bk_loop_free(loop), 0);
@@ -469,22 +487,30 @@ static void count_release(void *arg) {
     ++*(int *)arg;
 }
 
+static int send_counted(int *released, unsigned to_size) {
+    struct sockaddr *at = to_size > 0 ? (struct sockaddr *)&ends[1].at : NULL;
+    return bk_datagram_send(ends[0].d, "abc", 3, count_release, released, at, to_size);
+}
+
 static void bytes_by_reference_are_released_once(void) {
     int released = 0;
-    open_both(NULL);
-    struct sockaddr *at = (struct sockaddr *)&ends[1].at;
-    CHECK_INT(
-        bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at), 0);
-    CHECK_INT(released, 0);
-    bk_datagram_flush(ends[0].d);
+    open_pair(NULL);
+    CHECK_INT(send_counted(&released, 0), 0);
     CHECK_INT(released, 1);
-    CHECK_INT(bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, 4096), -EINVAL);
+    CHECK_INT(send_counted(&released, 4096), -EINVAL);
     CHECK_INT(released, 2);
-    CHECK_INT(
-        bk_datagram_send(ends[0].d, "abc", 3, count_release, &released, at, sizeof ends[1].at), 0);
+    CHECK_INT(bk_datagram_set_water(ends[0].d, 0, 4000), 0);
+    bk_datagram_pause(ends[1].d);
+    (void)fill(&ends[0]);
+    CHECK_INT(send_counted(&released, 0), 0);
+    bk_datagram_flush(ends[0].d);
+    CHECK_INT(released, 2); /* it waits */
     bk_datagram_abort(ends[0].d);
     CHECK_INT(released, 3);
+    CHECK_INT(send_counted(&released, 0), -EPIPE);
+    CHECK_INT(released, 4);
     CHECK_INT(bk_loop_free(loop), 0);
+    CHECK_INT(released, 4);
 }
 
 static void arguments_are_checked(void) {

@@ -790,6 +790,49 @@ def test_nothing_is_left(loop: Loop) -> None:
     assert [ref() for ref in left] == [None] * 4
 
 
+def test_a_loop_that_is_forgotten_with_its_endpoints() -> None:
+    """The collector takes all of it, in any order."""
+    loop: Any = becket.EventLoop()
+    protocol = run(loop, endpoint(loop))
+    left = weakref.ref(protocol.transport)
+    protocol.loop = loop  # type: ignore[attr-defined]
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del loop, protocol
+        gc.collect()
+    assert left() is None
+
+
+def test_sending_while_the_loop_does_not_run(loop: Loop) -> None:
+    """It leaves at once: nothing else may ever happen there."""
+    client = run(loop, endpoint(loop))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(LOCAL)
+        sock.settimeout(20)
+        client.transport.sendto(b"hello", sock.getsockname())
+        assert sock.recv(100) == b"hello"
+    run(loop, close(client))
+
+
+def test_sending_from_another_thread(loop: Loop) -> None:
+    """Nobody should; with asyncio's loop it leaves at once, although that sleeps."""
+
+    async def main() -> None:
+        client = await endpoint(loop)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(LOCAL)
+            sock.settimeout(20)
+            name = sock.getsockname()
+
+            def work() -> bytes:
+                client.transport.sendto(b"hello", name)
+                return sock.recv(100)
+
+            assert await asyncio.to_thread(work) == b"hello"
+        await close(client)
+
+    run(loop, main())
+
+
 def test_a_loop_that_is_closed_before_its_endpoints(becket_loop: becket.EventLoop) -> None:
     loop: Any = becket_loop
     protocol = run(loop, endpoint(loop))
