@@ -16,12 +16,12 @@
 
 /* What datagrams are received into; one per loop. Each begins elsewhere in its page, or all would
    share the same few lines of the processor's cache. */
-enum { STAGGER = 320, SMALL_SLOT = BK_UDP_BYTES + STAGGER, BIG_SLOT = BK_DATAGRAM_BYTES + STAGGER };
+enum { STAGGER = 320, SLOT = BK_UDP_BYTES + STAGGER };
 
 typedef struct bk_datagram_room {
     bk_message messages[BK_DATAGRAMS_PER_CALL];
     struct sockaddr_storage addresses[BK_DATAGRAMS_PER_CALL];
-    char bytes[BK_DATAGRAMS_PER_CALL * SMALL_SLOT];
+    char bytes[BK_DATAGRAMS_PER_CALL * SLOT];
 } bk_datagram_room;
 
 static void datagram_ready(void *arg, unsigned events);
@@ -173,7 +173,7 @@ static void send_queue(bk_datagram *d) {
         int sent = os->send_many(os, d->fd, messages, n);
         if (sent == -EINTR)
             continue;
-        if (sent == -EAGAIN) {
+        if (sent == -EAGAIN || sent == 0) {
             d->flags |= BK_DATAGRAM_BUSY;
             return;
         }
@@ -528,8 +528,10 @@ int bk_datagram_set_water(bk_datagram *d, size_t low, size_t high) {
         return -EINVAL;
     d->low = (uint32_t)low;
     d->high = (uint32_t)high;
-    if (d->queued > d->high)
-        mark_unsent(d);
+    if (d->queued > d->high) {
+        flush(d, false);
+        tell_blocked(d);
+    }
     return 0;
 }
 
