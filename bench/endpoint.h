@@ -1,5 +1,5 @@
-/* Endpoints of the benchmark programs: the text "tcp:HOST:PORT", "unix:PATH" or "tls:HOST:PORT?PEM", and a socket that
- * listens on one. PEM, for servers only, is the file that holds the certificate and its key.
+/* Endpoints of the benchmark programs: the text "tcp:HOST:PORT", "unix:PATH", "tls:HOST:PORT?PEM" or, for the load
+ * generator, "udp:HOST:PORT", and a socket that listens on one. PEM, for servers only, is the file that holds the certificate and its key.
  *
  * The load generator and every C server include this file, so that all of them read the same text and listen in the
  * same way (same backlog, same options). Only loopback addresses are accepted: a benchmark is no business of a network.
@@ -32,13 +32,14 @@ typedef struct endpoint {
         struct sockaddr_un un;
     } address;
     socklen_t size;
+    int type;          /* SOCK_STREAM or SOCK_DGRAM */
     const char *pem;   /* TLS: the certificate's file, "" for clients; else NULL */
     char host[INET_ADDRSTRLEN];
     int port;
 } endpoint;
 
 static inline int endpoint_is_tcp(const endpoint *e) {
-    return e->address.any.sa_family == AF_INET;
+    return e->address.any.sa_family == AF_INET && e->type == SOCK_STREAM;
 }
 
 static inline int endpoint_parse_unix(const char *path, endpoint *ret) {
@@ -84,13 +85,18 @@ static inline int endpoint_parse_tcp(const char *text, endpoint *ret) {
 /* Returns 0, or -1 after saying on stderr what is wrong with the text, of which ret keeps a part. */
 static inline int endpoint_parse(const char *text, endpoint *ret) {
     memset(ret, 0, sizeof *ret);
+    ret->type = SOCK_STREAM;
+    if (strncmp(text, "udp:", 4) == 0) {
+        ret->type = SOCK_DGRAM;
+        return endpoint_parse_tcp(text + 4, ret);
+    }
     if (strncmp(text, "unix:", 5) == 0)
         return endpoint_parse_unix(text + 5, ret);
     if (strncmp(text, "tls:", 4) == 0)
         ret->pem = "";
     if (ret->pem || strncmp(text, "tcp:", 4) == 0)
         return endpoint_parse_tcp(text + 4, ret);
-    fprintf(stderr, "an endpoint is tcp:HOST:PORT, unix:PATH or tls:HOST:PORT, not \"%s\"\n", text);
+    fprintf(stderr, "an endpoint is tcp:HOST:PORT, udp:HOST:PORT, unix:PATH or tls:HOST:PORT, not \"%s\"\n", text);
     return -1;
 }
 
@@ -126,8 +132,8 @@ static inline int endpoint_bind(const endpoint *e) {
 /* Both, for a server that has no TLS. */
 static inline int endpoint_listen(int argc, char **argv, const char *version) {
     endpoint e = endpoint_argument(argc, argv, version);
-    if (e.pem) {
-        fprintf(stderr, "%s has no TLS\n", argv[0]);
+    if (e.pem || e.type != SOCK_STREAM) {
+        fprintf(stderr, "%s has no TLS, and no UDP\n", argv[0]);
         exit(2);
     }
     return endpoint_bind(&e);

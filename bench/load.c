@@ -9,6 +9,9 @@
  * anything, the handshakes being done before the measured window; in the mode `connect` they are what is measured,
  * none of them resuming a session. A message is sealed into memory, and sent in as few calls as a plain one.
  *
+ * With a udp: endpoint each connection is a connected socket, a message is one datagram, and one that is lost is a
+ * failure: no more are on their way than the server's socket has room for.
+ *
  * With --proxy every connection begins with a PROXY v2 header, which goes out with the first message, as from a proxy
  * that has a request already.
  *
@@ -397,18 +400,17 @@ static void connection_opened(connection *c) {
 }
 
 static void connection_open(connection *c) {
-    bool tcp = endpoint_is_tcp(&options.target);
-    c->fd = socket(options.target.address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    c->fd = socket(options.target.address.any.sa_family, options.target.type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->fd < 0)
         die("socket: %s (raise the limit on open files: ulimit -n)", strerror(errno));
     c->phase = CONNECTING;
     c->events = 0;
     c->shift = (unsigned)(c - run.all) * 61 % SHIFTS;
     c->began = run.now;
-    if (tcp) {
+    if (endpoint_is_tcp(&options.target))
         endpoint_nodelay(c->fd);
+    if (options.target.address.any.sa_family == AF_INET)
         source_bind(c->fd);
-    }
     if (connect(c->fd, &options.target.address.any, options.target.size) == 0)
         connection_opened(c);
     else if (errno == EINPROGRESS)
@@ -691,7 +693,7 @@ static void usage(FILE *to) {
           "  connect   a new connection for each message, closed after its echo; --connections are in flight\n"
           "  idle      opens --idle connections and holds them until stdin says a line or ends\n"
           "  active    echo on ONE connection, while --idle others are held\n"
-          "ENDPOINT    tcp:HOST:PORT or tls:HOST:PORT (loopback only), or unix:PATH\n\n"
+          "ENDPOINT    tcp:HOST:PORT, udp:… or tls:… (loopback only), or unix:PATH\n\n"
           "  --connections N   (50)\n"
           "  --idle N          (0)\n"
           "  --silent          the idle ones have not said a word; otherwise each has echoed a message\n"
@@ -775,6 +777,10 @@ static void parse(int argc, char **argv) {
     }
     if (options.mode == MODE_CONNECT)
         options.idle = 0;
+    if (options.target.type == SOCK_DGRAM && (options.mode == MODE_CONNECT || options.proxy)) {
+        fputs("bench-load: udp: has no connections to be opened, nor PROXY headers\n", stderr);
+        exit(2);
+    }
 }
 
 static void prepare(void) {

@@ -1,7 +1,7 @@
 """One measurement: starts a server on one core and the load on another, and returns the figures.
 
-bench/run.py calls echo(), connect(), idle(), active(), serve(), asyncore() and micro(), each in a
-fresh server process.
+bench/run.py calls echo(), udp(), connect(), idle(), active(), serve(), asyncore() and micro(), each
+in a fresh server process.
 Anything that goes wrong is a Failure with a reason to be shown; it ends this measurement only.
 """
 
@@ -33,6 +33,7 @@ Sample = dict[str, float]
 # program had the core, and the figures are worth less.
 UNDISTURBED = 0.9
 START_SECONDS = 20
+UDP_PEERS = 64  # each with one datagram on its way: a socket's room is several times that
 PATIENCE_SECONDS = 60
 
 
@@ -110,7 +111,8 @@ def free_endpoint(transport: str, scratch: Path) -> str:
         path = scratch / "socket"
         path.unlink(missing_ok=True)
         return f"unix:{path}"
-    with socket.socket() as sock:
+    kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
+    with socket.socket(type=kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return f"{transport}:127.0.0.1:{sock.getsockname()[1]}"
 
@@ -212,6 +214,11 @@ def load(bench: Bench, server: Server, mode: str, **options: float) -> Sample:
 def echo(bench: Bench, peer: Peer, kind: str, transport: str, size: int) -> Sample:
     with serving(bench, peer, kind, transport, {}) as server:
         return load(bench, server, "echo", size=size, connections=bench.connections)
+
+
+def udp(bench: Bench, peer: Peer, kind: str, size: int) -> Sample:
+    with serving(bench, peer, kind, "udp", {}) as server:
+        return load(bench, server, "echo", size=size, connections=UDP_PEERS)
 
 
 def connect(bench: Bench, peer: Peer, kind: str, transport: str) -> Sample:

@@ -21,7 +21,7 @@ MICRO = HERE / "micro.py"
 ASYNCORE = HERE / "asyncore_idle.py"
 
 sys.path.insert(0, str(PYTHON_SERVER.parent))
-from python_server import FAMILY, KINDS, WITHOUT_TLS  # noqa: E402
+from python_server import FAMILY, KINDS, WITH_UDP, WITHOUT_TLS  # noqa: E402
 
 # What is imported for a library, where that is not its name; the last is what has the version.
 IMPORTS = {"aiofastnet+uvloop": ("uvloop", "aiofastnet"), "socketserver": (), "asyncio": ()}
@@ -90,6 +90,8 @@ def python_peer(name: str) -> Peer:
     transports = ["tcp"] if name == "rloop" else [*PLAIN]  # no UNIX servers: NotImplementedError
     if why_without_tls(name) is None:
         transports.append("tls")
+    if name in WITH_UDP:
+        transports.append("udp")
     return Peer(name, version, tuple(KINDS[name]), tuple(transports))
 
 

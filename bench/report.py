@@ -25,6 +25,7 @@ TITLES = {
     "buffered": "BufferedProtocol (get_buffer, buffer_updated, write)",
     "streams": "Streams: read, write, read again (coroutine, greenlet or thread)",
     "c": "C",
+    "udp": "Datagrams of 64 bytes, with 64 peers (datagram_received, sendto)",
     "connect": "New connections (open, echo 64 bytes, close)",
     "idle": "Memory of an idle connection",
     "active": "One active connection among idle ones",

@@ -67,7 +67,7 @@ class Contestant:
 @dataclass(frozen=True)
 class Cell:
     name: str
-    what: str  # echo, connect, idle, active, micro, serving or asyncore
+    what: str  # echo, udp, connect, idle, active, micro, serving or asyncore
     kind: str  # as in KINDS; or "python": each library in its usual way; "all": and becket in C
     transport: str = "tcp"
     size: int = 1024
@@ -95,6 +95,8 @@ class Cell:
     def measure(self, bench: Bench, who: Contestant) -> Sample:
         if self.what == "echo":
             return measure.echo(bench, who.peer, who.kind, self.transport, self.size)
+        if self.what == "udp":
+            return measure.udp(bench, who.peer, who.kind, self.size)
         if self.what == "connect":
             return measure.connect(bench, who.peer, who.kind, self.transport)
         if self.what == "idle":
@@ -157,6 +159,7 @@ def all_cells() -> list[Cell]:
         for transport in ("tcp", "unix", "tls")
         for size in (TLS_KIB[kind] if transport == "tls" else (1, 10, 100))
     ]
+    cells.append(Cell("udp/echo", "udp", "protocol", "udp", 64))
     for what in ("connect", "idle", "active"):
         cells += [Cell(f"{what}/{kind}", what, kind) for kind in ("python", "c")]
         if what != "active":

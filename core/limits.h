@@ -58,6 +58,23 @@ enum {
     BK_BLOCKS_KEPT = 16,
     /* Freed queue entries a loop keeps for reuse. */
     BK_CHUNKS_KEPT = 256,
+    /* Datagrams received in one call, after which others have their turn; and sent in one. Enough
+       to share the cost of the call, few enough that the first answer does not wait long for the
+       last question. */
+    BK_DATAGRAMS_PER_CALL = 32,
+    /* The longest datagram: asyncio's. UDP has none of 64 KiB. */
+    BK_DATAGRAM_BYTES = 256 * 1024,
+    BK_UDP_BYTES = 64 * 1024,
+    /* What each queued datagram counts beside its bytes, or empty ones would cost nothing:
+       asyncio's, and UDP's own header. */
+    BK_DATAGRAM_HEADER = 8,
+    /* A datagram that is queued, its address and, if they are copied, its bytes, where they are
+       few; that many are kept for reuse. */
+    BK_PACKET_BYTES = 256,
+    BK_PACKETS_KEPT = 64,
+    /* Milliseconds until the next try where a socket is said to be writable and takes nothing: the
+       receiver on a UNIX socket is slow, of which nobody tells. */
+    BK_DATAGRAM_REST_MS = 2,
     /* Worker threads of one loop: they wait for resolvers and disks, not for processors. */
     BK_WORKERS = 4,
     /* Descriptor numbers beyond this are refused: the table is indexed by them. */

@@ -3,8 +3,8 @@
  *
  * For C programs, and for whoever brings a part: a notifier, a transport, a scheme of endpoints.
  * It is meant to be read from the top: results, the operating system, notifiers, the loop,
- * transports, streams and protocols, endpoints and serving. Ready-made protocols (line, SMTP) and
- * the Maildir store are in becket-protocols.h.
+ * transports, streams and protocols, datagrams, endpoints and serving. Ready-made protocols (line,
+ * SMTP) and the Maildir store are in becket-protocols.h.
  *
  *     static void received(bk_stream *s, const void *data, size_t n) {
  *         bk_stream_write(s, data, n, BK_COPY, NULL);
@@ -59,6 +59,8 @@ typedef struct bk_notifier bk_notifier;
 typedef struct bk_transport bk_transport;
 typedef struct bk_stream bk_stream;
 typedef struct bk_protocol bk_protocol;
+typedef struct bk_datagram bk_datagram;
+typedef struct bk_datagram_protocol bk_datagram_protocol;
 typedef struct bk_listener bk_listener;
 typedef struct bk_endpoint bk_endpoint;
 typedef struct bk_scheme bk_scheme;
@@ -132,6 +134,14 @@ typedef struct bk_file_info {
 typedef struct bk_thread {
     uintptr_t id;
 } bk_thread;
+
+/* One of several datagrams that are moved by one call. */
+typedef struct bk_message {
+    void *data;
+    size_t size;              /* of what is to be sent; or the room, and then what came */
+    struct sockaddr *address; /* the other side's; NULL: that of a connected socket, or not asked */
+    unsigned address_size;    /* of it; or the room, and then what it is: 0: there is none */
+} bk_message;
 
 /*
  * Everything the core asks of the outside world goes through this table: the loop holds one, and
@@ -228,6 +238,13 @@ struct bk_os {
     int (*spawn)(bk_os *os, const char *const *argv, int stdin_fd, int stdout_fd);
     const char *(*environment)(bk_os *os, const char *name); /* NULL: it has none of that name */
     int (*close_on_exec)(bk_os *os, int fd);                 /* for one that others have opened */
+
+    /* Datagrams, several in one call, which does not wait; NULL where a system has none. Both
+       return how many were moved: 1 at least, or what kept the first from it. What does not fit
+       into its room is cut. What keeps a later one from being sent is found when it is the first;
+       but a peer's word that it took none of the earlier is told once, and may be lost so. */
+    int (*recv_many)(bk_os *os, int fd, bk_message *messages, int n);
+    int (*send_many)(bk_os *os, int fd, const bk_message *messages, int n);
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -593,6 +610,70 @@ BK_API int bk_stream_relay(bk_stream *a, bk_stream *b);
    closed by this. */
 BK_API bk_transport *bk_stream_transport(const bk_stream *s);
 BK_API void bk_stream_set_transport(bk_stream *s, bk_transport *transport);
+
+/* ---- Datagrams ------------------------------------------------------------------------------- */
+
+/*
+ * A bk_datagram is to datagrams what a stream is to bytes: a socket (UDP, or UNIX), what it has
+ * still to send, and a protocol. Any function of the table may be NULL; every callback may do
+ * anything to its bk_datagram, closing included. None is called from within another, but for
+ * failed() and blocked(), which bk_datagram_send() and bk_datagram_flush() may call.
+ */
+struct bk_datagram_protocol {
+    size_t size;
+    const char *name;
+    void *context; /* the author's own: bk_datagram_protocol_of(d)->context */
+    /* A datagram has come; n may be 0, and what is beyond 256 KiB is cut off. from_size 0: its
+       sender has no address. Both are good during the call. */
+    void (*received)(bk_datagram *d, const void *data, size_t n, const struct sockaddr *from,
+                     unsigned from_size);
+    /* One that was sent could not be (-EMSGSIZE, -ENETUNREACH, …), a peer did not take one
+       (-ECONNREFUSED), or one that came was lost here (-ENOMEM). The socket goes on. */
+    void (*failed)(bk_datagram *d, int code);
+    void (*blocked)(bk_datagram *d);  /* more is queued than the high-water mark: stop sending */
+    void (*writable)(bk_datagram *d); /* no more is queued than the low-water mark: go on */
+    /* Exactly once, last. 0: bk_datagram_close(); -ECANCELED: bk_datagram_abort(), or the loop is
+       freed; else what broke it. d is freed after it. */
+    void (*closed)(bk_datagram *d, int why);
+};
+
+/* Send and receive datagrams over a socket, which is the bk_datagram's from then on, and made
+   non-blocking. On failure fd is still the caller's: -EPROTOTYPE: not a socket of datagrams;
+   -ENOTSUP: the loop's bk_os cannot send them. */
+BK_API int bk_datagram_open(bk_loop *loop, int fd, const bk_datagram_protocol *protocol, void *user,
+                            bk_datagram **ret_datagram);
+
+/* Queue a datagram of n bytes, which may be 0, to be sent in one call with all that are sent in the
+   callback that the loop is in, when it returns. release, arg: as bk_stream_write(). to NULL: to
+   the peer of a connected socket. 0; -EPIPE after close; -EINVAL, -ENOMEM: nothing was queued. One
+   of 4 KiB or more, one that is beyond the high-water mark, and one that is sent outside of any
+   callback, are sent at once. */
+BK_API int bk_datagram_send(bk_datagram *d, const void *data, size_t n, bk_release release,
+                            void *arg, const struct sockaddr *to, unsigned to_size);
+
+/* Send now what is queued, as far as the socket takes it, not when the callback returns. */
+BK_API void bk_datagram_flush(bk_datagram *d);
+
+/* Receive no more, send what is queued, close; closed() follows, never from within this call. */
+BK_API void bk_datagram_close(bk_datagram *d);
+
+/* Drop what is queued, and close with -ECANCELED; closed() follows, never from within this call. */
+BK_API void bk_datagram_abort(bk_datagram *d);
+
+/* Receive none for now: they wait in the socket, or are lost there when it is full. */
+BK_API void bk_datagram_pause(bk_datagram *d);
+BK_API void bk_datagram_resume(bk_datagram *d);
+
+/* Bytes queued at which blocked() and writable() are called; 64 KiB and 16 KiB until then. Each
+   datagram counts 8 bytes more than it has. -EINVAL when low > high. */
+BK_API int bk_datagram_set_water(bk_datagram *d, size_t low, size_t high);
+BK_API size_t bk_datagram_queued(const bk_datagram *d);
+
+BK_API int bk_datagram_fd(const bk_datagram *d);
+BK_API bk_loop *bk_datagram_loop(const bk_datagram *d);
+BK_API void *bk_datagram_user(const bk_datagram *d);
+BK_API void bk_datagram_set_user(bk_datagram *d, void *user);
+BK_API const bk_datagram_protocol *bk_datagram_protocol_of(const bk_datagram *d);
 
 /* ---- Endpoints and serving ------------------------------------------------------------------- */
 

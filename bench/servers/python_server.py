@@ -4,7 +4,8 @@ All of them do the same: whatever arrives goes back, and a connection that the p
 The listening socket is made here, the same for all, so that backlog and options do not differ.
 `--kind` says how the server is written:
 
-protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's Protocol)
+protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's Protocol); for
+           datagrams datagram_received() sends it back
 buffered   asyncio.BufferedProtocol with a room of its own for each connection
 streams    read, write, read again: a coroutine, a greenlet or a thread for each connection
 
@@ -53,6 +54,11 @@ def listen(endpoint: str) -> Place:
     pem = None
     if scheme == "tls":
         rest, _, pem = rest.partition("?")
+    if scheme == "udp" and rest.startswith("127."):
+        host, _, port = rest.rpartition(":")
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((host, int(port)))
+        return Place(sock)
     if scheme == "unix" and rest:
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(rest)
@@ -63,7 +69,7 @@ def listen(endpoint: str) -> Place:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, int(port)))
     else:
-        sys.exit(f"an endpoint is tcp:127.x.x.x:PORT, unix:PATH or tls:…?PEM, not {endpoint!r}")
+        sys.exit(f"an endpoint is tcp:127.x.x.x:PORT, udp:…, unix:PATH or tls:…?PEM: {endpoint!r}")
     sock.listen(BACKLOG)
     return Place(sock, pem)
 
@@ -126,6 +132,14 @@ class CopyingEcho(BufferedEcho):
         self.transport.write(bytes(self.room[:nbytes]))
 
 
+class DatagramEcho(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data, addr)
+
+
 async def stream_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while data := await reader.read(CHUNK):
@@ -145,6 +159,11 @@ def buffered_echo(library: str, tls: bool) -> type[BufferedEcho]:
 
 async def serve_asyncio(library: str, place: Place, kind: str) -> None:
     loop = asyncio.get_running_loop()
+    if place.sock.type == socket.SOCK_DGRAM:
+        endpoint = await loop.create_datagram_endpoint(DatagramEcho, sock=place.sock)
+        ready()
+        await asyncio.Event().wait()
+        del endpoint
     options: dict[str, Any] = {"sock": place.sock, "backlog": BACKLOG, "ssl": place.tls_context()}
     unix = place.sock.family == socket.AF_UNIX
     if kind == "streams":
@@ -309,13 +328,14 @@ KINDS = {
     **dict.fromkeys(OTHERS, ("streams",)),
     "twisted": ("protocol",),
 }
+WITH_UDP = ("asyncio", "uvloop", "becket")  # aiofastnet leaves datagrams to the loop it is on
 WITHOUT_TLS = ("rloop",)  # 0.5: NotImplementedError
 
 
 def main() -> None:
     description, _, _ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, unix:PATH or tls:127.0.0.1:PORT?PEM")
+    parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, udp:…, unix:PATH or tls:…?PEM")
     parser.add_argument("--library", required=True, choices=sorted(KINDS))
     parser.add_argument("--kind", required=True, choices=["protocol", "buffered", "streams"])
     options = parser.parse_args()

@@ -94,15 +94,16 @@ static void close_layers(bk_loop *loop) {
 }
 
 /* Workers end first, because what they finish may still use streams; then those who make streams,
-   then the streams, then the processes that they talked to. Their callbacks may start things anew,
-   so it is done until nothing is left. */
+   then datagrams and streams, then the processes that they talked to. Their callbacks may start
+   things anew, so it is done until nothing is left. */
 static void end_all(bk_loop *loop) {
     loop->turning = true;
     do {
         loop->broken = false; /* there is no next turn to leave anything to */
         bk_workers_close(loop);
         close_layers(loop);
-    } while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL);
+    } while (loop->pool != NULL || loop->listeners != NULL || loop->streams != NULL ||
+             loop->datagrams != NULL);
 }
 
 static void turn_layers(bk_loop *loop) {
@@ -184,6 +185,7 @@ static void call_ready(bk_loop *loop) {
 
 static bool has_work(const bk_loop *loop) {
     return loop->ring_count > 0 || loop->closing != NULL || loop->awake != NULL ||
+           loop->unsent != NULL || loop->due != NULL ||
            atomic_load_explicit(&loop->posted, memory_order_seq_cst);
 }
 

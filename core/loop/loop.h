@@ -40,17 +40,18 @@ typedef struct bk_timer_entry {
 /* How the loop serves the layers above it, which it does not know: one puts its table into
    loop->layers when it first has something on the loop. */
 typedef struct bk_layer {
-    void (*settle)(bk_loop *loop); /* a callback returned, and loop->dirty is not empty */
+    void (*settle)(bk_loop *loop); /* a callback returned, and something is to be sent */
     void (*turn)(bk_loop *loop);   /* once a turn; may be NULL */
     void (*close)(bk_loop *loop);  /* the loop is being freed: end all that is left */
 } bk_layer;
 
-enum { BK_LAYER_LISTENERS, BK_LAYER_STREAMS, BK_LAYER_CHILDREN, BK_LAYERS };
+enum { BK_LAYER_LISTENERS, BK_LAYER_DATAGRAMS, BK_LAYER_STREAMS, BK_LAYER_CHILDREN, BK_LAYERS };
 
 typedef struct bk_chunk bk_chunk;
 typedef struct bk_block bk_block;
 typedef struct bk_pool bk_pool;
 typedef struct bk_child bk_child;
+typedef struct bk_packet bk_packet;
 
 struct bk_loop {
     bk_os *os;
@@ -109,6 +110,14 @@ struct bk_loop {
     bk_block *free_blocks;
     uint32_t free_block_count;
 
+    /* Datagrams (core/datagram). */
+    bk_datagram *datagrams; /* all of them */
+    bk_datagram *unsent;    /* to be sent when the callback returns */
+    bk_datagram *due;       /* to be looked at in the next turn, ready or not */
+    struct bk_datagram_room *datagram_room;
+    bk_packet *free_packets;
+    uint32_t free_packet_count;
+
     /* Who else belongs to this loop. */
     bk_pool *pool;          /* worker.c */
     bk_listener *listeners; /* core/serve */
@@ -166,6 +175,8 @@ void bk_workers_close(bk_loop *loop);
 
 /* After each callback: what it wrote is sent. */
 static inline void bk_loop_settle(bk_loop *loop) {
+    if (loop->unsent != NULL)
+        loop->layers[BK_LAYER_DATAGRAMS]->settle(loop);
     if (loop->dirty != NULL)
         loop->layers[BK_LAYER_STREAMS]->settle(loop);
 }

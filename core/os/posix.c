@@ -634,6 +634,70 @@ static int posix_close_on_exec(bk_os *os, int fd) {
     RESULT(fcntl(fd, F_SETFD, FD_CLOEXEC));
 }
 
+/* ---- Datagrams ---- */
+
+enum { MESSAGES = BK_DATAGRAMS_PER_CALL };
+
+static struct msghdr header_of(const bk_message *m, struct iovec *v) {
+    *v = (struct iovec){m->data, m->size};
+    return (struct msghdr){.msg_name = m->address_size > 0 ? m->address : NULL,
+                           .msg_namelen = m->address_size,
+                           .msg_iov = v,
+                           .msg_iovlen = 1};
+}
+
+#if defined(__linux__)
+static int posix_recv_many(bk_os *os, int fd, bk_message *messages, int n) {
+    struct mmsghdr headers[MESSAGES];
+    struct iovec v[MESSAGES];
+    (void)os;
+    n = n < MESSAGES ? n : MESSAGES;
+    for (int i = 0; i < n; i++)
+        headers[i].msg_hdr = header_of(&messages[i], &v[i]);
+    int got = recvmmsg(fd, headers, (unsigned)n, MSG_DONTWAIT, NULL);
+    for (int i = 0; i < got; i++) {
+        messages[i].size = headers[i].msg_len;
+        messages[i].address_size = headers[i].msg_hdr.msg_namelen;
+    }
+    return got < 0 ? -errno : got;
+}
+
+static int posix_send_many(bk_os *os, int fd, const bk_message *messages, int n) {
+    struct mmsghdr headers[MESSAGES];
+    struct iovec v[MESSAGES];
+    (void)os;
+    n = n < MESSAGES ? n : MESSAGES;
+    for (int i = 0; i < n; i++)
+        headers[i].msg_hdr = header_of(&messages[i], &v[i]);
+    RESULT(sendmmsg(fd, headers, (unsigned)n, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+#else
+static int posix_recv_many(bk_os *os, int fd, bk_message *messages, int n) {
+    (void)os;
+    for (int i = 0; i < n; i++) {
+        struct iovec v;
+        struct msghdr header = header_of(&messages[i], &v);
+        ssize_t got = recvmsg(fd, &header, MSG_DONTWAIT);
+        if (got < 0)
+            return i > 0 ? i : -errno;
+        messages[i].size = (size_t)got;
+        messages[i].address_size = header.msg_namelen;
+    }
+    return n;
+}
+
+static int posix_send_many(bk_os *os, int fd, const bk_message *messages, int n) {
+    (void)os;
+    for (int i = 0; i < n; i++) {
+        struct iovec v;
+        struct msghdr header = header_of(&messages[i], &v);
+        if (sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            return i > 0 ? i : -errno;
+    }
+    return n;
+}
+#endif
+
 static bk_os posix = {
     .size = sizeof(bk_os),
     .name = "posix",
@@ -692,6 +756,8 @@ static bk_os posix = {
     .spawn = posix_spawn_program,
     .environment = posix_environment,
     .close_on_exec = posix_close_on_exec,
+    .recv_many = posix_recv_many,
+    .send_many = posix_send_many,
 };
 
 bk_os *bk_os_default(void) {

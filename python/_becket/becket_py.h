@@ -9,6 +9,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "core/datagram/datagram.h"
 #include "core/stream/stream.h"
 #include "core/tls/tls.h"
 
@@ -23,7 +24,7 @@
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
-    X(open) X(query)
+    X(open) X(query) X(datagram_received) X(error_received)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -43,7 +44,7 @@ typedef struct module_state {
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
     PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
-    PyTypeObject *connector_type, *connection_type;
+    PyTypeObject *connector_type, *connection_type, *datagram_type;
     PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done;
@@ -61,6 +62,10 @@ typedef struct module_state {
 
 extern struct PyModuleDef becket_module;
 
+enum { LOST_WRITES_LOGGED = 5 }; /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
+
+typedef struct address_book address_book;
+
 typedef struct LoopObject {
     PyObject_HEAD PyObject *weakrefs;
     module_state *state;
@@ -75,8 +80,9 @@ typedef struct LoopObject {
     PyObject *keyword;     /* {"loop": this one} */
     PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
     Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
-    struct TransportObject **transports; /* by descriptor, borrowed */
+    PyObject **transports; /* by descriptor, borrowed */
     int transport_room;
+    address_book *addresses; /* those that datagrams came from */
     /* Where blocking code turns it (drive.c): by their idents, 0: nobody. */
     unsigned long turner, inside;
     struct drive_waiter *waiters;
@@ -137,6 +143,22 @@ typedef struct TransportObject {
     bool calling; /* within a call of its protocol, in its context */
     bool is_pipe, writes_only;
 } TransportObject;
+
+typedef struct DatagramObject {
+    PyObject_HEAD PyObject *extra; /* asyncio.BaseTransport's slot */
+    PyObject *dict, *weakrefs;
+    bk_datagram *core; /* NULL: not any more */
+    LoopObject *loop;
+    PyObject *protocol, *context;
+    PyObject *socket;  /* socket.socket, whose descriptor it is; NULL: closed */
+    PyObject *address; /* the one that all goes to; None: each goes to its own, or to the peer */
+    PyObject *error;   /* the exception for connection_lost() */
+    int fd, family;
+    uint8_t lost_writes;
+    bool closing, paused, started;
+    bool connected, has_peername;
+    bool calling; /* within a call of its protocol, in its context */
+} DatagramObject;
 
 /* What the core serves by itself: types that begin so. */
 #define SERVED_HEAD                                                                                \
@@ -216,7 +238,8 @@ void loop_return_lent(LoopObject *loop);
 /* Alive until the loop is closed, or lets it go. */
 int loop_keep(LoopObject *loop, PyObject *object);
 void loop_let_go(LoopObject *loop, PyObject *object);
-bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport);
+bool loop_owns_fd(LoopObject *loop, int fd, PyObject *transport);
+void loop_set_waiter(LoopObject *loop, PyObject *waiter);
 
 /* transport.c */
 extern PyType_Spec transport_spec;
@@ -225,6 +248,8 @@ TransportObject *transport_new(LoopObject *loop, PyObject *protocol, PyObject *c
                                PyObject *server);
 int transport_attach(TransportObject *t, bk_stream *s);
 int transport_adopt_protocol(TransportObject *t, PyObject *protocol);
+int context_call(PyObject *context, bool *calling, PyObject *method, PyObject **args, size_t n,
+                 PyObject **ret_result);
 int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result);
 PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n); /* for one protocol */
 void transport_fail(TransportObject *t, const char *message);
@@ -232,6 +257,19 @@ void transport_made(TransportObject *t);
 bool transport_is_ours(const bk_stream *s);
 int transport_watch_reader(TransportObject *t);
 PyObject *address_to_python(const void *address, size_t size);
+int transport_parse_water(PyObject *args, PyObject *kwargs, Py_ssize_t most, size_t *ret_low,
+                          size_t *ret_high);
+
+/* address.c */
+PyObject *address_known(LoopObject *loop, const struct sockaddr *address, unsigned size);
+unsigned address_from_python(LoopObject *loop, int family, PyObject *address,
+                             struct sockaddr_storage *ret);
+void addresses_free(LoopObject *loop);
+
+/* datagram.c */
+extern PyType_Spec datagram_spec;
+PyObject *loop_new_datagram_transport(LoopObject *loop, PyObject *args);
+bool datagram_is_ours(const bk_datagram *d);
 
 /* tls_context.c */
 extern PyType_Spec tls_context_spec;

@@ -225,6 +225,7 @@ static void end_core(LoopObject *self) {
     PyMem_Free(self->transports);
     self->transports = NULL;
     self->transport_room = 0;
+    addresses_free(self);
     Py_CLEAR(self->kept);
     Py_CLEAR(self->files);
 }
@@ -296,6 +297,9 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
         if (transport_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
+    for (const bk_datagram *d = core->datagrams; d != NULL; d = d->next)
+        if (datagram_is_ours(d))
+            Py_VISIT((PyObject *)d->user);
     return 0;
 }
 
@@ -732,7 +736,7 @@ void loop_let_go(LoopObject *loop, PyObject *object) {
 
 /* ---- Which transport uses which descriptor ---- */
 
-bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport) {
+bool loop_owns_fd(LoopObject *loop, int fd, PyObject *transport) {
     if (fd < 0)
         return true;
     if (fd >= loop->transport_room) {
@@ -741,8 +745,7 @@ bool loop_owns_fd(LoopObject *loop, int fd, TransportObject *transport) {
         int room = loop->transport_room ? loop->transport_room : 64;
         while (room <= fd)
             room *= 2;
-        TransportObject **more =
-            PyMem_Realloc(loop->transports, (size_t)room * sizeof(TransportObject *));
+        PyObject **more = PyMem_Realloc(loop->transports, (size_t)room * sizeof *more);
         if (more == NULL)
             return false;
         memset(more + loop->transport_room, 0,
@@ -764,16 +767,17 @@ static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
         }
         return NULL;
     }
-    TransportObject *t = fd < self->transport_room ? self->transports[fd] : NULL;
-    if (t != NULL && !t->closing)
-        return PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", arg,
-                            t);
-    Py_RETURN_NONE;
+    PyObject *t = fd < self->transport_room ? self->transports[fd] : NULL;
+    PyObject *over = t == NULL ? Py_NewRef(Py_True) : PyObject_CallMethod(t, "is_closing", NULL);
+    if (over == Py_False)
+        PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", arg, t);
+    Py_XDECREF(over);
+    return over == Py_True ? Py_NewRef(Py_None) : NULL;
 }
 
 /* ---- Transports ---- */
 
-static void set_waiter(LoopObject *self, PyObject *waiter) {
+void loop_set_waiter(LoopObject *self, PyObject *waiter) {
     PyObject *cancelled = PyObject_CallMethodNoArgs(waiter, self->state->str_done);
     PyObject *result = NULL;
     if (cancelled == Py_False)
@@ -790,7 +794,7 @@ static PyObject *loop_start_transport(LoopObject *self, PyObject *args) {
         return NULL;
     transport_made((TransportObject *)transport);
     if (waiter != Py_None)
-        set_waiter(self, waiter);
+        loop_set_waiter(self, waiter);
     Py_RETURN_NONE;
 }
 
@@ -967,6 +971,7 @@ static PyMethodDef loop_methods[] = {
     {"_watching", (PyCFunction)loop_watching, METH_O, NULL},
     {"_ensure_fd_no_transport", (PyCFunction)loop_ensure_fd_no_transport, METH_O, NULL},
     {"_new_transport", (PyCFunction)loop_new_transport, METH_VARARGS, NULL},
+    {"_new_datagram_transport", (PyCFunction)loop_new_datagram_transport, METH_VARARGS, NULL},
     {"_new_pipe_transport", (PyCFunction)loop_new_pipe_transport, METH_VARARGS, NULL},
     {"_start_transport", (PyCFunction)loop_start_transport, METH_VARARGS, NULL},
     {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},

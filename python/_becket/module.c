@@ -83,24 +83,37 @@ static int mark_compatible(PyObject *type) {
     return code < 0 ? code : PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
 }
 
-/* Our transports are asyncio.Transport's: they begin with its one slot. */
-static PyTypeObject *add_transport_type(PyObject *module) {
-    PyObject *base = import_from("asyncio", "Transport");
-    if (base == NULL)
-        return NULL;
-    PyTypeObject *type = NULL;
-    if (((PyTypeObject *)base)->tp_basicsize != offsetof(TransportObject, dict))
-        PyErr_Format(PyExc_ImportError,
-                     "asyncio.Transport of this Python has instances of %zd bytes, not %zd: this "
-                     "version of becket does not know it",
-                     ((PyTypeObject *)base)->tp_basicsize,
-                     (Py_ssize_t)offsetof(TransportObject, dict));
-    else
-        type = add_type(module, &transport_spec, base);
-    if (type != NULL && mark_compatible((PyObject *)type) < 0)
-        Py_CLEAR(type);
-    Py_DECREF(base);
-    return type;
+/* Our transports are asyncio's: they begin with the one slot that those have. */
+static PyTypeObject *derive(PyObject *module, PyType_Spec *spec, PyObject *bases) {
+    PyTypeObject *first = (PyTypeObject *)PyTuple_GetItem(bases, 0);
+    if (first != NULL && first->tp_basicsize == offsetof(TransportObject, dict))
+        return add_type(module, spec, bases);
+    PyErr_Format(PyExc_ImportError,
+                 "asyncio.Transport of this Python has instances of %zd bytes, not %zd: this "
+                 "version of becket does not know it",
+                 first != NULL ? first->tp_basicsize : 0,
+                 (Py_ssize_t)offsetof(TransportObject, dict));
+    return NULL;
+}
+
+static int add_transport_types(PyObject *module, module_state *state) {
+    PyObject *stream = import_from("asyncio", "Transport");
+    PyObject *datagram = stream == NULL ? NULL : import_from("asyncio", "DatagramTransport");
+    PyObject *one = datagram == NULL ? NULL : PyTuple_Pack(1, stream);
+    PyObject *both = one == NULL ? NULL : PyTuple_Pack(2, stream, datagram); /* as asyncio's are */
+    int code = -1;
+    if (both != NULL) {
+        state->transport_type = derive(module, &transport_spec, one);
+        state->datagram_type =
+            state->transport_type == NULL ? NULL : derive(module, &datagram_spec, both);
+        code =
+            state->datagram_type == NULL ? -1 : mark_compatible((PyObject *)state->transport_type);
+    }
+    Py_XDECREF(both);
+    Py_XDECREF(one);
+    Py_XDECREF(datagram);
+    Py_XDECREF(stream);
+    return code;
 }
 
 static int add_types(PyObject *module, module_state *state) {
@@ -110,7 +123,8 @@ static int add_types(PyObject *module, module_state *state) {
         state->handle_type == NULL
             ? NULL
             : add_type(module, &timer_handle_spec, (PyObject *)state->handle_type);
-    state->transport_type = add_transport_type(module);
+    if (add_transport_types(module, state) < 0)
+        return -1;
     state->listener_type = add_type(module, &listener_spec, NULL);
     state->connection_type = add_type(module, &connection_spec, NULL);
     state->connector_type = add_type(module, &connector_spec, NULL);
@@ -177,7 +191,7 @@ static int module_exec(PyObject *module) {
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(echo_type)
+    X(echo_type) X(datagram_type)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -19,7 +19,6 @@ enum {
     BIG_READ = 32 * 1024, /* after a read of this size, the next goes straight into bytes */
     SPARE_BYTES = 256 * 1024,
     TLS_ANSWER_BYTES = 64 * 1024, /* a certificate is the longest */
-    LOST_WRITES_LOGGED = 5,       /* asyncio's LOG_THRESHOLD_FOR_CONNLOST_WRITES */
 };
 
 static const bk_protocol transport_big, transport_buffered, transport_copied, transport_reader,
@@ -35,30 +34,25 @@ static TransportObject *current(TransportObject *t) {
 
 /* ---- Calling the protocol ---- */
 
-/* Call protocol.method(arg) (arg NULL: without) in the transport's context. */
-int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result) {
-    PyObject *protocol = Py_NewRef(t->protocol); /* set_protocol() may take its place meanwhile */
-    PyObject *args[3] = {NULL, protocol, arg};
-    PyObject *context = t->context;
-    bool nested = t->calling; /* pause_writing() within data_received(): in the context already */
-    if (!nested && PyContext_Enter(context) < 0) {
-        Py_DECREF(protocol);
+/* Call a method in a context; args is the object and its arguments, n in all, behind a place that
+   is free. *calling: whether it is such a call that we are within, in the context already. */
+int context_call(PyObject *context, bool *calling, PyObject *method, PyObject **args, size_t n,
+                 PyObject **ret_result) {
+    bool nested = *calling; /* pause_writing() within data_received() */
+    if (!nested && PyContext_Enter(context) < 0)
         return -1;
-    }
-    t->calling = true;
-    PyObject *result = PyObject_VectorcallMethod(
-        method, args + 1, (arg != NULL ? 2 : 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    t->calling = nested;
+    *calling = true;
+    PyObject *result =
+        PyObject_VectorcallMethod(method, args + 1, n | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    *calling = nested;
     if (result == NULL) {
         PyObject *type, *value, *tb;
         PyErr_Fetch(&type, &value, &tb);
         if (!nested)
             (void)PyContext_Exit(context);
-        Py_DECREF(protocol);
         PyErr_Restore(type, value, tb);
         return -1;
     }
-    Py_DECREF(protocol);
     if (!nested && PyContext_Exit(context) < 0) {
         Py_DECREF(result);
         return -1;
@@ -68,6 +62,15 @@ int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject
     else
         Py_DECREF(result);
     return 0;
+}
+
+/* Call protocol.method(arg) (arg NULL: without) in the transport's context. */
+int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject **ret_result) {
+    PyObject *protocol = Py_NewRef(t->protocol); /* set_protocol() may take its place meanwhile */
+    PyObject *args[3] = {NULL, protocol, arg};
+    int code = context_call(t->context, &t->calling, method, args, arg != NULL ? 2 : 1, ret_result);
+    Py_DECREF(protocol);
+    return code;
 }
 
 /* The exception that is set is reported, and connection_lost() will get it: asyncio's
@@ -572,7 +575,7 @@ int transport_attach(TransportObject *t, bk_stream *s) {
     bk_stream_pause(s);
     if (t->fd < 0)
         (void)bk_stream_query(s, BK_QUERY_FD, &t->fd, &size);
-    int code = loop_owns_fd(t->loop, t->fd, t) ? 0 : -1;
+    int code = loop_owns_fd(t->loop, t->fd, (PyObject *)t) ? 0 : -1;
     if (code < 0)
         PyErr_NoMemory();
     if (code < 0 || transport_adopt_protocol(t, t->protocol) < 0 || attach_to_server(t) < 0) {
@@ -932,31 +935,44 @@ static PyObject *transport_get_write_buffer_limits(TransportObject *t,
     return Py_BuildValue("(II)", low, high);
 }
 
-static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject *args,
-                                                   PyObject *kwargs) {
-    t = current(t);
+/* set_write_buffer_limits(high=None, low=None), as asyncio has it. */
+int transport_parse_water(PyObject *args, PyObject *kwargs, Py_ssize_t most, size_t *ret_low,
+                          size_t *ret_high) {
     static char *names[] = {"high", "low", NULL};
     PyObject *high_arg = Py_None, *low_arg = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:set_write_buffer_limits", names, &high_arg,
                                      &low_arg))
-        return NULL;
+        return -1;
     Py_ssize_t low = low_arg == Py_None ? -1 : PyNumber_AsSsize_t(low_arg, PyExc_OverflowError);
     if (low == -1 && PyErr_Occurred())
-        return NULL;
-    Py_ssize_t most = t->tls != NULL ? TLS_HIGH_WATER : BK_WATER_HIGH;
+        return -1;
     Py_ssize_t high = high_arg == Py_None ? (low_arg == Py_None ? most : 4 * low)
                                           : PyNumber_AsSsize_t(high_arg, PyExc_OverflowError);
     if (high == -1 && PyErr_Occurred())
-        return NULL;
+        return -1;
     if (low_arg == Py_None)
         low = high / 4;
-    if (!(high >= low && low >= 0))
-        return PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%zd) must be >= 0",
-                            high_arg, low);
+    if (!(high >= low && low >= 0)) {
+        PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%zd) must be >= 0", high_arg,
+                     low);
+        return -1;
+    }
     if (high > (Py_ssize_t)UINT32_MAX)
         high = UINT32_MAX;
+    *ret_low = (size_t)(low < high ? low : high);
+    *ret_high = (size_t)high;
+    return 0;
+}
+
+static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject *args,
+                                                   PyObject *kwargs) {
+    size_t low, high;
+    t = current(t);
+    if (transport_parse_water(args, kwargs, t->tls != NULL ? TLS_HIGH_WATER : BK_WATER_HIGH, &low,
+                              &high) < 0)
+        return NULL;
     if (t->stream != NULL)
-        (void)bk_stream_set_water(t->stream, (size_t)(low < high ? low : high), (size_t)high);
+        (void)bk_stream_set_water(t->stream, low, high);
     Py_RETURN_NONE;
 }
 
@@ -1055,7 +1071,7 @@ static void move_up(TransportObject *t, TransportObject *n) {
     t->stream = NULL;
     t->server = t->socket = NULL;
     bk_stream_set_user(n->stream, Py_NewRef((PyObject *)n));
-    (void)loop_owns_fd(n->loop, n->fd, n); /* its place is there already */
+    (void)loop_owns_fd(n->loop, n->fd, (PyObject *)n); /* its place is there already */
     Py_CLEAR(t->protocol);
     Py_CLEAR(t->reader);
     Py_DECREF((PyObject *)t); /* the stream's */

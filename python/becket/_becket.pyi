@@ -53,6 +53,13 @@ class Transport(asyncio.Transport):
     def _tls_query(self, what: int, /) -> bytes | None: ...
 
 @final
+class DatagramTransport(asyncio.Transport, asyncio.DatagramTransport):
+    _address: Any
+    _protocol_paused: bool
+    _sock: socket | None
+    def _start(self, waiter: asyncio.Future[None] | None, /) -> None: ...
+
+@final
 class Listener:
     def __new__(
         cls,
@@ -281,6 +288,14 @@ class Loop:
         server: asyncio.AbstractServer | None = None,
         /,
     ) -> Transport: ...
+    def _new_datagram_transport(
+        self,
+        sock: socket,
+        protocol: asyncio.DatagramProtocol,
+        address: object,
+        extra: dict[str, Any],
+        /,
+    ) -> DatagramTransport: ...
     def _new_pipe_transport(
         self, pipe: object, protocol: asyncio.BaseProtocol, writes: bool, /
     ) -> Transport: ...

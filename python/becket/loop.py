@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import weakref
-from asyncio import constants, sslproto
+from asyncio import constants, sslproto, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
+        def _make_datagram_transport(self, *args: Any) -> asyncio.DatagramTransport: ...
         async def _sendfile_fallback(
             self, transp: Any, file: Any, offset: int, count: int | None
         ) -> int: ...
@@ -81,6 +82,22 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
             "write",
         ):
             setattr(self, name, getattr(transport, name))
+
+
+# Whose addresses the core knows; the others are left to asyncio's own transport.
+_DATAGRAM_FAMILIES = {
+    getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name)
+}
+
+
+def _names_of(sock: socket.socket) -> dict[str, Any]:
+    """The addresses of both sides of a socket; None: it has none."""
+    names: dict[str, Any] = {"sockname": None, "peername": None}
+    with contextlib.suppress(OSError):
+        names["sockname"] = sock.getsockname()
+    with contextlib.suppress(OSError):
+        names["peername"] = sock.getpeername()
+    return names
 
 
 def _tls_times(handshake: float | None, shutdown: float | None) -> tuple[float, float]:
@@ -536,6 +553,31 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             await transport._wait()
             raise
         return transport
+
+    # ---- Datagrams ----
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        if sock.type != socket.SOCK_DGRAM or sock.family not in _DATAGRAM_FAMILIES:
+            return super()._make_datagram_transport(sock, protocol, address, waiter, extra)
+        self._ensure_fd_no_transport(sock)
+        known = {"socket": trsock.TransportSocket(sock), **_names_of(sock), **(extra or {})}
+        transport = self._new_datagram_transport(sock, protocol, address, known)
+        self.call_soon(transport._start, waiter)
+        return transport
+
+    def _plain_address(self, family: int, address: Any) -> Any:
+        """What a datagram's address stands for; it was understood once already."""
+        if family == getattr(socket, "AF_UNIX", None):
+            return bytes(address)
+        host, port = address[:2]
+        return socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0][4]
 
     # ---- Servers ----
 

@@ -527,6 +527,29 @@ static int f_close_on_exec(bk_os *os, int fd) {
     return (int)seen(os, fd, inner(os)->close_on_exec(inner(os), fd), "close_on_exec");
 }
 
+/* ---- Datagrams ------------------------------------------------------------------------------- */
+
+/* A datagram moves whole or not at all; one call may move fewer of them. */
+static unsigned moving_many(int n) {
+    return ON(ERROR) | ON(INTERRUPTED) | ON(AGAIN) | (n > 1 ? ON(SHORT) : 0);
+}
+
+static int f_recv_many(bk_os *os, int fd, bk_message *messages, int n) {
+    faults_kind kind = strike(os, moving_many(n), "recv_many");
+    int result = kind == FAULTS_NONE ? n : moved(kind, ECONNREFUSED);
+    if (result > 0)
+        result = inner(os)->recv_many(inner(os), fd, messages, result);
+    return (int)seen(os, fd, result, "recv_many");
+}
+
+static int f_send_many(bk_os *os, int fd, const bk_message *messages, int n) {
+    faults_kind kind = strike(os, moving_many(n), "send_many");
+    int result = kind == FAULTS_NONE ? n : moved(kind, ENETUNREACH);
+    if (result > 0)
+        result = inner(os)->send_many(inner(os), fd, messages, result);
+    return (int)seen(os, fd, result, "send_many");
+}
+
 /* ---- The table ------------------------------------------------------------------------------- */
 
 static const bk_os TABLE = {
@@ -585,6 +608,8 @@ static const bk_os TABLE = {
     .spawn = f_spawn,
     .environment = f_environment,
     .close_on_exec = f_close_on_exec,
+    .recv_many = f_recv_many,
+    .send_many = f_send_many,
 };
 
 void faults_open(faults *f, bk_os *under) {
@@ -600,6 +625,8 @@ void faults_open(faults *f, bk_os *under) {
         f->loud.os.epoll_ctl = NULL;
         f->loud.os.epoll_wait = NULL;
     }
+    if (!BK_HAS(f->inner, recv_many) || !BK_HAS(f->inner, send_many))
+        f->loud.os.recv_many = NULL;
     f->quiet = f->loud;
     f->quiet.quiet = true;
     pthread_mutex_init(&f->lock, NULL);

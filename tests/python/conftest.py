@@ -86,7 +86,8 @@ def descriptors() -> dict[str, str]:
 def transports() -> list[object]:
     """The transports of becket that are alive."""
     gc.collect()
-    return [o for o in gc.get_objects() if isinstance(o, _becket.Transport)]
+    kinds = (_becket.Transport, _becket.DatagramTransport)
+    return [o for o in gc.get_objects() if isinstance(o, kinds)]
 
 
 def finish(loop: asyncio.AbstractEventLoop) -> None:

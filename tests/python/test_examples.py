@@ -122,6 +122,21 @@ def test_echo_in_c_on_three_endpoints(installed: Path, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_echo_in_c_of_datagrams(installed: Path, tmp_path: Path) -> None:
+    program = compile_c((ROOT / "examples/echo_udp.c").read_text(), installed, tmp_path)
+    with running(program, "0", cwd=tmp_path) as server:
+        assert server.stdout is not None
+        told = re.fullmatch(r"echoing at 127.0.0.1:(\d+)\n", server.stdout.readline())
+        assert told is not None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(("127.0.0.1", int(told[1])))
+            for data in (b"hello", b"", b"x" * 60_000):
+                client.send(data)
+                assert client.recv(65536) == data
+        server.terminate()
+        assert server.wait() == 0
+
+
 def test_echo_in_c_is_short() -> None:
     assert len((ROOT / "examples/echo.c").read_text().splitlines()) < 30
 
