@@ -25,6 +25,7 @@ look() {
     need systemd command -v systemd-analyze
     need curl command -v curl
     need openssl command -v openssl
+    need libpython3-testsuite "${PYTHON:-python3}" -c 'import test.test_asyncio'
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1
     need pkg-config command -v pkg-config
     need libssl-dev pkg-config --exists openssl

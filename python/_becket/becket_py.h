@@ -49,7 +49,7 @@ typedef struct module_state {
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
-    PyObject *logger, *gaierror;
+    PyObject *logger, *gaierror, *sendfile_modes, *handle_class, *timer_handle_class;
     PyObject *ssl_object, *ssl_want_read, *openssl_version;         /* of ssl */
     PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
@@ -81,6 +81,7 @@ typedef struct LoopObject {
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
+    bool runs_all; /* _run_once() is to make all turns of a run */
 } LoopObject;
 
 typedef struct HandleObject {
@@ -135,6 +136,7 @@ typedef struct TransportObject {
     bool closing, eof, paused, started;
     bool calling; /* within a call of its protocol, in its context */
     bool is_pipe, writes_only;
+    bool sending_file; /* and nothing else until that is done */
 } TransportObject;
 
 /* What the core serves by itself: types that begin so. */

@@ -275,6 +275,13 @@ static PyObject *handle_get_args(HandleObject *h, void *Py_UNUSED(closure)) {
     return h->one_arg ? PyTuple_Pack(1, h->args) : Py_NewRef(h->args);
 }
 
+/* So that isinstance(handle, asyncio.Handle) holds, and asyncio.TimerHandle for a timer's. */
+static PyObject *handle_get_class(HandleObject *h, void *Py_UNUSED(closure)) {
+    module_state *state = h->loop->state;
+    return Py_NewRef(Py_TYPE(h) == state->timer_handle_type ? state->timer_handle_class
+                                                            : state->handle_class);
+}
+
 static PyObject *handle_get_scheduled(TimerHandleObject *h, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(h->timer.place != 0);
 }
@@ -358,6 +365,7 @@ static PyMemberDef timer_handle_members[] = {
 
 static PyGetSetDef handle_getset[] = {
     {"_args", (getter)handle_get_args, NULL, NULL, NULL},
+    {"__class__", (getter)handle_get_class, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

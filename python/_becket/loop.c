@@ -480,10 +480,21 @@ static PyObject *run_result(LoopObject *self, int code) {
     Py_RETURN_NONE;
 }
 
-/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
+/* One turn, for who runs us by hand; its being stopped is in _stopping alone then. */
+static PyObject *run_turn(LoopObject *self) {
+    int code = bk_loop_turn(self->core, self->core->stopping ? 0 : -1);
+    if (self->core != NULL)
+        self->core->stopping = false;
+    return run_result(self, code);
+}
+
+/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set: under our
+   run_forever() once, for all turns. */
 static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     if (loop_check_open(self) < 0)
         return NULL;
+    if (!self->runs_all)
+        return run_turn(self);
     int code = bk_loop_run(self->core);
     if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
         return NULL;
@@ -930,6 +941,7 @@ static PyMethodDef loop_methods[] = {
 
 static PyMemberDef loop_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(LoopObject, weakrefs), READONLY, NULL},
+    {"_runs_all", T_BOOL, offsetof(LoopObject, runs_all), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -17,8 +17,7 @@ import socket
 import ssl
 import threading
 import weakref
-from asyncio import constants, sslproto
-from asyncio.log import logger
+from asyncio import base_events, constants, sslproto
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
+        async def _sendfile_native(
+            self, transp: Any, file: Any, offset: int, count: int | None
+        ) -> int: ...
         async def _sendfile_fallback(
             self, transp: Any, file: Any, offset: int, count: int | None
         ) -> int: ...
@@ -81,6 +83,28 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
             "write",
         ):
             setattr(self, name, getattr(transport, name))
+
+
+class _FileSender(base_events._SendfileFallbackProtocol):  # type: ignore[name-defined, misc]
+    """Takes the place of a transport's protocol while the system sends a file by itself."""
+
+    _work: asyncio.Task[int] | None = None
+    _lost = False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._lost = True
+        super().connection_lost(exc)
+        if self._work is not None:
+            self._work.cancel()
+
+    async def send(self, work: Coroutine[Any, Any, int]) -> int:
+        self._work = asyncio.ensure_future(work)
+        try:
+            return await self._work
+        except asyncio.CancelledError:
+            if self._lost:
+                raise ConnectionError("Connection is closed by peer") from None
+            raise
 
 
 def _tls_times(handshake: float | None, shutdown: float | None) -> tuple[float, float]:
@@ -151,7 +175,11 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     def run_forever(self) -> None:
         """Run until stop() is called."""
         with self._signals_wake():
-            super().run_forever()
+            before, self._runs_all = self._runs_all, True
+            try:
+                super().run_forever()
+            finally:
+                self._runs_all = before
 
     @contextlib.contextmanager
     def _signals_wake(self) -> Iterator[None]:
@@ -209,8 +237,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     def _slow_callback(self, handle: _becket.Handle, seconds: float) -> None:
         """In debug mode, after each callback."""
         if seconds >= self.slow_callback_duration:
-            description = asyncio.base_events._format_handle(handle)  # type: ignore[attr-defined]
-            logger.warning("Executing %s took %.3f seconds", description, seconds)
+            description = base_events._format_handle(handle)  # type: ignore[attr-defined]
+            base_events.logger.warning("Executing %s took %.3f seconds", description, seconds)
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
         # asyncio's add_signal_handler() makes a handle of its own kind, and queues it when the
@@ -278,8 +306,6 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         ssl.SSLContext, or what an engine of becket.tls takes; None is what a starttls:// endpoint
         offers. Errors are those of asyncio.
         """
-        if protocol is None:
-            raise TypeError("protocol: an asyncio protocol is needed, not None")
         if not isinstance(transport, _becket.Transport):
             return await super().start_tls(
                 transport, protocol, sslcontext, server_side=server_side,
@@ -288,6 +314,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             )  # fmt: skip
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
         spec = self._tls_spec(transport, sslcontext, server_side, server_hostname, times)
+        if protocol is None:
+            raise TypeError("protocol: an asyncio protocol is needed, not None")
         waiter = self.create_future()
         readers = {_reader_of(transport.get_protocol()), _reader_of(protocol)} - {None}
         held = {reader: bytes(reader._buffer) for reader in readers}
@@ -458,6 +486,30 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             return getattr(engine, "getpeercert" if name == "peercert" else name)()
         except ValueError:  # OpenSSL forgets it when the connection has failed
             return None
+
+    async def _sendfile_native(
+        self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
+    ) -> int:
+        if not isinstance(transp, _becket.Transport):
+            return await super()._sendfile_native(transp, file, offset, count)
+        if transp._sending_file:
+            raise RuntimeError("sendfile is in progress")
+        low, high = transp.get_write_buffer_limits()
+        sender = _FileSender(_FlowControl(transp))
+        transp._sending_file = True
+        # A descriptor of its own: should the transport close its own, nobody else's is written to.
+        sock = transp.get_extra_info("socket").dup()
+        try:
+            transp.set_write_buffer_limits(0)
+            await asyncio.sleep(0)  # what is still queued pauses us
+            await sender.drain()
+            return await sender.send(self.sock_sendfile(sock, file, offset, count, fallback=False))
+        finally:
+            self._remove_writer(sock)
+            sock.close()
+            transp._sending_file = False
+            transp.set_write_buffer_limits(high, low)
+            await sender.restore()
 
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
