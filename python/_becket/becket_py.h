@@ -81,7 +81,8 @@ typedef struct LoopObject {
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
-    bool runs_all; /* _run_once() is to make all turns of a run */
+    bool is_parents; /* this process is a child, forked when the loop was there */
+    bool runs_all;   /* _run_once() is to make all turns of a run */
 } LoopObject;
 
 typedef struct HandleObject {

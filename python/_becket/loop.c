@@ -27,10 +27,19 @@ int loop_raise(int code) {
     return -1;
 }
 
+static void set_forked_error(void) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "This event loop is of the process that forked this one, and shares its "
+                    "descriptors with it: make a new loop here");
+}
+
 int loop_check_open(LoopObject *loop) {
-    if (loop->core != NULL && !loop->ending)
+    if (loop->core != NULL && !loop->ending && !loop->is_parents)
         return 0;
-    PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+    if (loop->is_parents)
+        set_forked_error();
+    else
+        PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
     return -1;
 }
 
@@ -228,7 +237,15 @@ static void end_core(LoopObject *self) {
     Py_CLEAR(self->kept);
 }
 
+static PyObject *loop_check_closed(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->is_parents)
+        Py_RETURN_NONE;
     if (self->core != NULL && self->core->turning) {
         PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
         return NULL;
@@ -634,7 +651,7 @@ static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned directio
     int fd = PyObject_AsFileDescriptor(arg);
     if (fd < 0)
         return NULL;
-    if (self->core == NULL)
+    if (self->core == NULL || self->is_parents)
         Py_RETURN_FALSE;
     HandleObject *h = watched(self, fd, direction);
     if (h == NULL)
@@ -867,7 +884,28 @@ static PyObject *loop_set_debug_core(LoopObject *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+/* _forked_away(): in the child of a fork, for a loop that the parent goes on with. It is touched no
+   more, nor ever freed: that would tell the parent's peers, and its notifier, of an end. If the
+   fork was within a run, that ends with an error when its callback returns. */
+static PyObject *loop_forked_away(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->core == NULL || self->is_parents)
+        Py_RETURN_NONE;
+    self->is_parents = true;
+    Py_INCREF((PyObject *)self);
+    if (self->core->turning) {
+        set_forked_error();
+        end_run(self);
+    }
+    Py_RETURN_NONE;
+}
+
+/* _forked(): in the child, for a loop that the child takes over. */
 static PyObject *loop_forked(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->is_parents) {
+        self->is_parents = false;
+        Py_CLEAR(self->error);
+        Py_DECREF((PyObject *)self);
+    }
     int code = self->core == NULL ? 0 : bk_loop_forked(self->core);
     if (code < 0) {
         loop_raise(code);
@@ -920,10 +958,12 @@ static PyMethodDef loop_methods[] = {
     {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
     {"_turn", (PyCFunction)loop_turn, METH_O, NULL},
+    {"_check_closed", (PyCFunction)loop_check_closed, METH_NOARGS, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
     {"_visits", (PyCFunction)loop_visits, METH_O, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
     {"_forked", (PyCFunction)loop_forked, METH_NOARGS, NULL},
+    {"_forked_away", (PyCFunction)loop_forked_away, METH_NOARGS, NULL},
     {"_add_reader", FAST(loop_add_reader), METH_FASTCALL, NULL},
     {"_remove_reader", (PyCFunction)loop_remove_reader, METH_O, NULL},
     {"_add_writer", FAST(loop_add_writer), METH_FASTCALL, NULL},
@@ -941,6 +981,7 @@ static PyMethodDef loop_methods[] = {
 
 static PyMemberDef loop_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(LoopObject, weakrefs), READONLY, NULL},
+    {"_is_parents", T_BOOL, offsetof(LoopObject, is_parents), READONLY, NULL},
     {"_runs_all", T_BOOL, offsetof(LoopObject, runs_all), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

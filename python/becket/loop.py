@@ -157,6 +157,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             self._closed = True
             self._close_core()
             raise
+        _loops.add(self)
         self._listeners: dict[int, _becket.Listener] = {}
         self._knows_engines = False
         self._schemes: dict[str, transports.Scheme] = {}
@@ -205,6 +206,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
+            return
+        if self._is_parents:
+            self._closed = True
             return
         for listener in self._listeners.values():
             listener.close()
@@ -598,6 +602,28 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         if listener is not None:
             listener.close()
         super()._stop_serving(sock)
+
+
+# ---- fork() ----
+
+_loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
+
+
+def blocking_loop() -> EventLoop:
+    """A loop for blocking code to turn: a child may go on with it, as with any socket."""
+    loop = EventLoop("poll")
+    _loops.discard(loop)
+    return loop
+
+
+def _after_fork() -> None:
+    """In the child: its parent's loops are not for it."""
+    for loop in list(_loops):
+        loop._forked_away()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def new_event_loop(notifier: str | None = None) -> EventLoop:
