@@ -1241,10 +1241,9 @@ static PyObject *transport_get_protocol_paused(TransportObject *t, void *Py_UNUS
 static PyObject *transport_get_sendfile_compatible(TransportObject *t, void *Py_UNUSED(closure)) {
     t = current(t);
     bool native = t->tls == NULL && t->stream != NULL && is_socket(t) && !is_core_tls(t);
-    return PyObject_GetAttrString(t->loop->state->sendfile_modes,
-                                  t->is_pipe ? "UNSUPPORTED"
-                                  : native   ? "TRY_NATIVE"
-                                             : "FALLBACK");
+    return PyObject_GetAttrString(t->loop->state->sendfile_modes, t->is_pipe ? "UNSUPPORTED"
+                                                                  : native   ? "TRY_NATIVE"
+                                                                             : "FALLBACK");
 }
 
 /* As TLS transports elsewhere have it; programs look whether it is there. */

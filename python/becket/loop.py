@@ -34,9 +34,11 @@ if TYPE_CHECKING:
         _csock: socket.socket
 
         def _check_thread(self) -> None: ...
+        def _check_running(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
+        def _sock_accept(self, fut: asyncio.Future[Any], sock: socket.socket) -> None: ...
         async def _sendfile_native(
             self, transp: Any, file: Any, offset: int, count: int | None
         ) -> int: ...
@@ -72,6 +74,7 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
     """A transport of ours in the only form that asyncio's sendfile() takes."""
 
     def __init__(self, transport: _becket.Transport) -> None:
+        self._loop = transport._loop  # type: ignore[attr-defined]
         self._protocol_paused = transport._protocol_paused
         for name in (
             "get_protocol",
@@ -175,6 +178,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
     def run_forever(self) -> None:
         """Run until stop() is called."""
+        self._check_running()  # before anything is changed; 3.13's own changes things then
         with self._signals_wake():
             before, self._runs_all = self._runs_all, True
             try:
@@ -562,6 +566,24 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             transport._set_extra(name, value)
         self.call_soon(self._start_transport, transport, waiter)
         return transport
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """As asyncio's. A connection that came in the moment of a cancellation is closed."""
+        base_events._check_ssl_socket(sock)  # type: ignore[attr-defined]
+        if self.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        accepted: asyncio.Future[tuple[socket.socket, Any]] = self.create_future()
+        self._sock_accept(accepted, sock)
+        try:
+            return await accepted
+        except asyncio.CancelledError:
+            if not accepted.cancelled() and accepted.exception() is None:
+                accepted.result()[0].close()
+            raise
+
+    def _sock_accept(self, fut: asyncio.Future[Any], sock: socket.socket) -> None:
+        if not fut.done():  # cancelled when the socket was ready already
+            super()._sock_accept(fut, sock)
 
     # ---- Servers ----
 
