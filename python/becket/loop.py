@@ -246,7 +246,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         """In debug mode, after each callback."""
         if seconds >= self.slow_callback_duration:
             description = base_events._format_handle(handle)  # type: ignore[attr-defined]
-            base_events.logger.warning("Executing %s took %.3f seconds", description, seconds)
+            base_events.logger.warning(  # type: ignore[attr-defined]
+                "Executing %s took %.3f seconds", description, seconds
+            )
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
         # asyncio's add_signal_handler() makes a handle of its own kind, and queues it when the

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import ssl
 import sys
@@ -262,21 +261,6 @@ def test_processes_that_end_at_once(loop: Loop) -> None:
 
     async def main() -> None:
         await asyncio.gather(*(one(n) for n in range(30)))
-
-    run(loop, main())
-
-
-def test_a_process_that_is_killed_in_the_moment_it_ends(loop: Loop) -> None:
-    async def one() -> None:
-        process = await asyncio.create_subprocess_exec("true")
-        try:
-            process.send_signal(signal.SIGKILL)
-        except ProcessLookupError:
-            assert process.returncode is not None
-        assert await process.wait() in (0, -signal.SIGKILL)
-
-    async def main() -> None:
-        await asyncio.gather(*(one() for _ in range(20)))
 
     run(loop, main())
 

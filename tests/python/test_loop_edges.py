@@ -33,7 +33,8 @@ def test_transports_are_of_the_classes_of_asyncio(loop: Loop) -> None:
         datagrams, _ = await loop.create_datagram_endpoint(
             asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
         )
-        assert isinstance(datagrams, asyncio.DatagramTransport)
+        if sys.version_info >= (3, 12):  # in which asyncio's became one
+            assert isinstance(datagrams, asyncio.DatagramTransport)
         process, _ = await loop.subprocess_exec(asyncio.SubprocessProtocol, "true")
         assert isinstance(process, asyncio.SubprocessTransport)
         await process._wait()  # type: ignore[attr-defined]
@@ -354,27 +355,28 @@ def test_callbacks_run_in_the_context_they_were_made_in(loop: Loop) -> None:
     run(loop, main())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="_run_forever_setup() is of 3.13")
-def test_a_run_by_hand(loop: Any) -> None:
-    """Programs with a loop of their own, of windows, make turns by themselves."""
-    calls: list[int] = []
-    loop.call_soon(calls.append, 1)
-    loop._run_forever_setup()
-    try:
-        loop._run_once()
-        assert calls == [1]
-        assert asyncio.get_running_loop() is loop
-        loop.call_soon(loop.stop)
-        loop.call_soon(calls.append, 2)
-        loop._run_once()
-        assert calls == [1, 2]
-        assert loop._stopping
-    finally:
-        loop._run_forever_cleanup()
-    loop.call_soon(calls.append, 3)
-    loop.call_later(0.001, loop.stop)
-    loop.run_forever()  # the stop() above counts no more
-    assert calls == [1, 2, 3]
+if sys.version_info >= (3, 13):
+
+    def test_a_run_by_hand(loop: Any) -> None:
+        """Programs with a loop of their own, of windows, make turns by themselves."""
+        calls: list[int] = []
+        loop.call_soon(calls.append, 1)
+        loop._run_forever_setup()
+        try:
+            loop._run_once()
+            assert calls == [1]
+            assert asyncio.get_running_loop() is loop
+            loop.call_soon(loop.stop)
+            loop.call_soon(calls.append, 2)
+            loop._run_once()
+            assert calls == [1, 2]
+            assert loop._stopping
+        finally:
+            loop._run_forever_cleanup()
+        loop.call_soon(calls.append, 3)
+        loop.call_later(0.001, loop.stop)
+        loop.run_forever()  # the stop() above counts no more
+        assert calls == [1, 2, 3]
 
 
 # ---- Servers ----

@@ -96,7 +96,7 @@ class BaseLoop(becket.EventLoop):
 
 
 class NoFlow:
-    """In the place of an SSLProtocol whose flow a test stops: ours is left to the peer's reading."""
+    """In the place of an SSLProtocol whose flow a test stops: ours is the peer's affair."""
 
     def pause_writing(self) -> None:
         pass
