@@ -23,7 +23,7 @@
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
-    X(open) X(query)
+    X(open) X(query) X(_current_handle)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */

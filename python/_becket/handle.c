@@ -176,12 +176,20 @@ static void call_in_context(HandleObject *h) {
         Py_DECREF(result);
 }
 
+/* asyncio's exception handler tells where it was made. */
+static void set_current(LoopObject *loop, PyObject *handle) {
+    if (PyObject_SetAttr((PyObject *)loop, loop->state->str__current_handle, handle) < 0)
+        PyErr_WriteUnraisable((PyObject *)loop);
+}
+
 /* In debug mode: as above, and the loop's Python side hears of slow callbacks. */
 static void call_timed(HandleObject *h) {
     LoopObject *loop = (LoopObject *)Py_NewRef((PyObject *)h->loop);
     bk_os *os = loop->core != NULL ? loop->core->os : bk_os_default();
     int64_t from = os->clock(os);
+    set_current(loop, (PyObject *)h);
     call_in_context(h);
+    set_current(loop, Py_None);
     double seconds = (double)(os->clock(os) - from) / 1e9;
     if (loop->debug && loop->error == NULL) {
         PyObject *result =

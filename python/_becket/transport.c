@@ -841,16 +841,17 @@ static bool refuses(const TransportObject *t) {
     return t->eof || t->sending_file;
 }
 
+static int refuse(const TransportObject *t, const char *method) {
+    const char *format = t->eof ? "Cannot call %s() after write_eof()"
+                                : "unable to %s; sendfile is in progress";
+    PyErr_Format(PyExc_RuntimeError, format, method);
+    return -1;
+}
+
 /* Whether a write may go to the stream: 1, 0 (lost already), or -1 with an exception. */
 static int may_write(TransportObject *t) {
-    if (t->eof) {
-        PyErr_SetString(PyExc_RuntimeError, "Cannot call write() after write_eof()");
-        return -1;
-    }
-    if (t->sending_file) {
-        PyErr_SetString(PyExc_RuntimeError, "unable to write; sendfile is in progress");
-        return -1;
-    }
+    if (refuses(t))
+        return refuse(t, "write");
     if (t->stream != NULL && !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED)))
         return 1;
     if (t->lost_writes >= LOST_WRITES_LOGGED)
@@ -902,6 +903,10 @@ static PyObject *transport_write(TransportObject *t, PyObject *data) {
 
 static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
     t = current(t);
+    if (refuses(t)) { /* of nothing, too; before 3.12, asyncio's was a write() */
+        (void)refuse(t, PY_VERSION_HEX >= 0x030C0000 && !t->is_pipe ? "writelines" : "write");
+        return NULL;
+    }
     PyObject *iterator = PyObject_GetIter(lines), *line;
     if (iterator == NULL)
         return NULL;
@@ -975,7 +980,7 @@ static PyObject *transport_set_write_buffer_limits(TransportObject *t, PyObject 
     if (high == -1 && PyErr_Occurred())
         return NULL;
     if (low_arg == Py_None)
-        low = high / 4;
+        low = high < 0 ? -1 : high / 4;
     if (!(high >= low && low >= 0))
         return PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%zd) must be >= 0",
                             high_arg, low);

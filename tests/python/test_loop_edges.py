@@ -379,6 +379,26 @@ if sys.version_info >= (3, 13):
         assert calls == [1, 2, 3]
 
 
+def test_debug_mode_tells_which_callback_made_the_trouble(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it was scheduled, in what is logged."""
+    loop.set_debug(True)
+    loop.set_exception_handler(None)
+
+    def troubling() -> None:
+        assert loop._current_handle is not None  # type: ignore[attr-defined]
+        loop.call_exception_handler({"message": "Trouble"})
+
+    loop.call_soon(troubling)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert loop._current_handle is None  # type: ignore[attr-defined]
+    assert "Trouble" in caplog.text
+    assert "Handle created at" in caplog.text
+    assert "loop.call_soon(troubling)" in caplog.text
+
+
 # ---- Servers ----
 
 
@@ -434,6 +454,15 @@ def test_errors_read_as_those_of_asyncio(loop: Loop) -> None:
         transport.write_eof()
         with pytest.raises(RuntimeError, match=r"Cannot call write\(\) after write_eof\(\)"):
             transport.write(b"x")
+        writelines = "writelines" if sys.version_info >= (3, 12) else "write"
+        with pytest.raises(RuntimeError, match=rf"Cannot call {writelines}\(\) after write_eof"):
+            transport.writelines([])
+        with pytest.raises(ValueError, match=r"high \(-1\) must be >= low \(-1\) must be >= 0"):
+            transport.set_write_buffer_limits(-1)
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            loop.add_reader(-1, print)
+        with pytest.raises(ValueError, match="Invalid file object: 'text'"):
+            loop.add_reader("text", print)  # type: ignore[arg-type]
         await end(near, far)
 
     run(loop, main())
