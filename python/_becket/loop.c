@@ -741,10 +741,9 @@ static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
     if (fd < 0) {
         if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
             PyErr_Clear();
-            return PyErr_Format(PyExc_ValueError,
-                                PyLong_Check(arg) ? "Invalid file descriptor: %R"
-                                                  : "Invalid file object: %R",
-                                arg);
+            return PyErr_Format(
+                PyExc_ValueError,
+                PyLong_Check(arg) ? "Invalid file descriptor: %R" : "Invalid file object: %R", arg);
         }
         return NULL;
     }

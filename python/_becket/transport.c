@@ -842,8 +842,8 @@ static bool refuses(const TransportObject *t) {
 }
 
 static int refuse(const TransportObject *t, const char *method) {
-    const char *format = t->eof ? "Cannot call %s() after write_eof()"
-                                : "unable to %s; sendfile is in progress";
+    const char *format =
+        t->eof ? "Cannot call %s() after write_eof()" : "unable to %s; sendfile is in progress";
     PyErr_Format(PyExc_RuntimeError, format, method);
     return -1;
 }

@@ -12,6 +12,7 @@
 
     becket.run(main())                                # as asyncio.run()
     asyncio.Runner(loop_factory=becket.EventLoop)     # or where a loop factory is taken
+    becket.install()                                  # or for all loops of older code
 
 ``serve()`` takes asyncio protocols, coroutines, blocking functions, socketserver handlers; a
 ``Server`` does the same in the background. ``becket.EventLoop`` is an asyncio event loop;
@@ -22,16 +23,18 @@
 from becket import tls, transports
 from becket._becket import __version__, notifiers
 from becket.connection import Connection, connect
-from becket.loop import EventLoop, new_event_loop, run
+from becket.loop import EventLoop, EventLoopPolicy, install, new_event_loop, run
 from becket.server import Server, serve
 from becket.streams import open
 
 __all__ = [
     "Connection",
     "EventLoop",
+    "EventLoopPolicy",
     "Server",
     "__version__",
     "connect",
+    "install",
     "new_event_loop",
     "notifiers",
     "open",

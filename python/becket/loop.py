@@ -655,6 +655,19 @@ def new_event_loop(notifier: str | None = None) -> EventLoop:
     return EventLoop(notifier)
 
 
+class EventLoopPolicy(asyncio.DefaultEventLoopPolicy):
+    """asyncio's policy, but that new loops are becket's. For older code; new code takes a
+    ``loop_factory``."""
+
+    _loop_factory = EventLoop
+
+
+def install() -> None:
+    """Let asyncio.run(), new_event_loop() and all that asks asyncio for a loop have becket's from
+    here on, in this process. What takes a ``loop_factory`` is better given becket.EventLoop."""
+    asyncio.set_event_loop_policy(EventLoopPolicy())
+
+
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     """Run a coroutine on a becket.EventLoop and return its result, as asyncio.run() does.
 

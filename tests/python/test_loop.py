@@ -629,13 +629,38 @@ def test_a_policy_can_make_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     loop.close()
 
 
+def test_older_code_gets_our_loops() -> None:
+    """By the policy, also for subprocesses, which old policies have a part in."""
+
+    async def main() -> int | None:
+        assert isinstance(asyncio.get_running_loop(), becket.EventLoop)
+        process = await asyncio.create_subprocess_exec("true")
+        return await process.wait()
+
+    before = asyncio.get_event_loop_policy()
+    try:
+        becket.install()
+        assert isinstance(asyncio.get_event_loop_policy(), becket.EventLoopPolicy)
+        assert asyncio.run(main()) == 0
+        loop = asyncio.new_event_loop()
+        assert isinstance(loop, becket.EventLoop)
+        asyncio.set_event_loop(loop)
+        assert asyncio.get_event_loop() is loop
+        loop.close()
+        asyncio.set_event_loop(None)
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
 def test_the_public_names() -> None:
     assert set(becket.__all__) == {
         "Connection",
         "EventLoop",
+        "EventLoopPolicy",
         "Server",
         "__version__",
         "connect",
+        "install",
         "new_event_loop",
         "notifiers",
         "open",
