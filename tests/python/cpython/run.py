@@ -176,6 +176,7 @@ class Result(unittest.TextTestResult):
             self.addError(test, err)
 
     def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        self._text = ""  # of one that was not even started, in some versions
         self._add(test, "skipped", reason)
 
     def _add(self, test: Any, outcome: str, text: str) -> None:
