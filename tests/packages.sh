@@ -31,6 +31,7 @@ look() {
     need redis-server command -v redis-server
     need curl command -v curl
     need openssl command -v openssl
+    need libpython3-testsuite "${PYTHON:-python3}" -c 'import test.test_asyncio'
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1
     need pkg-config command -v pkg-config
     need libssl-dev pkg-config --exists openssl

@@ -644,6 +644,10 @@ static int tls_end(bk_transport *t) {
     bk_error error = {0, 0, ""};
     if (self->ended || self->failed < 0)
         return 0;
+    if (self->read_eof) { /* without a good-bye, which was allowed: so is ours, as asyncio's */
+        self->ended = true;
+        return 0;
+    }
     int code = open_out(self);
     if (code < 0)
         return code;

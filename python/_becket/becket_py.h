@@ -24,7 +24,7 @@
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
-    X(open) X(query) X(datagram_received) X(error_received)
+    X(open) X(query) X(datagram_received) X(error_received) X(_current_handle)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -50,7 +50,7 @@ typedef struct module_state {
     PyObject *own[OWN], *done;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
-    PyObject *logger, *gaierror;
+    PyObject *logger, *gaierror, *sendfile_modes, *handle_class, *timer_handle_class;
     PyObject *ssl_object, *ssl_want_read, *openssl_version;         /* of ssl */
     PyObject *tls_error_code, *tls_exception_of, *tls_core_context; /* of becket.tls */
 #define BK_NAME_FIELD(name) PyObject *str_##name;
@@ -88,6 +88,8 @@ typedef struct LoopObject {
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool debug, ending, has_task_factory;
+    bool is_parents; /* this process is a child, forked when the loop was there */
+    bool runs_all;   /* _run_once() is to make all turns of a run */
 } LoopObject;
 
 typedef struct HandleObject {
@@ -142,6 +144,7 @@ typedef struct TransportObject {
     bool closing, eof, paused, started;
     bool calling; /* within a call of its protocol, in its context */
     bool is_pipe, writes_only;
+    bool sending_file; /* and nothing else until that is done */
 } TransportObject;
 
 typedef struct DatagramObject {

@@ -176,12 +176,20 @@ static void call_in_context(HandleObject *h) {
         Py_DECREF(result);
 }
 
+/* asyncio's exception handler tells where it was made. */
+static void set_current(LoopObject *loop, PyObject *handle) {
+    if (PyObject_SetAttr((PyObject *)loop, loop->state->str__current_handle, handle) < 0)
+        PyErr_WriteUnraisable((PyObject *)loop);
+}
+
 /* In debug mode: as above, and the loop's Python side hears of slow callbacks. */
 static void call_timed(HandleObject *h) {
     LoopObject *loop = (LoopObject *)Py_NewRef((PyObject *)h->loop);
     bk_os *os = loop->core != NULL ? loop->core->os : bk_os_default();
     int64_t from = os->clock(os);
+    set_current(loop, (PyObject *)h);
     call_in_context(h);
+    set_current(loop, Py_None);
     double seconds = (double)(os->clock(os) - from) / 1e9;
     if (loop->debug && loop->error == NULL) {
         PyObject *result =
@@ -275,6 +283,13 @@ static PyObject *handle_get_args(HandleObject *h, void *Py_UNUSED(closure)) {
     return h->one_arg ? PyTuple_Pack(1, h->args) : Py_NewRef(h->args);
 }
 
+/* So that isinstance(handle, asyncio.Handle) holds, and asyncio.TimerHandle for a timer's. */
+static PyObject *handle_get_class(HandleObject *h, void *Py_UNUSED(closure)) {
+    module_state *state = h->loop->state;
+    return Py_NewRef(Py_TYPE(h) == state->timer_handle_type ? state->timer_handle_class
+                                                            : state->handle_class);
+}
+
 static PyObject *handle_get_scheduled(TimerHandleObject *h, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(h->timer.place != 0);
 }
@@ -358,6 +373,7 @@ static PyMemberDef timer_handle_members[] = {
 
 static PyGetSetDef handle_getset[] = {
     {"_args", (getter)handle_get_args, NULL, NULL, NULL},
+    {"__class__", (getter)handle_get_class, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

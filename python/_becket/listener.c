@@ -244,7 +244,8 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
 static void end_listener(ListenerObject *self) {
     bk_listener *core = self->core;
     self->core = NULL;
-    if (core != NULL && self->loop->core != NULL && !self->loop->ending)
+    const LoopObject *loop = self->loop;
+    if (core != NULL && loop->core != NULL && !loop->ending && !loop->is_parents)
         bk_listener_close(core);
 }
 

@@ -27,10 +27,19 @@ int loop_raise(int code) {
     return -1;
 }
 
+static void set_forked_error(void) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "This event loop is of the process that forked this one, and shares its "
+                    "descriptors with it: make a new loop here");
+}
+
 int loop_check_open(LoopObject *loop) {
-    if (loop->core != NULL && !loop->ending)
+    if (loop->core != NULL && !loop->ending && !loop->is_parents)
         return 0;
-    PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+    if (loop->is_parents)
+        set_forked_error();
+    else
+        PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
     return -1;
 }
 
@@ -230,7 +239,15 @@ static void end_core(LoopObject *self) {
     Py_CLEAR(self->files);
 }
 
+static PyObject *loop_check_closed(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (loop_check_open(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->is_parents)
+        Py_RETURN_NONE;
     if (self->core != NULL && self->core->turning) {
         PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
         return NULL;
@@ -486,10 +503,21 @@ static PyObject *run_result(LoopObject *self, int code) {
     Py_RETURN_NONE;
 }
 
-/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set. */
+/* One turn, for who runs us by hand; its being stopped is in _stopping alone then. */
+static PyObject *run_turn(LoopObject *self) {
+    int code = bk_loop_turn(self->core, self->core->stopping ? 0 : -1);
+    if (self->core != NULL)
+        self->core->stopping = false;
+    return run_result(self, code);
+}
+
+/* Called by asyncio.BaseEventLoop.run_forever(), which goes on until _stopping is set: under our
+   run_forever() once, for all turns. */
 static PyObject *loop_run_once(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     if (loop_check_open(self) < 0)
         return NULL;
+    if (!self->runs_all)
+        return run_turn(self);
     int code = bk_loop_run(self->core);
     if (PyObject_SetAttr((PyObject *)self, self->state->str__stopping, Py_True) < 0)
         return NULL;
@@ -672,7 +700,7 @@ static PyObject *remove_watch(LoopObject *self, PyObject *arg, unsigned directio
     int fd = file_descriptor(self, arg);
     if (fd < 0)
         return NULL;
-    if (self->core == NULL)
+    if (self->core == NULL || self->is_parents)
         Py_RETURN_FALSE;
     HandleObject *h = watched(self, fd, direction);
     if (h == NULL)
@@ -763,7 +791,9 @@ static PyObject *loop_ensure_fd_no_transport(LoopObject *self, PyObject *arg) {
     if (fd < 0) {
         if (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
             PyErr_Clear();
-            return PyErr_Format(PyExc_ValueError, "Invalid file object: %R", arg);
+            return PyErr_Format(
+                PyExc_ValueError,
+                PyLong_Check(arg) ? "Invalid file descriptor: %R" : "Invalid file object: %R", arg);
         }
         return NULL;
     }
@@ -907,7 +937,28 @@ static PyObject *loop_set_debug_core(LoopObject *self, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+/* _forked_away(): in the child of a fork, for a loop that the parent goes on with. It is touched no
+   more, nor ever freed: that would tell the parent's peers, and its notifier, of an end. If the
+   fork was within a run, that ends with an error when its callback returns. */
+static PyObject *loop_forked_away(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->core == NULL || self->is_parents)
+        Py_RETURN_NONE;
+    self->is_parents = true;
+    Py_INCREF((PyObject *)self);
+    if (self->core->turning) {
+        set_forked_error();
+        end_run(self);
+    }
+    Py_RETURN_NONE;
+}
+
+/* _forked(): in the child, for a loop that the child takes over. */
 static PyObject *loop_forked(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->is_parents) {
+        self->is_parents = false;
+        Py_CLEAR(self->error);
+        Py_DECREF((PyObject *)self);
+    }
     int code = self->core == NULL ? 0 : bk_loop_forked(self->core);
     if (code < 0) {
         loop_raise(code);
@@ -960,10 +1011,12 @@ static PyMethodDef loop_methods[] = {
     {"_note_task_factory", (PyCFunction)loop_note_task_factory, METH_O, NULL},
     {"_run_once", (PyCFunction)loop_run_once, METH_NOARGS, NULL},
     {"_turn", (PyCFunction)loop_turn, METH_O, NULL},
+    {"_check_closed", (PyCFunction)loop_check_closed, METH_NOARGS, NULL},
     {"_close_core", (PyCFunction)loop_close_core, METH_NOARGS, NULL},
     {"_visits", (PyCFunction)loop_visits, METH_O, NULL},
     {"_set_debug_core", (PyCFunction)loop_set_debug_core, METH_O, NULL},
     {"_forked", (PyCFunction)loop_forked, METH_NOARGS, NULL},
+    {"_forked_away", (PyCFunction)loop_forked_away, METH_NOARGS, NULL},
     {"_add_reader", FAST(loop_add_reader), METH_FASTCALL, NULL},
     {"_remove_reader", (PyCFunction)loop_remove_reader, METH_O, NULL},
     {"_add_writer", FAST(loop_add_writer), METH_FASTCALL, NULL},
@@ -982,6 +1035,8 @@ static PyMethodDef loop_methods[] = {
 
 static PyMemberDef loop_members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(LoopObject, weakrefs), READONLY, NULL},
+    {"_is_parents", T_BOOL, offsetof(LoopObject, is_parents), READONLY, NULL},
+    {"_runs_all", T_BOOL, offsetof(LoopObject, runs_all), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

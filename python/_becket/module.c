@@ -31,6 +31,9 @@ static int import_all(module_state *state) {
         {&state->reader_type, "asyncio", "StreamReader"},
         {&state->transport_socket, "asyncio.trsock", "TransportSocket"},
         {&state->socket_type, "socket", "socket"},
+        {&state->sendfile_modes, "asyncio.constants", "_SendfileMode"},
+        {&state->handle_class, "asyncio", "Handle"},
+        {&state->timer_handle_class, "asyncio", "TimerHandle"},
         {&state->extract_stack, "becket._repr", "extract_stack"},
         {&state->base_loop, "asyncio", "BaseEventLoop"},
         {&state->logger, "asyncio.log", "logger"},
@@ -72,15 +75,9 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
     return type;
 }
 
-/* asyncio's start_tls() and sendfile() ask a transport for these. */
+/* asyncio's start_tls() asks a transport for this. */
 static int mark_compatible(PyObject *type) {
-    PyObject *modes = import_from("asyncio.constants", "_SendfileMode");
-    PyObject *fallback = modes == NULL ? NULL : PyObject_GetAttrString(modes, "FALLBACK");
-    int code =
-        fallback == NULL ? -1 : PyObject_SetAttrString(type, "_sendfile_compatible", fallback);
-    Py_XDECREF(fallback);
-    Py_XDECREF(modes);
-    return code < 0 ? code : PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
+    return PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
 }
 
 /* Our transports are asyncio's: they begin with the one slot that those have. */
@@ -191,7 +188,7 @@ static int module_exec(PyObject *module) {
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(echo_type) X(datagram_type)
+    X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -715,15 +715,32 @@ static bool is_socket(const TransportObject *t) {
     return bk_is_socket_transport(bk_tls_transport_innermost(bk_stream_transport(t->stream)));
 }
 
-static PyObject *make_socket(TransportObject *t) {
-    if (t->socket == NULL && t->stream != NULL) {
-        PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
-        PyObject *fd = PyLong_FromLong(t->fd);
-        if (names != NULL && fd != NULL)
-            t->socket = PyObject_Vectorcall(t->loop->state->socket_type, &fd, 0, names);
-        Py_XDECREF(names);
-        Py_XDECREF(fd);
+/* A socket object for the descriptor. It is to know that this does not block: its dup() would make
+   it block otherwise, and with it ours. */
+static PyObject *new_socket(TransportObject *t) {
+    PyObject *names = PyTuple_Pack(1, t->loop->state->str_fileno);
+    PyObject *fd = PyLong_FromLong(t->fd), *socket = NULL;
+    if (names != NULL && fd != NULL)
+        socket = PyObject_Vectorcall(t->loop->state->socket_type, &fd, 0, names);
+    Py_XDECREF(names);
+    Py_XDECREF(fd);
+    PyObject *result =
+        socket == NULL ? NULL : PyObject_CallMethod(socket, "setblocking", "O", Py_False);
+    if (socket != NULL && result == NULL) { /* the descriptor is not its own */
+        PyObject *type, *value, *tb;
+        PyErr_Fetch(&type, &value, &tb);
+        PyObject *detached = PyObject_CallMethodNoArgs(socket, t->loop->state->str_detach);
+        Py_XDECREF(detached);
+        Py_CLEAR(socket);
+        PyErr_Restore(type, value, tb);
     }
+    Py_XDECREF(result);
+    return socket;
+}
+
+static PyObject *make_socket(TransportObject *t) {
+    if (t->socket == NULL && t->stream != NULL)
+        t->socket = new_socket(t);
     if (t->socket == NULL)
         return NULL;
     return PyObject_CallOneArg(t->loop->state->transport_socket, t->socket);
@@ -822,12 +839,22 @@ static void release_object(void *arg) {
     Py_DECREF((PyObject *)arg);
 }
 
+/* Whether a write, of nothing even, is an error. */
+static bool refuses(const TransportObject *t) {
+    return t->eof || t->sending_file;
+}
+
+static int refuse(const TransportObject *t, const char *method) {
+    const char *format =
+        t->eof ? "Cannot call %s() after write_eof()" : "unable to %s; sendfile is in progress";
+    PyErr_Format(PyExc_RuntimeError, format, method);
+    return -1;
+}
+
 /* Whether a write may go to the stream: 1, 0 (lost already), or -1 with an exception. */
 static int may_write(TransportObject *t) {
-    if (t->eof) {
-        PyErr_SetString(PyExc_RuntimeError, "Cannot call write() after write_eof()");
-        return -1;
-    }
+    if (refuses(t))
+        return refuse(t, "write");
     if (t->stream != NULL && !(t->stream->flags & (BK_STREAM_CLOSING | BK_STREAM_CLOSED)))
         return 1;
     if (t->lost_writes >= LOST_WRITES_LOGGED)
@@ -851,7 +878,7 @@ static int write_object(TransportObject *t, PyObject *data) {
     Py_buffer view;
     if (PyBytes_CheckExact(data)) {
         Py_ssize_t n = PyBytes_GET_SIZE(data);
-        int code = n == 0 && !t->eof ? 0 : may_write(t);
+        int code = n == 0 && !refuses(t) ? 0 : may_write(t);
         return code <= 0 ? code : write_stream(t, PyBytes_AS_STRING(data), n, data);
     }
     if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
@@ -863,7 +890,7 @@ static int write_object(TransportObject *t, PyObject *data) {
     }
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
         return -1;
-    int code = view.len == 0 && !t->eof ? 0 : may_write(t);
+    int code = view.len == 0 && !refuses(t) ? 0 : may_write(t);
     if (code > 0)
         code = write_stream(t, view.buf, view.len, NULL);
     PyBuffer_Release(&view);
@@ -879,6 +906,10 @@ static PyObject *transport_write(TransportObject *t, PyObject *data) {
 
 static PyObject *transport_writelines(TransportObject *t, PyObject *lines) {
     t = current(t);
+    if (refuses(t)) { /* of nothing, too; before 3.12, asyncio's was a write() */
+        (void)refuse(t, PY_VERSION_HEX >= 0x030C0000 && !t->is_pipe ? "writelines" : "write");
+        return NULL;
+    }
     PyObject *iterator = PyObject_GetIter(lines), *line;
     if (iterator == NULL)
         return NULL;
@@ -951,7 +982,7 @@ int transport_parse_water(PyObject *args, PyObject *kwargs, Py_ssize_t most, siz
     if (high == -1 && PyErr_Occurred())
         return -1;
     if (low_arg == Py_None)
-        low = high / 4;
+        low = high < 0 ? -1 : high / 4;
     if (!(high >= low && low >= 0)) {
         PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%zd) must be >= 0", high_arg,
                      low);
@@ -1217,6 +1248,7 @@ static PyMemberDef transport_members[] = {
     {"_loop", T_OBJECT, offsetof(TransportObject, loop), READONLY, NULL},
     {"_protocol", T_OBJECT, offsetof(TransportObject, protocol), READONLY, NULL},
     {"_server", T_OBJECT, offsetof(TransportObject, server), READONLY, NULL},
+    {"_sending_file", T_BOOL, offsetof(TransportObject, sending_file), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -1226,8 +1258,27 @@ static PyObject *transport_get_protocol_paused(TransportObject *t, void *Py_UNUS
     return PyBool_FromLong(t->stream != NULL && t->stream->flags & BK_STREAM_BLOCKED);
 }
 
+/* What asyncio's sendfile() may try. */
+static PyObject *transport_get_sendfile_compatible(TransportObject *t, void *Py_UNUSED(closure)) {
+    t = current(t);
+    bool native = t->tls == NULL && t->stream != NULL && is_socket(t) && !is_core_tls(t);
+    return PyObject_GetAttrString(t->loop->state->sendfile_modes, t->is_pipe ? "UNSUPPORTED"
+                                                                  : native   ? "TRY_NATIVE"
+                                                                             : "FALLBACK");
+}
+
+/* As TLS transports elsewhere have it; programs look whether it is there. */
+static PyObject *transport_get_sslcontext(TransportObject *t, void *Py_UNUSED(closure)) {
+    if (t->tls != NULL)
+        return Py_NewRef(t->tls->spec.context);
+    PyErr_SetString(PyExc_AttributeError, "_sslcontext: this transport is without TLS");
+    return NULL;
+}
+
 static PyGetSetDef transport_getset[] = {
     {"_protocol_paused", (getter)transport_get_protocol_paused, NULL, NULL, NULL},
+    {"_sendfile_compatible", (getter)transport_get_sendfile_compatible, NULL, NULL, NULL},
+    {"_sslcontext", (getter)transport_get_sslcontext, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

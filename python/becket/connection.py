@@ -13,7 +13,7 @@ import socket
 from typing import Any, cast
 
 from becket import _becket
-from becket.loop import EventLoop, _tls_times
+from becket.loop import EventLoop, _tls_times, blocking_loop
 
 _UNASKED = object()
 
@@ -289,7 +289,7 @@ def connect(endpoint: str, *, timeout: float | None = None) -> Connection:
     TimeoutError; ValueError for an endpoint that is wrong, with a mark under what is wrong; else
     OSError: ConnectionRefusedError, socket.gaierror for a name that nobody knows, ssl.SSLError.
     """
-    loop = EventLoop("poll")
+    loop = blocking_loop()
     try:
         connection = Connection(loop)
         connection.settimeout(timeout)

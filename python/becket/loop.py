@@ -17,7 +17,7 @@ import socket
 import ssl
 import threading
 import weakref
-from asyncio import constants, sslproto, trsock
+from asyncio import base_events, constants, sslproto, trsock
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,10 +35,15 @@ if TYPE_CHECKING:
         _csock: socket.socket
 
         def _check_thread(self) -> None: ...
+        def _check_running(self) -> None: ...
         def _check_callback(self, callback: object, method: str) -> None: ...
         def _start_serving(self, *args: Any, **kwargs: Any) -> None: ...
         def _stop_serving(self, sock: socket.socket) -> None: ...
         def _make_datagram_transport(self, *args: Any) -> asyncio.DatagramTransport: ...
+        def _sock_accept(self, fut: asyncio.Future[Any], sock: socket.socket) -> None: ...
+        async def _sendfile_native(
+            self, transp: Any, file: Any, offset: int, count: int | None
+        ) -> int: ...
         async def _sendfile_fallback(
             self, transp: Any, file: Any, offset: int, count: int | None
         ) -> int: ...
@@ -71,6 +76,7 @@ class _FlowControl(asyncio.transports._FlowControlMixin):
     """A transport of ours in the only form that asyncio's sendfile() takes."""
 
     def __init__(self, transport: _becket.Transport) -> None:
+        self._loop = transport._loop  # type: ignore[attr-defined]
         self._protocol_paused = transport._protocol_paused
         for name in (
             "get_protocol",
@@ -98,6 +104,28 @@ def _names_of(sock: socket.socket) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         names["peername"] = sock.getpeername()
     return names
+
+
+class _FileSender(base_events._SendfileFallbackProtocol):  # type: ignore[name-defined, misc]
+    """Takes the place of a transport's protocol while the system sends a file by itself."""
+
+    _work: asyncio.Task[int] | None = None
+    _lost = False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._lost = True
+        super().connection_lost(exc)
+        if self._work is not None:
+            self._work.cancel()
+
+    async def send(self, work: Coroutine[Any, Any, int]) -> int:
+        self._work = asyncio.ensure_future(work)
+        try:
+            return await self._work
+        except asyncio.CancelledError:
+            if self._lost:
+                raise ConnectionError("Connection is closed by peer") from None
+            raise
 
 
 def _tls_times(handshake: float | None, shutdown: float | None) -> tuple[float, float]:
@@ -150,6 +178,7 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             self._closed = True
             self._close_core()
             raise
+        _loops.add(self)
         self._listeners: dict[int, _becket.Listener] = {}
         self._children = processes.Waiter(self)
         self._knows_engines = False
@@ -168,8 +197,13 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
 
     def run_forever(self) -> None:
         """Run until stop() is called."""
+        self._check_running()  # before anything is changed; 3.13's own changes things then
         with self._signals_wake():
-            super().run_forever()
+            before, self._runs_all = self._runs_all, True
+            try:
+                super().run_forever()
+            finally:
+                self._runs_all = before
 
     @contextlib.contextmanager
     def _signals_wake(self) -> Iterator[None]:
@@ -195,6 +229,9 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
         if self.is_closed():
+            return
+        if self._is_parents:
+            self._closed = True
             return
         for listener in self._listeners.values():
             listener.close()
@@ -228,8 +265,10 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
     def _slow_callback(self, handle: _becket.Handle, seconds: float) -> None:
         """In debug mode, after each callback."""
         if seconds >= self.slow_callback_duration:
-            description = asyncio.base_events._format_handle(handle)  # type: ignore[attr-defined]
-            logger.warning("Executing %s took %.3f seconds", description, seconds)
+            description = base_events._format_handle(handle)  # type: ignore[attr-defined]
+            base_events.logger.warning(  # type: ignore[attr-defined]
+                "Executing %s took %.3f seconds", description, seconds
+            )
 
     def _add_callback_signalsafe(self, handle: asyncio.Handle) -> None:
         # asyncio's add_signal_handler() makes a handle of its own kind, and queues it when the
@@ -297,8 +336,6 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         ssl.SSLContext, or what an engine of becket.tls takes; None is what a starttls:// endpoint
         offers. Errors are those of asyncio.
         """
-        if protocol is None:
-            raise TypeError("protocol: an asyncio protocol is needed, not None")
         if not isinstance(transport, _becket.Transport):
             return await super().start_tls(
                 transport, protocol, sslcontext, server_side=server_side,
@@ -307,6 +344,8 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
             )  # fmt: skip
         times = _tls_times(ssl_handshake_timeout, ssl_shutdown_timeout)
         spec = self._tls_spec(transport, sslcontext, server_side, server_hostname, times)
+        if protocol is None:
+            raise TypeError("protocol: an asyncio protocol is needed, not None")
         waiter = self.create_future()
         readers = {_reader_of(transport.get_protocol()), _reader_of(protocol)} - {None}
         held = {reader: bytes(reader._buffer) for reader in readers}
@@ -478,6 +517,30 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         except ValueError:  # OpenSSL forgets it when the connection has failed
             return None
 
+    async def _sendfile_native(
+        self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
+    ) -> int:
+        if not isinstance(transp, _becket.Transport):
+            return await super()._sendfile_native(transp, file, offset, count)
+        if transp._sending_file:
+            raise RuntimeError("sendfile is in progress")
+        low, high = transp.get_write_buffer_limits()
+        sender = _FileSender(_FlowControl(transp))
+        transp._sending_file = True
+        # A descriptor of its own: should the transport close its own, nobody else's is written to.
+        sock = transp.get_extra_info("socket").dup()
+        try:
+            transp.set_write_buffer_limits(0)
+            await asyncio.sleep(0)  # what is still queued pauses us
+            await sender.drain()
+            return await sender.send(self.sock_sendfile(sock, file, offset, count, fallback=False))
+        finally:
+            self._remove_writer(sock)
+            sock.close()
+            transp._sending_file = False
+            transp.set_write_buffer_limits(high, low)
+            await sender.restore()
+
     async def _sendfile_fallback(
         self, transp: asyncio.Transport, file: Any, offset: int, count: int | None
     ) -> int:
@@ -579,6 +642,26 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         host, port = address[:2]
         return socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)[0][4]
 
+    # ---- Sockets ----
+
+    async def sock_accept(self, sock: socket.socket) -> tuple[socket.socket, Any]:
+        """As asyncio's. A connection that came in the moment of a cancellation is closed."""
+        base_events._check_ssl_socket(sock)  # type: ignore[attr-defined]
+        if self.get_debug() and sock.gettimeout() != 0:
+            raise ValueError("the socket must be non-blocking")
+        accepted: asyncio.Future[tuple[socket.socket, Any]] = self.create_future()
+        self._sock_accept(accepted, sock)
+        try:
+            return await accepted
+        except asyncio.CancelledError:
+            if not accepted.cancelled() and accepted.exception() is None:
+                accepted.result()[0].close()
+            raise
+
+    def _sock_accept(self, fut: asyncio.Future[Any], sock: socket.socket) -> None:
+        if not fut.done():  # cancelled when the socket was ready already
+            super()._sock_accept(fut, sock)
+
     # ---- Servers ----
 
     async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
@@ -618,6 +701,28 @@ class EventLoop(_becket.Loop, _Base):  # type: ignore[misc]
         if listener is not None:
             listener.close()
         super()._stop_serving(sock)
+
+
+# ---- fork() ----
+
+_loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
+
+
+def blocking_loop() -> EventLoop:
+    """A loop for blocking code to turn: a child may go on with it, as with any socket."""
+    loop = EventLoop("poll")
+    _loops.discard(loop)
+    return loop
+
+
+def _after_fork() -> None:
+    """In the child: its parent's loops are not for it."""
+    for loop in list(_loops):
+        loop._forked_away()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def new_event_loop(notifier: str | None = None) -> EventLoop:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from becket import _becket
 from becket.connection import Connection
-from becket.loop import EventLoop
+from becket.loop import EventLoop, blocking_loop
 
 if TYPE_CHECKING:
     from becket.served import Served
@@ -130,7 +130,7 @@ def _renew(loop: EventLoop) -> EventLoop:
     with contextlib.suppress(BaseException):
         runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
     loop.close()
-    loop = EventLoop("poll")
+    loop = blocking_loop()
     asyncio.set_event_loop(loop)
     return loop
 
@@ -173,7 +173,7 @@ class Pool:
         self._threads.append(thread)
 
     def _work(self) -> None:
-        loop = EventLoop("poll")
+        loop = blocking_loop()
         asyncio.set_event_loop(loop)
         try:
             while (handed := self._queue.get()) is not None:

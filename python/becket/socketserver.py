@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 
 from becket import drivers
 from becket.connection import Connection
-from becket.loop import EventLoop
+from becket.loop import EventLoop, blocking_loop
 from becket.pool import Handed, Pool
 from becket.served import Served
 from becket.server import Plan, check_limits
@@ -82,7 +82,7 @@ class _OwnThread(Pool):
 
     def work(self, server: TCPServer, poll_interval: float) -> None:
         """Serve until the pool is closed."""
-        loop = EventLoop("poll")
+        loop = blocking_loop()
         try:
             while True:
                 server.service_actions()

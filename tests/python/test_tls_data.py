@@ -552,6 +552,20 @@ def test_the_end_while_reading_is_paused(
     run(loop, main())
 
 
+def test_an_end_without_close_notify_is_answered_in_kind(loop: Loop, tls: Certificates) -> None:
+    """A peer that ended its socket alone may take up reading it in plain."""
+
+    async def main() -> None:
+        near = Recorder(loop)
+        _, peer = await with_peer(loop, tls, near)
+        peer.sock.shutdown(socket.SHUT_WR)
+        assert await near.lost is None
+        assert await loop.sock_recv(peer.sock, 100) == b""
+        peer.sock.close()
+
+    run(loop, main())
+
+
 # ---- Writing is held back ----
 
 
