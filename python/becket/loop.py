@@ -18,7 +18,6 @@ import ssl
 import threading
 import weakref
 from asyncio import base_events, constants, sslproto, trsock
-from asyncio.log import logger
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
