@@ -96,6 +96,18 @@ def test_one_that_somebody_else_has_waited_for(
     assert "exit status already read" in caplog.text
 
 
+def test_a_signal_at_the_moment_of_its_end(becket_loop: becket.EventLoop, way: str) -> None:
+    """Popen.send_signal() finds that it has ended, and waits for it: that is how it ended."""
+
+    async def main() -> None:
+        child = await asyncio.create_subprocess_shell("exit 3")
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        child.send_signal(signal.SIGTERM)
+        assert await child.wait() == 3
+
+    run(becket_loop, main())
+
+
 def test_one_that_is_gone_before_it_is_watched(
     becket_loop: becket.EventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
