@@ -100,10 +100,11 @@ def test_a_signal_at_the_moment_of_its_end(becket_loop: becket.EventLoop, way: s
     """Popen.send_signal() finds that it has ended, and waits for it: that is how it ended."""
 
     async def main() -> None:
-        child = await asyncio.create_subprocess_shell("exit 3")
+        child = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+        os.kill(child.pid, signal.SIGKILL)
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         child.send_signal(signal.SIGTERM)
-        assert await child.wait() == 3
+        assert await child.wait() == -signal.SIGKILL
 
     run(becket_loop, main())
 
