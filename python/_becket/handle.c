@@ -7,7 +7,12 @@
 #include <math.h>
 #include <structmember.h>
 
+/* Threads would take them from each other. */
+#ifdef BK_FREE_THREADING
+enum { HANDLES_KEPT = 0 };
+#else
 enum { HANDLES_KEPT = 1024 };
+#endif
 
 /* ---- Life ---- */
 
@@ -57,6 +62,10 @@ HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *
        Should somebody keep it, handle_run() tells the collector. */
     if (fill(h, loop, callback, args, n, context) < 0)
         Py_CLEAR(h);
+#ifdef BK_FREE_THREADING
+    if (h != NULL) /* that is cheap there, and who holds it is not always known */
+        PyObject_GC_Track(h);
+#endif
     return h;
 }
 
