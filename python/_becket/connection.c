@@ -141,6 +141,27 @@ static int raise_lost(ConnectionObject *c) {
     return -1;
 }
 
+/* ---- Using the loop ---- */
+
+/* Another thread has closed the connection and, with it, the loop, while this one waited for it: the
+   exception that is set says so. */
+static bool lost_its_loop(const ConnectionObject *c) {
+    return c->closed && (c->loop->core == NULL || c->loop->ending) &&
+           PyErr_ExceptionMatches(PyExc_RuntimeError);
+}
+
+/* What came of drive_enter() or drive_turn(): that is an error of the connection's. */
+static int of_loop(ConnectionObject *c, int code) {
+    if (code == 0 || !lost_its_loop(c))
+        return code;
+    PyErr_Clear();
+    return raise_os(EBADF);
+}
+
+static int enter(ConnectionObject *c, unsigned long *ret_before) {
+    return of_loop(c, drive_enter(c->loop, ret_before));
+}
+
 /* ---- Waiting ---- */
 
 typedef struct deadline {
@@ -170,7 +191,7 @@ static int time_left(ConnectionObject *c, int64_t timeout_ns, deadline *d, int64
 
 static int turn_within(ConnectionObject *c, int64_t timeout_ns, deadline *d) {
     int64_t left;
-    return time_left(c, timeout_ns, d, &left) < 0 ? -1 : drive_turn(c->loop, left);
+    return time_left(c, timeout_ns, d, &left) < 0 ? -1 : of_loop(c, drive_turn(c->loop, left));
 }
 
 static int turn(ConnectionObject *c, deadline *d) {
@@ -183,7 +204,7 @@ static int resume(ConnectionObject *c, Py_ssize_t limit) {
     c->limit = limit > READ_AHEAD ? limit : READ_AHEAD;
     if (!c->paused || unread(c) >= c->limit || c->receiver != 0)
         return 0;
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     c->paused = false;
     if (c->transport != NULL && c->transport->stream != NULL)
@@ -264,7 +285,7 @@ static int receive(ConnectionObject *c) {
         drive_tell(c->loop);
         return code;
     }
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     bk_stream_feed(s, room, n);
     drive_leave(c->loop, before);
@@ -548,7 +569,7 @@ static Py_ssize_t send_now(bk_stream *s, const void *data, Py_ssize_t n) {
 static int write_bytes(ConnectionObject *c, const void *data, Py_ssize_t n, PyObject *owner) {
     unsigned long before;
     bk_stream *resting = resting_socket(c);
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     Py_ssize_t sent = resting != NULL ? send_now(resting, data, n) : 0;
     bk_stream *s = stream_of(c);
@@ -625,7 +646,7 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
         PyErr_Clear(); /* repeating it is not an error */
         Py_RETURN_NONE;
     }
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return NULL;
     bk_stream *s = stream_of(c);
     int code = s == NULL ? -EPIPE : bk_stream_end(s);
@@ -645,7 +666,7 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
 /* _end_input(): nothing more is received. */
 static PyObject *connection_end_input(ConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
     unsigned long before;
-    if (check_open(c) < 0 || drive_enter(c->loop, &before) < 0)
+    if (check_open(c) < 0 || enter(c, &before) < 0)
         return NULL;
     c->eof = true;
     c->from = c->used;
@@ -659,11 +680,15 @@ static PyObject *connection_end_input(ConnectionObject *c, PyObject *Py_UNUSED(i
 
 /* ---- The end ---- */
 
-/* Begin the end, in good order or not. */
+/* Begin the end, in good order or not; 1: another thread has brought it about. */
 static int begin_close(ConnectionObject *c, bool abort) {
     unsigned long before;
-    if (drive_enter(c->loop, &before) < 0)
-        return -1;
+    if (drive_enter(c->loop, &before) < 0) {
+        if (!lost_its_loop(c))
+            return -1;
+        PyErr_Clear();
+        return 1;
+    }
     bk_stream *s = stream_of(c);
     if (s != NULL)
         c->transport->closing = true;
@@ -677,12 +702,10 @@ static int begin_close(ConnectionObject *c, bool abort) {
 
 /* What was given up is gone with the next turn. */
 static int give_up(ConnectionObject *c) {
-    if (begin_close(c, true) < 0)
-        return -1;
-    while (!c->lost && stream_of(c) != NULL)
-        if (drive_turn(c->loop, 0) < 0)
-            return -1;
-    return 0;
+    int code = begin_close(c, true);
+    while (code == 0 && !c->lost && stream_of(c) != NULL)
+        code = drive_turn(c->loop, 0);
+    return code < 0 ? -1 : 0;
 }
 
 static void give_up_quietly(ConnectionObject *c) {
@@ -918,7 +941,7 @@ static PyObject *connection_begin_tls(ConnectionObject *c, PyObject *args) {
         return NULL;
     if (c->receiver != 0)
         return PyErr_Format(PyExc_RuntimeError, "starttls() while another thread receives");
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return NULL;
     PyObject *held = PyBytes_FromStringAndSize(unread(c) > 0 ? input(c) : NULL, unread(c));
     PyObject *upgraded = held == NULL || c->transport == NULL
@@ -989,14 +1012,17 @@ static PyObject *connection_get_extra_info(ConnectionObject *c, PyObject *args) 
         return NULL;
     if (c->transport == NULL)
         return Py_NewRef(fallback);
-    bool open = stream_of(c) != NULL && c->loop->core != NULL && !c->loop->ending;
-    if (open && drive_enter(c->loop, &before) < 0)
-        return NULL;
+    int inside = stream_of(c) != NULL ? drive_enter(c->loop, &before) : -1;
+    if (PyErr_Occurred()) {
+        if (!lost_its_loop(c))
+            return NULL;
+        PyErr_Clear();
+    }
     PyObject *found = c->transport == NULL
                           ? Py_NewRef(fallback)
                           : PyObject_CallMethod((PyObject *)c->transport, "get_extra_info", "OO",
                                                 name, fallback);
-    if (open)
+    if (inside == 0)
         drive_leave(c->loop, before);
     return found;
 }
