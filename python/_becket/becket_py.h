@@ -68,15 +68,15 @@ typedef struct LoopObject {
     PyObject_HEAD PyObject *weakrefs;
     module_state *state;
     BK_SHARED(bk_loop *) core; /* NULL: closed */
-    PyThreadState *thread; /* while the GIL is released */
-    PyObject *error;       /* what a callback raised that ends the run */
-    PyObject *spare;       /* bytes to read much into */
-    PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
-    size_t last_room;      /* … which have memory for so many */
-    PyObject *kept;        /* by their addresses: objects that the core refers to */
-    PyObject *keyword;     /* {"loop": this one} */
-    PyObject *lent;        /* what a BufferedProtocol lent for one read, … */
-    Py_buffer lent_view;   /* … and its memory, where that must be held; obj NULL: not */
+    PyThreadState *thread;     /* while the GIL is released */
+    PyObject *error;           /* what a callback raised that ends the run */
+    PyObject *spare;           /* bytes to read much into */
+    PyObject *last;      /* bytes that were delivered, to be filled again if nobody kept them */
+    size_t last_room;    /* … which have memory for so many */
+    PyObject *kept;      /* by their addresses: objects that the core refers to */
+    PyObject *keyword;   /* {"loop": this one} */
+    PyObject *lent;      /* what a BufferedProtocol lent for one read, … */
+    Py_buffer lent_view; /* … and its memory, where that must be held; obj NULL: not */
     struct TransportObject **transports; /* by descriptor, borrowed */
     int transport_room;
     /* Where blocking code turns it (drive.c): by their idents, 0: nobody. */
@@ -95,7 +95,8 @@ typedef struct HandleObject {
     PyObject *context;
     PyObject *traceback;
     PyObject *name; /* of a cancelled one, in debug mode */
-    bool one_arg, cancelled;
+    bool one_arg;
+    BK_SHARED(bool) cancelled;
 } HandleObject;
 
 typedef struct TimerHandleObject {

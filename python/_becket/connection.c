@@ -143,8 +143,8 @@ static int raise_lost(ConnectionObject *c) {
 
 /* ---- Using the loop ---- */
 
-/* Another thread has closed the connection and, with it, the loop, while this one waited for it: the
-   exception that is set says so. */
+/* Another thread has closed the connection and, with it, the loop, while this one waited for it:
+   the exception that is set says so. */
 static bool lost_its_loop(const ConnectionObject *c) {
     return c->closed && (c->loop->core == NULL || c->loop->ending) &&
            PyErr_ExceptionMatches(PyExc_RuntimeError);
@@ -1018,10 +1018,10 @@ static PyObject *connection_get_extra_info(ConnectionObject *c, PyObject *args) 
             return NULL;
         PyErr_Clear();
     }
-    PyObject *found = c->transport == NULL
-                          ? Py_NewRef(fallback)
-                          : PyObject_CallMethod((PyObject *)c->transport, "get_extra_info", "OO",
-                                                name, fallback);
+    PyObject *found =
+        c->transport == NULL
+            ? Py_NewRef(fallback)
+            : PyObject_CallMethod((PyObject *)c->transport, "get_extra_info", "OO", name, fallback);
     if (inside == 0)
         drive_leave(c->loop, before);
     return found;
@@ -1037,7 +1037,8 @@ static PyObject *connection_closed(ConnectionObject *c, void *Py_UNUSED(closure)
 
 /* ---- What threads may call ---- */
 
-/* locked_…(): the same, with the loop's lock. The GIL is as good: then they are no more than that. */
+/* locked_…(): the same, with the loop's lock. The GIL is as good: then they are no more than that.
+ */
 #define LOCKED(name, parameters, arguments)                                                        \
     static PyObject *locked_##name parameters {                                                    \
         PyObject *result;                                                                          \
@@ -1046,12 +1047,12 @@ static PyObject *connection_closed(ConnectionObject *c, void *Py_UNUSED(closure)
         Py_END_CRITICAL_SECTION();                                                                 \
         return result;                                                                             \
     }
-#define LOCKED_NONE(name) LOCKED(name, (ConnectionObject * c, PyObject *none), (c, none))
-#define LOCKED_ONE(name) LOCKED(name, (ConnectionObject * c, PyObject *arg), (c, arg))
+#define LOCKED_NONE(name) LOCKED(name, (ConnectionObject * c, PyObject * none), (c, none))
+#define LOCKED_ONE(name) LOCKED(name, (ConnectionObject * c, PyObject * arg), (c, arg))
 #define LOCKED_FAST(name)                                                                          \
     LOCKED(name, (ConnectionObject * c, PyObject *const *args, Py_ssize_t n), (c, args, n))
 #define LOCKED_KEYWORDS(name)                                                                      \
-    LOCKED(name, (ConnectionObject * c, PyObject *args, PyObject *kwargs), (c, args, kwargs))
+    LOCKED(name, (ConnectionObject * c, PyObject * args, PyObject * kwargs), (c, args, kwargs))
 #define LOCKED_GETTER(name) LOCKED(name, (ConnectionObject * c, void *closure), (c, closure))
 
 LOCKED_FAST(recv)

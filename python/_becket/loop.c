@@ -686,7 +686,8 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
     HandleObject *h = handle_new(self, args[1], args + 2, n - 2, NULL);
     if (h == NULL)
         return NULL;
-    PyObject_GC_Track(h);
+    if (!PyObject_GC_IsTracked((PyObject *)h))
+        PyObject_GC_Track(h);
     /* Asked again: fileno() may have done anything. */
     if (loop_check_open(self) < 0 || check_free(self, fd, direction) < 0) {
         Py_DECREF((PyObject *)h);

@@ -1,6 +1,6 @@
 /*
- * threads.h: what the extension needs of Python where there is no GIL (PEP 703); where there is one,
- * this is nothing. What is locked by what, docs/threads.md tells. Included by becket_py.h.
+ * threads.h: what the extension needs of Python where there is no GIL (PEP 703); where there is
+ * one, this is nothing. What is locked by what, docs/threads.md tells. Included by becket_py.h.
  */
 #ifndef BECKET_THREADS_H
 #define BECKET_THREADS_H

@@ -382,7 +382,7 @@ enum { POSTERS = 4, POSTS = 2000 };
 
 typedef struct posting {
     bk_loop *loop;
-    bk_post kept; /* all threads post this one */
+    bk_post kept;                   /* all threads post this one */
     int taken, at_once, kept_taken; /* on the loop's thread */
     atomic_int finished;            /* threads */
 } posting;
