@@ -443,18 +443,21 @@ static int queue(LoopObject *self, HandleObject *h) {
     return code < 0 ? loop_raise(code) : 0;
 }
 
-static PyObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_t n, PyObject *names,
-                          const char *method, int (*queue_it)(LoopObject *, HandleObject *)) {
+/* A handle with two references: for the queue, and for the caller. */
+static HandleObject *make_handle(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                 PyObject *names, const char *method) {
     PyObject *context;
     if (need_args(method, n, 1, "a callback") < 0 || loop_check_open(self) < 0 ||
         find_context(args, n, names, self->state->str_context, &context) < 0 ||
         check_debug(self, args[0], method) < 0)
         return NULL;
     HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
-    if (h == NULL)
-        return NULL;
-    Py_INCREF((PyObject *)h); /* one for the queue, one for the caller */
-    if (queue_it(self, h) == 0)
+    return (HandleObject *)Py_XNewRef((PyObject *)h);
+}
+
+/* It was queued, or could not be. */
+static PyObject *queued(HandleObject *h, int code) {
+    if (code == 0)
         return (PyObject *)h;
     Py_DECREF((PyObject *)h);
     Py_DECREF((PyObject *)h);
@@ -463,7 +466,8 @@ static PyObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_t n,
 
 static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                                 PyObject *names) {
-    return schedule(self, args, n, names, "call_soon", queue);
+    HandleObject *h = make_handle(self, args, n, names, "call_soon");
+    return h != NULL ? queued(h, queue(self, h)) : NULL;
 }
 
 #ifdef BK_FREE_THREADING
@@ -485,7 +489,8 @@ static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
 
 static PyObject *loop_call_soon_threadsafe(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                                            PyObject *names) {
-    return schedule(self, args, n, names, "call_soon_threadsafe", queue_from_anywhere);
+    HandleObject *h = make_handle(self, args, n, names, "call_soon_threadsafe");
+    return h != NULL ? queued(h, queue_from_anywhere(self, h)) : NULL;
 }
 
 static double now_seconds(LoopObject *Py_UNUSED(self)) {
