@@ -27,8 +27,9 @@ typedef struct bk_call {
 typedef struct bk_post {
     struct bk_post *next;
     bk_call call;
+    /* Under the loop's lock: */
     bool kept;   /* its memory is its owner's, and not freed */
-    bool queued; /* … and it waits to be taken; under the loop's lock */
+    bool queued; /* it waits to be taken */
 } bk_post;
 
 typedef struct bk_timer_entry {
@@ -158,6 +159,7 @@ void bk_loop_post_kept(bk_loop *loop, bk_post *post);
 
 int bk_posts_open(bk_loop *loop);
 void bk_posts_take(bk_loop *loop);
+void bk_posts_call(bk_loop *loop, bk_fn fn); /* those with this function, at once */
 int bk_posts_forked(bk_loop *loop);
 void bk_posts_close(bk_loop *loop);
 

@@ -70,10 +70,11 @@ void bk_loop_wake(bk_loop *loop) {
     errno = before;
 }
 
-static void append(bk_loop *loop, bk_post *post) {
+static void append(bk_loop *loop, bk_post *post, bool kept) {
     bk_lock_take(loop->lock);
     if (!post->queued) {
         post->queued = true;
+        post->kept = kept;
         post->next = NULL;
         *loop->posts_end = post;
         loop->posts_end = &post->next;
@@ -89,23 +90,21 @@ int bk_loop_post(bk_loop *loop, bk_fn fn, void *arg) {
     if (post == NULL)
         return -ENOMEM;
     *post = (bk_post){.call = {fn, arg}};
-    append(loop, post);
+    append(loop, post, false);
     return 0;
 }
 
 void bk_loop_post_kept(bk_loop *loop, bk_post *post) {
-    post->kept = true;
-    append(loop, post);
+    append(loop, post, true);
 }
 
 static void release(bk_loop *loop, bk_post *post) {
-    if (!post->kept) {
-        bk_dealloc(loop->os, post);
-        return;
-    }
-    bk_lock_take(loop->lock);
+    bk_lock_take(loop->lock); /* one that is kept may be posted again, by anybody, from here on */
+    bool kept = post->kept;
     post->queued = false;
     bk_lock_drop(loop->lock);
+    if (!kept)
+        bk_dealloc(loop->os, post);
 }
 
 static void put_back(bk_loop *loop, bk_post *rest) {
@@ -144,6 +143,32 @@ void bk_posts_take(bk_loop *loop) {
         bk_signals_fire(loop);
     if (loop->broken)
         atomic_store(&loop->posted, true); /* the rest in the next turn */
+}
+
+/* Those that have this function are called now, in their order; the others wait on. */
+void bk_posts_call(bk_loop *loop, bk_fn fn) {
+    bk_post *taken = NULL, **end = &taken, **link = &loop->posts;
+    bk_lock_take(loop->lock);
+    while (*link != NULL) {
+        bk_post *post = *link;
+        if (post->call.fn != fn) {
+            link = &post->next;
+            continue;
+        }
+        *link = post->next;
+        post->next = NULL;
+        *end = post;
+        end = &post->next;
+    }
+    loop->posts_end = link;
+    bk_lock_drop(loop->lock);
+    while (taken != NULL) {
+        bk_call call = taken->call;
+        bk_post *next = taken->next;
+        release(loop, taken);
+        taken = next;
+        call.fn(call.arg);
+    }
 }
 
 /* Calls that nobody will make any more: the loop is going. */

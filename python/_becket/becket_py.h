@@ -1,7 +1,8 @@
 /*
  * becket_py.h: what the files of the extension share: the module's state, and the objects. The
  * extension makes Python objects over the core's handles; what can be slow is in python/becket.
- * All functions here need the GIL, but for the wait inside a turn, which releases it.
+ * All functions here need the GIL, but for the wait inside a turn, which releases it; where Python
+ * has none, docs/threads.md tells what takes its place.
  */
 #ifndef BECKET_PY_H
 #define BECKET_PY_H
@@ -12,6 +13,8 @@
 #include "core/datagram/datagram.h"
 #include "core/stream/stream.h"
 #include "core/tls/tls.h"
+
+#include "threads.h"
 
 /* Names that are looked up on every message or call, interned once. (clang-format would lay the
    list out anew each time.) */
@@ -69,10 +72,10 @@ typedef struct address_book address_book;
 typedef struct LoopObject {
     PyObject_HEAD PyObject *weakrefs;
     module_state *state;
-    bk_loop *core;         /* NULL: closed */
-    PyThreadState *thread; /* while the GIL is released */
-    PyObject *error;       /* what a callback raised that ends the run */
-    PyObject *spare;       /* bytes to read much into */
+    BK_SHARED(bk_loop *) core; /* NULL: closed */
+    PyThreadState *thread;     /* while the GIL is released */
+    PyObject *error;           /* what a callback raised that ends the run */
+    PyObject *spare;           /* bytes to read much into */
     PyObject *last;        /* bytes that were delivered, to be filled again if nobody kept them */
     size_t last_room;      /* … which have memory for so many */
     PyObject *kept;        /* by their addresses: objects that the core refers to */
@@ -87,7 +90,8 @@ typedef struct LoopObject {
     unsigned long turner, inside;
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
-    bool debug, ending, has_task_factory;
+    bool has_task_factory;
+    BK_SHARED(bool) debug, ending;
     bool is_parents; /* this process is a child, forked when the loop was there */
     bool runs_all;   /* _run_once() is to make all turns of a run */
 } LoopObject;
@@ -100,7 +104,8 @@ typedef struct HandleObject {
     PyObject *context;
     PyObject *traceback;
     PyObject *name; /* of a cancelled one, in debug mode */
-    bool one_arg, cancelled;
+    bool one_arg;
+    BK_SHARED(bool) cancelled;
 } HandleObject;
 
 typedef struct TimerHandleObject {
@@ -238,6 +243,9 @@ bool loop_take_fatal(LoopObject *loop); /* SystemExit and KeyboardInterrupt end 
 void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
                  PyObject *handle); /* the exception that is set, to the handler */
 void loop_return_lent(LoopObject *loop);
+/* fn(arg) on the loop's thread, from any; it takes the reference over. A loop that is closed makes
+   the calls that are due, with `ending` set. -1 with an exception; RuntimeError: it is closed. */
+int loop_post(LoopObject *loop, bk_fn fn, PyObject *arg);
 /* Alive until the loop is closed, or lets it go. */
 int loop_keep(LoopObject *loop, PyObject *object);
 void loop_let_go(LoopObject *loop, PyObject *object);
@@ -314,6 +322,7 @@ bk_gate *gate_core(PyObject *object);
 /* served.c */
 extern PyType_Spec hand_spec, away_spec, echo_spec;
 void away_end_silent(bk_stream *s);
+void away_come_back(void *arg);
 
 /* connector.c */
 extern PyType_Spec connector_spec;

@@ -5,6 +5,9 @@
  * Python runs for a message.
  *
  * It is the protocol of its transport, which calls it as the table transport_connection says.
+ *
+ * Several threads may use it. What they call holds the lock of its loop (LOCKED, below); so does
+ * what a turn calls, as it is one of them that turns.
  */
 #include "becket_py.h"
 
@@ -138,6 +141,27 @@ static int raise_lost(ConnectionObject *c) {
     return -1;
 }
 
+/* ---- Using the loop ---- */
+
+/* Another thread has closed the connection and, with it, the loop, while this one waited for it:
+   the exception that is set says so. */
+static bool lost_its_loop(const ConnectionObject *c) {
+    return c->closed && (c->loop->core == NULL || c->loop->ending) &&
+           PyErr_ExceptionMatches(PyExc_RuntimeError);
+}
+
+/* What came of drive_enter() or drive_turn(): that is an error of the connection's. */
+static int of_loop(ConnectionObject *c, int code) {
+    if (code == 0 || !lost_its_loop(c))
+        return code;
+    PyErr_Clear();
+    return raise_os(EBADF);
+}
+
+static int enter(ConnectionObject *c, unsigned long *ret_before) {
+    return of_loop(c, drive_enter(c->loop, ret_before));
+}
+
 /* ---- Waiting ---- */
 
 typedef struct deadline {
@@ -167,7 +191,7 @@ static int time_left(ConnectionObject *c, int64_t timeout_ns, deadline *d, int64
 
 static int turn_within(ConnectionObject *c, int64_t timeout_ns, deadline *d) {
     int64_t left;
-    return time_left(c, timeout_ns, d, &left) < 0 ? -1 : drive_turn(c->loop, left);
+    return time_left(c, timeout_ns, d, &left) < 0 ? -1 : of_loop(c, drive_turn(c->loop, left));
 }
 
 static int turn(ConnectionObject *c, deadline *d) {
@@ -180,7 +204,7 @@ static int resume(ConnectionObject *c, Py_ssize_t limit) {
     c->limit = limit > READ_AHEAD ? limit : READ_AHEAD;
     if (!c->paused || unread(c) >= c->limit || c->receiver != 0)
         return 0;
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     c->paused = false;
     if (c->transport != NULL && c->transport->stream != NULL)
@@ -261,7 +285,7 @@ static int receive(ConnectionObject *c) {
         drive_tell(c->loop);
         return code;
     }
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     bk_stream_feed(s, room, n);
     drive_leave(c->loop, before);
@@ -545,7 +569,7 @@ static Py_ssize_t send_now(bk_stream *s, const void *data, Py_ssize_t n) {
 static int write_bytes(ConnectionObject *c, const void *data, Py_ssize_t n, PyObject *owner) {
     unsigned long before;
     bk_stream *resting = resting_socket(c);
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return -1;
     Py_ssize_t sent = resting != NULL ? send_now(resting, data, n) : 0;
     bk_stream *s = stream_of(c);
@@ -622,7 +646,7 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
         PyErr_Clear(); /* repeating it is not an error */
         Py_RETURN_NONE;
     }
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return NULL;
     bk_stream *s = stream_of(c);
     int code = s == NULL ? -EPIPE : bk_stream_end(s);
@@ -642,7 +666,7 @@ static PyObject *connection_end(ConnectionObject *c, PyObject *Py_UNUSED(ignored
 /* _end_input(): nothing more is received. */
 static PyObject *connection_end_input(ConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
     unsigned long before;
-    if (check_open(c) < 0 || drive_enter(c->loop, &before) < 0)
+    if (check_open(c) < 0 || enter(c, &before) < 0)
         return NULL;
     c->eof = true;
     c->from = c->used;
@@ -656,11 +680,15 @@ static PyObject *connection_end_input(ConnectionObject *c, PyObject *Py_UNUSED(i
 
 /* ---- The end ---- */
 
-/* Begin the end, in good order or not. */
+/* Begin the end, in good order or not; 1: another thread has brought it about. */
 static int begin_close(ConnectionObject *c, bool abort) {
     unsigned long before;
-    if (drive_enter(c->loop, &before) < 0)
-        return -1;
+    if (drive_enter(c->loop, &before) < 0) {
+        if (!lost_its_loop(c))
+            return -1;
+        PyErr_Clear();
+        return 1;
+    }
     bk_stream *s = stream_of(c);
     if (s != NULL)
         c->transport->closing = true;
@@ -674,12 +702,10 @@ static int begin_close(ConnectionObject *c, bool abort) {
 
 /* What was given up is gone with the next turn. */
 static int give_up(ConnectionObject *c) {
-    if (begin_close(c, true) < 0)
-        return -1;
-    while (!c->lost && stream_of(c) != NULL)
-        if (drive_turn(c->loop, 0) < 0)
-            return -1;
-    return 0;
+    int code = begin_close(c, true);
+    while (code == 0 && !c->lost && stream_of(c) != NULL)
+        code = drive_turn(c->loop, 0);
+    return code < 0 ? -1 : 0;
 }
 
 static void give_up_quietly(ConnectionObject *c) {
@@ -702,7 +728,8 @@ static int patience(const ConnectionObject *c, PyObject *const *args, Py_ssize_t
     return 0;
 }
 
-/* _close(seconds): send what is queued, as far as it goes within the time, and be gone. */
+/* _close(seconds): send what is queued, as far as it goes within the time, and be gone. False: that
+   was begun before. */
 static PyObject *connection_close(ConnectionObject *c, PyObject *const *args, Py_ssize_t n) {
     deadline d = {0, false};
     int64_t limit;
@@ -711,7 +738,7 @@ static PyObject *connection_close(ConnectionObject *c, PyObject *const *args, Py
     bool again = c->closed;
     c->closed = true;
     if (again || c->transport == NULL || c->loop->core == NULL)
-        Py_RETURN_NONE;
+        return PyBool_FromLong(!again);
     int code = begin_close(c, false);
     while (code == 0 && !c->lost)
         code = turn_within(c, limit, &d);
@@ -722,7 +749,7 @@ static PyObject *connection_close(ConnectionObject *c, PyObject *const *args, Py
     } else if (code < 0) {
         give_up_quietly(c);
     }
-    return code < 0 ? NULL : Py_NewRef(Py_None);
+    return code < 0 ? NULL : Py_NewRef(Py_True);
 }
 
 /* _abort(): what is queued is lost. */
@@ -836,6 +863,15 @@ static int attach(ConnectionObject *c, int fd, PyObject *extra) {
     return code < 0 ? -1 : 0;
 }
 
+static int adopt(ConnectionObject *c, int fd, PyObject *extra) {
+    unsigned long before;
+    if (drive_enter(c->loop, &before) < 0)
+        return -1;
+    int code = attach(c, fd, extra);
+    drive_leave(c->loop, before);
+    return code;
+}
+
 /* _adopt(loop, fd, initial=b"", extra=None): over a connected socket, which is the connection's
    from then on; initial was received already. */
 static PyObject *connection_adopt(PyTypeObject *type, PyObject *args) {
@@ -853,13 +889,12 @@ static PyObject *connection_adopt(PyTypeObject *type, PyObject *args) {
     if (loop_check_open((LoopObject *)loop) < 0)
         return NULL;
     ConnectionObject *c = make(type, (LoopObject *)loop);
-    unsigned long before;
-    if (c == NULL || drive_enter(c->loop, &before) < 0) {
-        Py_XDECREF((PyObject *)c);
-        return NULL;
+    int code = -1;
+    if (c != NULL && put_initial(c, data, n) == 0) {
+        Py_BEGIN_CRITICAL_SECTION(loop);
+        code = adopt(c, fd, extra);
+        Py_END_CRITICAL_SECTION();
     }
-    int code = put_initial(c, data, n) < 0 ? -1 : attach(c, fd, extra);
-    drive_leave(c->loop, before);
     if (code < 0)
         Py_CLEAR(c);
     return (PyObject *)c;
@@ -906,7 +941,7 @@ static PyObject *connection_begin_tls(ConnectionObject *c, PyObject *args) {
         return NULL;
     if (c->receiver != 0)
         return PyErr_Format(PyExc_RuntimeError, "starttls() while another thread receives");
-    if (drive_enter(c->loop, &before) < 0)
+    if (enter(c, &before) < 0)
         return NULL;
     PyObject *held = PyBytes_FromStringAndSize(unread(c) > 0 ? input(c) : NULL, unread(c));
     PyObject *upgraded = held == NULL || c->transport == NULL
@@ -969,46 +1004,122 @@ static PyObject *connection_fileno(ConnectionObject *c, PyObject *Py_UNUSED(igno
     return PyLong_FromLong(c->transport != NULL && !c->closed ? c->transport->fd : -1);
 }
 
+/* Of one that is lost, its transport knows what it has remembered. */
+static PyObject *connection_get_extra_info(ConnectionObject *c, PyObject *args) {
+    PyObject *name, *fallback = Py_None;
+    unsigned long before;
+    if (!PyArg_ParseTuple(args, "U|O:get_extra_info", &name, &fallback))
+        return NULL;
+    if (c->transport == NULL)
+        return Py_NewRef(fallback);
+    int inside = stream_of(c) != NULL ? drive_enter(c->loop, &before) : -1;
+    if (PyErr_Occurred()) {
+        if (!lost_its_loop(c))
+            return NULL;
+        PyErr_Clear();
+    }
+    PyObject *found =
+        c->transport == NULL
+            ? Py_NewRef(fallback)
+            : PyObject_CallMethod((PyObject *)c->transport, "get_extra_info", "OO", name, fallback);
+    if (inside == 0)
+        drive_leave(c->loop, before);
+    return found;
+}
+
+static PyObject *connection_transport(ConnectionObject *c, void *Py_UNUSED(closure)) {
+    return Py_NewRef(c->transport != NULL ? (PyObject *)c->transport : Py_None);
+}
+
+static PyObject *connection_closed(ConnectionObject *c, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(c->closed);
+}
+
+/* ---- What threads may call ---- */
+
+/* locked_…(): the same, with the loop's lock. The GIL is as good: then they are no more than that.
+ */
+#define LOCKED(name, parameters, arguments)                                                        \
+    static PyObject *locked_##name parameters {                                                    \
+        PyObject *result;                                                                          \
+        Py_BEGIN_CRITICAL_SECTION(c->loop);                                                        \
+        result = connection_##name arguments;                                                      \
+        Py_END_CRITICAL_SECTION();                                                                 \
+        return result;                                                                             \
+    }
+#define LOCKED_NONE(name) LOCKED(name, (ConnectionObject * c, PyObject * none), (c, none))
+#define LOCKED_ONE(name) LOCKED(name, (ConnectionObject * c, PyObject * arg), (c, arg))
+#define LOCKED_FAST(name)                                                                          \
+    LOCKED(name, (ConnectionObject * c, PyObject *const *args, Py_ssize_t n), (c, args, n))
+#define LOCKED_KEYWORDS(name)                                                                      \
+    LOCKED(name, (ConnectionObject * c, PyObject * args, PyObject * kwargs), (c, args, kwargs))
+#define LOCKED_GETTER(name) LOCKED(name, (ConnectionObject * c, void *closure), (c, closure))
+
+LOCKED_FAST(recv)
+LOCKED_KEYWORDS(recv_into)
+LOCKED_FAST(readline)
+LOCKED_ONE(readexactly)
+LOCKED_KEYWORDS(readuntil)
+LOCKED(iternext, (ConnectionObject * c), (c))
+LOCKED_ONE(send)
+LOCKED_ONE(sendall)
+LOCKED_NONE(end)
+LOCKED_NONE(end_input)
+LOCKED_FAST(close)
+LOCKED_ONE(follow)
+LOCKED_NONE(abort)
+LOCKED_ONE(begin_tls)
+LOCKED_ONE(wait)
+LOCKED_ONE(settimeout)
+LOCKED_NONE(gettimeout)
+LOCKED_NONE(fileno)
+LOCKED_ONE(get_extra_info)
+LOCKED_GETTER(transport)
+LOCKED_GETTER(closed)
+
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef connection_methods[] = {
-    {"recv", FAST(connection_recv), METH_FASTCALL,
+    {"recv", FAST(locked_recv), METH_FASTCALL,
      "recv(bufsize=65536) -> bytes\n\nWhat has come, at most bufsize bytes; waits for some. b'': "
      "the end."},
-    {"recv_into", FAST(connection_recv_into), METH_VARARGS | METH_KEYWORDS,
+    {"recv_into", FAST(locked_recv_into), METH_VARARGS | METH_KEYWORDS,
      "recv_into(buffer, nbytes=0) -> int\n\nAs recv(), into a buffer."},
-    {"readline", FAST(connection_readline), METH_FASTCALL,
+    {"readline", FAST(locked_readline), METH_FASTCALL,
      "readline(limit=65536) -> bytes\n\nA line with its end; at most limit bytes of it (-1: all)."},
-    {"readexactly", (PyCFunction)connection_readexactly, METH_O,
+    {"readexactly", (PyCFunction)locked_readexactly, METH_O,
      "readexactly(n) -> bytes\n\nn bytes; asyncio.IncompleteReadError when the end comes first."},
-    {"readuntil", FAST(connection_readuntil), METH_VARARGS | METH_KEYWORDS,
+    {"readuntil", FAST(locked_readuntil), METH_VARARGS | METH_KEYWORDS,
      "readuntil(separator=b'\\n', *, limit=65536) -> bytes\n\n"
      "All up to the separator, and it; asyncio.IncompleteReadError when the end comes first, "
      "asyncio.LimitOverrunError when more than limit bytes come before it."},
-    {"send", (PyCFunction)connection_send, METH_O,
+    {"send", (PyCFunction)locked_send, METH_O,
      "send(data) -> int\n\nTake all of data, which is sent as the kernel takes it, once what was "
      "taken before has been sent."},
-    {"sendall", (PyCFunction)connection_sendall, METH_O,
+    {"sendall", (PyCFunction)locked_sendall, METH_O,
      "sendall(data)\n\nSend data; returns when the kernel has all of it."},
-    {"end", (PyCFunction)connection_end, METH_NOARGS,
+    {"end", (PyCFunction)locked_end, METH_NOARGS,
      "end()\n\nOur direction is over once all is sent; the other goes on."},
-    {"_end_input", (PyCFunction)connection_end_input, METH_NOARGS, NULL},
-    {"_close", FAST(connection_close), METH_FASTCALL, NULL},
-    {"_follow", (PyCFunction)connection_follow, METH_O, NULL},
-    {"_abort", (PyCFunction)connection_abort, METH_NOARGS, NULL},
+    {"_end_input", (PyCFunction)locked_end_input, METH_NOARGS, NULL},
+    {"_close", FAST(locked_close), METH_FASTCALL, NULL},
+    {"_follow", (PyCFunction)locked_follow, METH_O, NULL},
+    {"_abort", (PyCFunction)locked_abort, METH_NOARGS, NULL},
     {"_adopt", (PyCFunction)connection_adopt, METH_VARARGS | METH_CLASS,
      "_adopt(loop, fd, initial=b'', extra=None)\n\nOver a connected socket, which is its own then; "
      "initial was received from it already."},
-    {"_begin_tls", (PyCFunction)connection_begin_tls, METH_VARARGS, NULL},
-    {"_wait", (PyCFunction)connection_wait, METH_O, NULL},
-    {"settimeout", (PyCFunction)connection_settimeout, METH_O,
+    {"_begin_tls", (PyCFunction)locked_begin_tls, METH_VARARGS, NULL},
+    {"_wait", (PyCFunction)locked_wait, METH_O, NULL},
+    {"settimeout", (PyCFunction)locked_settimeout, METH_O,
      "settimeout(seconds)\n\nHow long a call may wait: TimeoutError. None: for ever; 0: not at "
      "all: "
      "BlockingIOError."},
-    {"gettimeout", (PyCFunction)connection_gettimeout, METH_NOARGS,
+    {"gettimeout", (PyCFunction)locked_gettimeout, METH_NOARGS,
      "gettimeout() -> float or None\n\nWhat settimeout() was given last."},
-    {"fileno", (PyCFunction)connection_fileno, METH_NOARGS,
+    {"fileno", (PyCFunction)locked_fileno, METH_NOARGS,
      "fileno() -> int\n\nThe descriptor that is read; -1: there is none."},
+    {"get_extra_info", (PyCFunction)locked_get_extra_info, METH_VARARGS,
+     "get_extra_info(name, default=None)\n\n"
+     "As asyncio's transports': 'peername', 'socket', 'cipher', 'peercert', …"},
     {"connection_made", (PyCFunction)connection_made, METH_O, NULL},
     {"connection_lost", (PyCFunction)connection_lost, METH_O, NULL},
     {NULL, NULL, 0, NULL},
@@ -1016,9 +1127,13 @@ static PyMethodDef connection_methods[] = {
 
 static PyMemberDef connection_members[] = {
     {"_loop", T_OBJECT, offsetof(ConnectionObject, loop), READONLY, NULL},
-    {"_transport", T_OBJECT, offsetof(ConnectionObject, transport), READONLY, NULL},
-    {"_closed", T_BOOL, offsetof(ConnectionObject, closed), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef connection_getset[] = {
+    {"_transport", (getter)locked_transport, NULL, NULL, NULL},
+    {"_closed", (getter)locked_closed, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot connection_slots[] = {
@@ -1028,9 +1143,10 @@ static PyType_Slot connection_slots[] = {
     {Py_tp_traverse, connection_traverse},
     {Py_tp_clear, connection_clear},
     {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, connection_iternext},
+    {Py_tp_iternext, locked_iternext},
     {Py_tp_methods, connection_methods},
     {Py_tp_members, connection_members},
+    {Py_tp_getset, connection_getset},
     {0, NULL},
 };
 

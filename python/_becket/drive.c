@@ -3,8 +3,9 @@
  * without the GIL; the others may meanwhile use the core, and wait for what the turn brings. Called
  * by connection.c, and by the loop's hooks around its wait.
  *
- * The GIL keeps threads apart but where Python runs in the midst of a call of the core's: in a TLS
- * engine that is written in Python. So it is noted who is inside.
+ * The GIL (where there is none, the loop's lock, which all that is here is called under) keeps
+ * threads apart but where Python runs in the midst of a call of the core's: in a TLS engine that is
+ * written in Python. So it is noted who is inside.
  */
 #include "becket_py.h"
 
@@ -21,7 +22,7 @@ void drive_tell(LoopObject *loop) {
     drive_waiter *w = loop->waiters;
     loop->waiters = NULL;
     while (w != NULL) {
-        drive_waiter *next = w->next; /* it goes when its thread gets the GIL, not before */
+        drive_waiter *next = w->next; /* it goes when its thread gets the lock, not before */
         PyThread_release_lock(w->lock);
         w = next;
     }

@@ -7,7 +7,12 @@
 #include <math.h>
 #include <structmember.h>
 
+/* Threads would take them from each other. */
+#ifdef BK_FREE_THREADING
+enum { HANDLES_KEPT = 0 };
+#else
 enum { HANDLES_KEPT = 1024 };
+#endif
 
 /* ---- Life ---- */
 
@@ -57,6 +62,10 @@ HandleObject *handle_new(LoopObject *loop, PyObject *callback, PyObject *const *
        Should somebody keep it, handle_run() tells the collector. */
     if (fill(h, loop, callback, args, n, context) < 0)
         Py_CLEAR(h);
+#ifdef BK_FREE_THREADING
+    if (h != NULL) /* that is cheap there, and who holds it is not always known */
+        PyObject_GC_Track(h);
+#endif
     return h;
 }
 
@@ -125,12 +134,25 @@ void handles_free(module_state *state) {
 
 /* ---- Running ---- */
 
+/* It may be cancelled meanwhile, by itself or by the thread that call_soon_threadsafe() gave it to,
+   and lets go of them then. */
 static PyObject *call(HandleObject *h) {
-    if (h->args == NULL)
-        return PyObject_CallNoArgs(h->callback);
-    if (h->one_arg)
-        return PyObject_CallOneArg(h->callback, h->args);
-    return PyObject_Call(h->callback, h->args, NULL);
+    PyObject *callback, *args, *result;
+    Py_BEGIN_CRITICAL_SECTION(h);
+    callback = Py_XNewRef(h->callback);
+    args = Py_XNewRef(h->args);
+    Py_END_CRITICAL_SECTION();
+    if (callback == NULL)
+        result = Py_NewRef(Py_None);
+    else if (args == NULL)
+        result = PyObject_CallNoArgs(callback);
+    else if (h->one_arg)
+        result = PyObject_CallOneArg(callback, args);
+    else
+        result = PyObject_Call(callback, args, NULL);
+    Py_XDECREF(callback);
+    Py_XDECREF(args);
+    return result;
 }
 
 /* The words for people are made in Python. */
@@ -161,11 +183,7 @@ static void call_in_context(HandleObject *h) {
         report(h);
         return;
     }
-    /* It may cancel its own handle, which then lets go of them. */
-    PyObject *callback = Py_NewRef(h->callback), *args = Py_XNewRef(h->args);
     PyObject *result = call(h), *type, *value, *tb;
-    Py_DECREF(callback);
-    Py_XDECREF(args);
     PyErr_Fetch(&type, &value, &tb);
     if (PyContext_Exit(h->context) < 0)
         PyErr_WriteUnraisable((PyObject *)h);
@@ -233,8 +251,14 @@ void handle_cancel(HandleObject *h) {
         if (h->name == NULL)
             PyErr_Clear();
     }
-    Py_CLEAR(h->callback);
-    Py_CLEAR(h->args);
+    PyObject *callback, *args;
+    Py_BEGIN_CRITICAL_SECTION(h);
+    callback = h->callback;
+    args = h->args;
+    h->callback = h->args = NULL;
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(callback);
+    Py_XDECREF(args);
 }
 
 /* ---- Python methods ---- */

@@ -137,6 +137,55 @@ static void log_line(void *arg, int code, const char *text) {
     Py_XDECREF(result);
 }
 
+/* ---- Calls from other threads ---- */
+
+int loop_post(LoopObject *loop, bk_fn fn, PyObject *arg) {
+    int code;
+    Py_BEGIN_CRITICAL_SECTION(loop); /* it is not closed meanwhile: end_core() */
+    code = loop_check_open(loop);
+    if (code == 0 && (code = bk_loop_post(loop->core, fn, arg)) < 0)
+        (void)loop_raise(code);
+    Py_END_CRITICAL_SECTION();
+    return code < 0 ? -1 : 0;
+}
+
+#ifdef BK_FREE_THREADING
+/* call_soon_threadsafe(), on the loop's thread. Where there is no memory to queue it, it is called
+   out of turn. */
+static void queue_posted(void *arg) {
+    HandleObject *h = arg;
+    if (h->loop->ending)
+        handle_drop(h);
+    else if (bk_loop_soon(h->loop->core, handle_run, h) < 0)
+        handle_run(h);
+}
+
+/* What other threads have brought is in the queue. */
+static void take_posted(bk_loop *core) {
+    if (atomic_load(&core->posted))
+        bk_posts_call(core, queue_posted);
+}
+
+static int visit_posted(bk_loop *core, visitproc visit, void *arg) {
+    int code = 0;
+    bk_lock_take(core->lock); /* no Python runs under it: whoever has it does not keep it */
+    for (const bk_post *post = core->posts; post != NULL && code == 0; post = post->next)
+        if (post->call.fn == queue_posted)
+            code = visit(post->call.arg, arg);
+    bk_lock_drop(core->lock);
+    return code;
+}
+#else
+static void take_posted(bk_loop *core) {
+    (void)core;
+}
+
+static int visit_posted(bk_loop *core, visitproc visit, void *arg) {
+    (void)core, (void)visit, (void)arg;
+    return 0;
+}
+#endif
+
 /* ---- Life ---- */
 
 static PyObject *loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
@@ -164,7 +213,10 @@ static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
                                .hooks = &hooks,
                                .log = log_line,
                                .arg = self};
-    int code = bk_loop_new(&options, &self->core);
+    bk_loop *core;
+    int code = bk_loop_new(&options, &core);
+    if (code >= 0)
+        self->core = core;
     if (code == BK_ENOTIFIER) {
         char known[120] = "";
         for (const bk_notifier_ops *const *all = bk_notifiers(); *all != NULL; all++) {
@@ -223,9 +275,15 @@ static void drop_watches(LoopObject *self) {
 }
 
 static void end_core(LoopObject *self) {
-    if (self->core == NULL)
+    bool again;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    again = self->core == NULL || self->ending;
+    self->ending = true; /* from here on nobody posts */
+    Py_END_CRITICAL_SECTION();
+    if (again)
         return;
-    self->ending = true;
+    bk_posts_call(self->core, away_come_back); /* which give back what they own */
+    take_posted(self->core);
     drop_handles(self);
     drop_watches(self);
     bk_loop *core = self->core;
@@ -245,10 +303,24 @@ static PyObject *loop_check_closed(LoopObject *self, PyObject *Py_UNUSED(ignored
     Py_RETURN_NONE;
 }
 
+/* Whether it may be closed: another thread that uses the core is waited for, not one that runs it.
+ */
+static bool is_idle(LoopObject *self) {
+    bool idle;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    idle = self->inside != PyThread_get_thread_ident();
+    if (idle)
+        drive_await(self);
+    bk_loop *core = self->core;
+    idle = idle && (core == NULL || !core->turning);
+    Py_END_CRITICAL_SECTION();
+    return idle;
+}
+
 static PyObject *loop_close_core(LoopObject *self, PyObject *Py_UNUSED(ignored)) {
     if (self->is_parents)
         Py_RETURN_NONE;
-    if (self->core != NULL && self->core->turning) {
+    if (!is_idle(self)) {
         PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
         return NULL;
     }
@@ -304,6 +376,9 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
         if (code != 0)
             return code;
     }
+    int posted = visit_posted(core, visit, arg);
+    if (posted != 0)
+        return posted;
     for (uint32_t i = 0; i < core->timer_count; i++)
         if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_run)
             Py_VISIT((PyObject *)core->timers[i].timer->arg);
@@ -382,47 +457,67 @@ static int check_debug(LoopObject *self, PyObject *callback, const char *method)
     return result == NULL ? -1 : 0;
 }
 
-static HandleObject *schedule(LoopObject *self, PyObject *const *args, Py_ssize_t n,
-                              PyObject *names, const char *method) {
+static int queue(LoopObject *self, HandleObject *h) {
+    /* Making it may have run the collector, in which other threads have their turn. */
+    if (loop_check_open(self) < 0)
+        return -1;
+    take_posted(self->core);
+    int code = bk_loop_soon(self->core, handle_run, h);
+    return code < 0 ? loop_raise(code) : 0;
+}
+
+/* A handle with two references: for the queue, and for the caller. */
+static HandleObject *make_handle(LoopObject *self, PyObject *const *args, Py_ssize_t n,
+                                 PyObject *names, const char *method) {
     PyObject *context;
     if (need_args(method, n, 1, "a callback") < 0 || loop_check_open(self) < 0 ||
         find_context(args, n, names, self->state->str_context, &context) < 0 ||
         check_debug(self, args[0], method) < 0)
         return NULL;
     HandleObject *h = handle_new(self, args[0], args + 1, n - 1, context);
-    if (h == NULL)
-        return NULL;
-    /* Making it may have run the collector, in which other threads have their turn. */
-    if (loop_check_open(self) < 0) {
-        Py_DECREF((PyObject *)h);
-        return NULL;
-    }
-    int code = bk_loop_soon(self->core, handle_run, h);
-    if (code < 0) {
-        Py_DECREF((PyObject *)h);
-        loop_raise(code);
-        return NULL;
-    }
-    return (HandleObject *)Py_NewRef((PyObject *)h); /* one for the queue, one for the caller */
+    return (HandleObject *)Py_XNewRef((PyObject *)h);
+}
+
+/* It was queued, or could not be. */
+static PyObject *queued(HandleObject *h, int code) {
+    if (code == 0)
+        return (PyObject *)h;
+    Py_DECREF((PyObject *)h);
+    Py_DECREF((PyObject *)h);
+    return NULL;
 }
 
 static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                                 PyObject *names) {
-    return (PyObject *)schedule(self, args, n, names, "call_soon");
+    HandleObject *h = make_handle(self, args, n, names, "call_soon");
+    return h != NULL ? queued(h, queue(self, h)) : NULL;
 }
 
+#ifdef BK_FREE_THREADING
+/* It is in the ready queue when the loop's own thread next queues or turns: so the order of calls
+   holds. */
+static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
+    return loop_post(self, queue_posted, (PyObject *)h);
+}
+#else
 /* The GIL keeps others from the ready queue, as the loop lets go of it in a wait only; so the order
    of calls holds among all threads. */
+static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
+    int code = queue(self, h);
+    if (code == 0)
+        bk_loop_wake(self->core);
+    return code;
+}
+#endif
+
 static PyObject *loop_call_soon_threadsafe(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                                            PyObject *names) {
-    PyObject *h = (PyObject *)schedule(self, args, n, names, "call_soon_threadsafe");
-    if (h != NULL)
-        bk_loop_wake(self->core);
-    return h;
+    HandleObject *h = make_handle(self, args, n, names, "call_soon_threadsafe");
+    return h != NULL ? queued(h, queue_from_anywhere(self, h)) : NULL;
 }
 
-static double now_seconds(LoopObject *self) {
-    bk_os *os = self->core != NULL ? self->core->os : bk_os_default();
+static double now_seconds(LoopObject *Py_UNUSED(self)) {
+    bk_os *os = bk_os_default();
     return (double)os->clock(os) / 1e9;
 }
 
@@ -670,7 +765,8 @@ static PyObject *add_watch(LoopObject *self, PyObject *const *args, Py_ssize_t n
     HandleObject *h = handle_new(self, args[1], args + 2, n - 2, NULL);
     if (h == NULL)
         return NULL;
-    PyObject_GC_Track(h);
+    if (!PyObject_GC_IsTracked((PyObject *)h))
+        PyObject_GC_Track(h);
     /* Asked again: fileno() may have done anything. */
     if (loop_check_open(self) < 0 || check_free(self, fd, direction) < 0 ||
         keep_file(self, args[0], fd) < 0) {
@@ -980,9 +1076,12 @@ static PyObject *loop_supervisor_watch(LoopObject *self, PyObject *Py_UNUSED(ign
 }
 
 static PyObject *loop_get_notifier(LoopObject *self, void *Py_UNUSED(closure)) {
-    if (self->core == NULL)
-        Py_RETURN_NONE;
-    return PyUnicode_FromString(bk_loop_notifier(self->core));
+    const char *name = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (self->core != NULL && !self->ending)
+        name = bk_loop_notifier(self->core); /* static text */
+    Py_END_CRITICAL_SECTION();
+    return name != NULL ? PyUnicode_FromString(name) : Py_NewRef(Py_None);
 }
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))

@@ -37,7 +37,7 @@ typedef struct AwayObject {
     bk_tls_context *offer; /* of a starttls endpoint; NULL: none */
     int fd;                /* the thread's */
     bool spoke;            /* before it went away */
-    bool failed;
+    BK_SHARED(bool) failed;
 } AwayObject;
 
 /* A limit keeps it out: what it hears of that, if anything. */
@@ -49,10 +49,18 @@ void served_refuse(bk_stream *s, PyObject *refusal) {
 
 /* ---- A connection that is away ---- */
 
+/* The thread may be waiting for it. The lock: once it has left, that may be another socket. */
+static void shut_down(AwayObject *away, int how) {
+    Py_BEGIN_CRITICAL_SECTION(away);
+    if (away->fd >= 0)
+        (void)shutdown(away->fd, how);
+    Py_END_CRITICAL_SECTION();
+}
+
 static void away_closed(bk_stream *s, int why) {
     AwayObject *away = bk_stream_user(s);
-    if (away->fd >= 0 && why < 0) /* the thread may be waiting for it */
-        (void)shutdown(away->fd, SHUT_RDWR);
+    if (why < 0)
+        shut_down(away, SHUT_RDWR);
     away->stream = NULL;
     Py_DECREF((PyObject *)away);
 }
@@ -62,16 +70,16 @@ static const bk_protocol away_protocol = {
 
 /* For a server that ends: one that never said anything, and was told nothing, hears no more. */
 void away_end_silent(bk_stream *s) {
-    const AwayObject *away = bk_stream_user(s);
-    if (away->fd >= 0 && away->visit.bytes_in == 0 && away->visit.bytes_out == 0 && !away->spoke)
-        (void)shutdown(away->fd, SHUT_RD);
+    AwayObject *away = bk_stream_user(s);
+    if (away->visit.bytes_in == 0 && away->visit.bytes_out == 0 && !away->spoke)
+        shut_down(away, SHUT_RD);
 }
 
 /* On the loop: the thread is done. */
-static void come_back(void *arg) {
+void away_come_back(void *arg) {
     AwayObject *away = arg;
     bk_stream *s = away->stream;
-    if (s != NULL) {
+    if (s != NULL && !away->loop->ending) {
         if (s->visit != NULL) {
             s->visit->bytes_in += away->visit.bytes_in;
             s->visit->bytes_out += away->visit.bytes_out;
@@ -81,8 +89,9 @@ static void come_back(void *arg) {
         else
             bk_stream_close(s);
     }
-    PyObject *result = away->back != NULL ? PyObject_CallNoArgs(away->back) : NULL;
-    if (result == NULL && away->back != NULL)
+    bool ask = away->back != NULL && !away->loop->ending;
+    PyObject *result = ask ? PyObject_CallNoArgs(away->back) : NULL;
+    if (result == NULL && ask)
         loop_report(away->loop, "Nobody could be told of a thread that is free", NULL, NULL, NULL);
     Py_XDECREF(result);
     Py_DECREF((PyObject *)away);
@@ -94,7 +103,8 @@ static void visit_opened(bk_visit *v, bk_stream *s) {
 
 static void visit_closed(bk_visit *v, bk_stream *s, int why) {
     AwayObject *away = (AwayObject *)((char *)v - offsetof(AwayObject, visit));
-    away->failed |= why < 0;
+    if (why < 0)
+        away->failed = true;
     (void)s;
     Py_DECREF((PyObject *)away);
 }
@@ -133,7 +143,9 @@ static PyObject *away_follow(AwayObject *self, PyObject *arg) {
 
 /* leave(): the thread closes its socket next, and its descriptor may be somebody else's then. */
 static PyObject *away_leave(AwayObject *self, PyObject *Py_UNUSED(ignored)) {
+    Py_BEGIN_CRITICAL_SECTION(self);
     self->fd = -1;
+    Py_END_CRITICAL_SECTION();
     Py_RETURN_NONE;
 }
 
@@ -142,16 +154,15 @@ static PyObject *away_done(AwayObject *self, PyObject *arg) {
     int failed = PyObject_IsTrue(arg);
     if (failed < 0)
         return NULL;
-    self->failed |= failed;
-    if (self->loop->core == NULL || self->loop->ending)
-        Py_RETURN_NONE;
+    if (failed)
+        self->failed = true;
     Py_INCREF((PyObject *)self);
-    int code = bk_loop_post(self->loop->core, come_back, self);
-    if (code < 0) {
-        Py_DECREF((PyObject *)self);
-        loop_raise(code);
+    if (loop_post(self->loop, away_come_back, (PyObject *)self) == 0)
+        Py_RETURN_NONE;
+    Py_DECREF((PyObject *)self);
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
         return NULL;
-    }
+    PyErr_Clear(); /* its loop is closed: nobody waits for it */
     Py_RETURN_NONE;
 }
 

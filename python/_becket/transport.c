@@ -109,6 +109,7 @@ static bool is_silent(TransportObject *t) {
     return t->protocol == NULL || t->loop->ending;
 }
 
+#ifndef BK_FREE_THREADING
 /* Bytes that only we refer to, with other contents: as _PyBytes_Resize() leaves them. */
 static PyObject *refill(PyObject *bytes, const void *data, size_t n) {
     memcpy(PyBytes_AS_STRING(bytes), data, n);
@@ -126,11 +127,9 @@ static PyObject *refill(PyObject *bytes, const void *data, size_t n) {
    large. */
 PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n) {
     PyObject *last = loop->last;
-#ifndef Py_GIL_DISABLED
     if (last != NULL && Py_REFCNT(last) == 1 && n <= loop->last_room &&
         n >= loop->last_room / 4 * 3)
         return refill(last, data, n);
-#endif
     PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
     if (bytes != NULL && n > SMALL_READ) {
         loop->last = Py_NewRef(bytes);
@@ -139,6 +138,13 @@ PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n) {
     }
     return bytes;
 }
+#else
+/* Whether nobody has kept it cannot be known. */
+PyObject *transport_bytes(LoopObject *loop, const void *data, size_t n) {
+    (void)loop;
+    return PyBytes_FromStringAndSize(data, (Py_ssize_t)n);
+}
+#endif
 
 static void received(bk_stream *s, const void *data, size_t n) {
     TransportObject *t = bk_stream_user(s);

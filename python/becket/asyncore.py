@@ -348,10 +348,18 @@ def _deleting(method: Callable[..., None]) -> Callable[..., None]:
     return del_channel
 
 
-@functools.cache
+_listening = threading.Lock()
+
+
 def _listen_to_classes() -> None:
     """Once: asyncore's classes tell of what is done to a dispatcher, and cost a little more."""
     dispatcher: Any = asyncore.dispatcher
+    with _listening:
+        if dispatcher.__setattr__ is not _set_attribute:
+            _replace_methods(dispatcher)
+
+
+def _replace_methods(dispatcher: Any) -> None:
     dispatcher.__setattr__ = _set_attribute
     dispatcher.add_channel = _adding(dispatcher.add_channel)
     dispatcher.del_channel = _deleting(dispatcher.del_channel)

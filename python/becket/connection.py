@@ -10,12 +10,14 @@ import errno
 import io
 import os
 import socket
+import threading
 from typing import Any, cast
 
 from becket import _becket
 from becket.loop import EventLoop, _tls_times, blocking_loop
 
 _UNASKED = object()
+_counting = threading.Lock()  # of a connection's files: each may be a thread's own
 
 
 def _error(number: int) -> OSError:
@@ -30,7 +32,8 @@ class _File(io.RawIOBase):
         self._connection: Connection | None = connection
         self._mode = mode
         self._timed_out = False
-        connection._files += 1
+        with _counting:
+            connection._files += 1
 
     def readable(self) -> bool:
         return "r" in self._mode
@@ -84,7 +87,8 @@ class Connection(_becket.Connection):
     TLS), and reads by line or by length, with asyncio's errors. A call that timed out has lost
     nothing: what was received stays, what was accepted will be sent.
 
-    One thread may receive while another sends. A ``with`` statement closes it.
+    One thread may receive while another sends, and a third close it: all methods may be called by
+    any thread, but starttls() while no other uses it. A ``with`` statement closes it.
     """
 
     # Of the class until they are set: a server makes many of these.
@@ -99,13 +103,16 @@ class Connection(_becket.Connection):
     def close(self) -> None:
         """Send what is queued, and close; what is not sent within the time-out, or 10 seconds, is
         lost. Waits for files of makefile() to be closed, as a socket's close(). May be repeated."""
-        if self._files > 0:
-            self._closes_later = True
+        with _counting:
+            self._closes_later = self._files > 0
+        if self._closes_later:
             return
+        mine = True
         try:
-            self._close()
+            mine = self._close()
         finally:
-            self._let_go()
+            if mine:  # else another thread has done it, or is about it, and needs its loop
+                self._let_go()
 
     def abort(self) -> None:
         """Close now; what is queued is lost."""
@@ -115,13 +122,15 @@ class Connection(_becket.Connection):
             self._let_go()
 
     def _let_go(self) -> None:
-        loop, self._owned = self._owned, None
+        loop = self.__dict__.pop("_owned", None)  # by one thread only
         if loop is not None:
             loop.close()
 
     def _file_closed(self) -> None:
-        self._files -= 1
-        if self._files == 0 and self._closes_later:
+        with _counting:
+            self._files -= 1
+            last = self._files == 0 and self._closes_later
+        if last:
             self.close()
 
     def shutdown(self, how: int) -> None:
@@ -194,11 +203,6 @@ class Connection(_becket.Connection):
             raise _error(errno.ENOTCONN)
         return self._transport
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As asyncio's transports': 'peername', 'socket', 'cipher', 'peercert', …"""
-        transport = self._transport
-        return default if transport is None else transport.get_extra_info(name, default)
-
     @property
     def peer(self) -> Any:
         """The address of the other side, as sockets give it; None: it has none, or is unknown."""
@@ -228,7 +232,8 @@ class Connection(_becket.Connection):
         return self.local
 
     def _socket(self) -> Any:
-        sock = self._open_transport().get_extra_info("socket")
+        self._open_transport()
+        sock = self.get_extra_info("socket")
         if sock is None:
             raise _error(errno.ENOTSOCK)
         return sock

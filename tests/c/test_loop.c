@@ -1,7 +1,9 @@
 /*
  * test_loop.c: the loop over each built-in notifier (tests/conformance/loop.c), and what a suite
- * for others does not ask: how notifiers are chosen, arguments, timers against a model, memory.
+ * for others does not ask: how notifiers are chosen, arguments, timers against a model, posts of
+ * many threads, memory.
  */
+#include "core/loop/loop.h"
 #include "tests/c/check.h"
 #include "tests/c/support.h"
 
@@ -343,6 +345,91 @@ static void changes_do_not_pile_up(void) {
     free_loop(loop);
 }
 
+/* ---- Posts ---- */
+
+static char said[16];
+
+static void say(void *arg) {
+    strncat(said, arg, sizeof said - strlen(said) - 1);
+}
+
+static void say_too(void *arg) {
+    say(arg);
+}
+
+static void posts_of_one_function(void) {
+    bk_loop *loop = new_loop();
+    *said = '\0';
+    CHECK_INT(bk_loop_post(loop, say, "a"), 0);
+    CHECK_INT(bk_loop_post(loop, say_too, "1"), 0);
+    CHECK_INT(bk_loop_post(loop, say, "b"), 0);
+    bk_posts_call(loop, nothing);
+    CHECK_STR(said, "");
+    bk_posts_call(loop, say);
+    CHECK_STR(said, "ab");
+    CHECK_INT(bk_loop_post(loop, say_too, "2"), 0);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    CHECK_STR(said, "ab12");
+    CHECK_INT(bk_loop_post(loop, say, "c"), 0);
+    bk_posts_call(loop, say);
+    CHECK_INT(bk_loop_post(loop, say_too, "3"), 0); /* the end of the list has moved */
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    CHECK_STR(said, "ab12c3");
+    free_loop(loop);
+}
+
+enum { POSTERS = 4, POSTS = 2000 };
+
+typedef struct posting {
+    bk_loop *loop;
+    bk_post kept;                   /* all threads post this one */
+    int taken, at_once, kept_taken; /* on the loop's thread */
+    atomic_int finished;            /* threads */
+} posting;
+
+static void count_taken(void *arg) {
+    ((posting *)arg)->taken++;
+}
+
+static void count_at_once(void *arg) {
+    ((posting *)arg)->at_once++;
+}
+
+static void count_kept(void *arg) {
+    ((posting *)arg)->kept_taken++;
+}
+
+static void post_many(void *arg) {
+    posting *p = arg;
+    for (int i = 0; i < POSTS; i++) {
+        CHECK_INT(bk_loop_post(p->loop, i % 2 ? count_taken : count_at_once, p), 0);
+        bk_loop_post_kept(p->loop, &p->kept);
+    }
+    atomic_fetch_add(&p->finished, 1);
+    bk_loop_wake(p->loop);
+}
+
+/* What is posted is called once, by a loop that would wait for ever for a wake that is lost. */
+static void many_threads_post(void) {
+    posting p = {.loop = new_loop()};
+    bk_os *os = faults_os(support_faults());
+    bk_thread threads[POSTERS];
+    p.kept.call = (bk_call){count_kept, &p};
+    for (int i = 0; i < POSTERS; i++)
+        CHECK_INT(os->thread_start(os, post_many, &p, &threads[i]), 0);
+    while (atomic_load(&p.finished) < POSTERS || p.taken < POSTERS * POSTS / 2) {
+        bk_posts_call(p.loop, count_at_once);
+        CHECK_INT(bk_loop_turn(p.loop, -1), 0);
+    }
+    for (int i = 0; i < POSTERS; i++)
+        CHECK_INT(os->thread_join(os, threads[i]), 0);
+    CHECK_INT(bk_loop_turn(p.loop, 0), 0);
+    CHECK_INT(p.taken, POSTERS * POSTS / 2);
+    CHECK_INT(p.at_once, POSTERS * POSTS / 2);
+    CHECK(p.kept_taken > 0 && p.kept_taken <= POSTERS * POSTS);
+    free_loop(p.loop);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(over_epoll),
@@ -353,6 +440,8 @@ int main(int argc, char **argv) {
         CASE(older_options),
         CASE(bad_arguments),
         CASE(harmless),
+        CASE(posts_of_one_function),
+        CASE(many_threads_post),
         CASE(timers_follow_the_model),
         CASE(stopped_timers_cost_no_memory),
         CASE(no_watches_leak),
