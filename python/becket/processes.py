@@ -9,6 +9,7 @@ Called by EventLoop.subprocess_exec() and subprocess_shell().
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import threading
@@ -80,10 +81,10 @@ class Waiter:
         """Call *ended* on the loop when that child can be waited for."""
         assert self._loop is not None
         try:
-            descriptor = os.pidfd_open(pid)
+            descriptor = open_descriptor(pid)
         except ProcessLookupError:  # waited for already
             self._loop.call_soon(ended)
-        except (AttributeError, OSError):  # not here, or no descriptor is left
+        except OSError:  # this system has none, or none is left
             start_thread(self._loop, pid, ended)
         else:
             self._descriptors.add(descriptor)
@@ -104,6 +105,13 @@ class Waiter:
         for descriptor in list(self._descriptors):
             self._forget(descriptor)
         self._loop = None
+
+
+def open_descriptor(pid: int) -> int:
+    """A descriptor that can be read from when the process has ended. OSError: there is none."""
+    if not hasattr(os, "pidfd_open"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return os.pidfd_open(pid)
 
 
 def start_thread(loop: EventLoop, pid: int, ended: Callable[[], object]) -> None:

@@ -22,11 +22,15 @@ from support import Loop, run
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a POSIX system's processes")
 
 
+def no_descriptor(pid: int) -> int:
+    raise OSError
+
+
 @pytest.fixture(params=["descriptor", "thread"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the end of a child is heard of."""
     if request.param == "thread":
-        monkeypatch.delattr(os, "pidfd_open")
+        monkeypatch.setattr(processes, "open_descriptor", no_descriptor)
     return str(request.param)
 
 
@@ -119,7 +123,7 @@ def test_one_that_is_gone_before_it_is_watched(
         child = await asyncio.create_subprocess_exec("true")
         assert await child.wait() == 0
 
-    monkeypatch.setattr(os, "pidfd_open", gone)
+    monkeypatch.setattr(processes, "open_descriptor", gone)
     run(becket_loop, main())
 
 
