@@ -322,3 +322,26 @@ def test_a_socket_object_that_lives_on_closes_nothing(loop: Loop) -> None:
             os.close(fd)
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("write", ["write", "writelines"])
+def test_a_bytearray_is_the_callers_again_after_write(becket_loop: Loop, write: str) -> None:
+    """Whether the kernel took it, or it waits. asyncio sends what it has become, from 3.12 on."""
+
+    async def main() -> None:
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        transport, _ = await becket_loop.create_connection(asyncio.Protocol, sock=near)
+        for size in (10, 3_000_000):
+            data = bytearray(b"a" * size)
+            getattr(transport, write)(data if write == "write" else [data])
+            data[:] = b"b" * size
+            got = bytearray()
+            while len(got) < size:
+                got += await becket_loop.sock_recv(far, 1 << 20)
+            assert got == b"a" * size
+        transport.close()
+        assert await becket_loop.sock_recv(far, 1) == b""
+        far.close()
+
+    run(becket_loop, main())
