@@ -214,12 +214,20 @@ typedef struct ConnectionObject {
 /* module.c */
 module_state *state_of_type(PyTypeObject *type);
 
+/* For the core, which was given a reference. */
+static inline void object_release(void *arg) {
+    Py_DECREF((PyObject *)arg);
+}
+
 /* errors.c */
-const char *endpoint_text(PyObject *arg);
-void served_refuse(bk_stream *s, PyObject *refusal); /* bytes; NULL: nothing */
-PyObject *endpoint_parse(PyObject *module, PyObject *arg);
 PyObject *endpoint_raise(module_state *state, const char *endpoint, const bk_error *error);
 PyObject *stream_exception(module_state *state, bk_stream *s, int why);
+void exception_keep(PyObject **kept); /* the one that is set, if none is there; it stays set */
+void warn_unclosed(PyObject *transport);
+
+/* endpoint.c */
+const char *endpoint_text(PyObject *arg);
+PyObject *endpoint_parse(PyObject *module, PyObject *arg);
 
 /* handle.c */
 extern PyType_Spec handle_spec, timer_handle_spec;
@@ -323,6 +331,7 @@ bk_gate *gate_core(PyObject *object);
 extern PyType_Spec hand_spec, away_spec, echo_spec;
 void away_end_silent(bk_stream *s);
 void away_come_back(void *arg);
+void served_refuse(bk_stream *s, PyObject *refusal); /* bytes; NULL: nothing */
 
 /* connector.c */
 extern PyType_Spec connector_spec;

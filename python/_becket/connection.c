@@ -525,10 +525,6 @@ static PyObject *connection_readuntil(ConnectionObject *c, PyObject *args, PyObj
 
 /* ---- Sending ---- */
 
-static void release_object(void *arg) {
-    Py_DECREF((PyObject *)arg);
-}
-
 /* Whether the kernel has all. */
 static bool is_sent(const ConnectionObject *c) {
     const bk_stream *s = stream_of(c);
@@ -578,7 +574,7 @@ static int write_bytes(ConnectionObject *c, const void *data, Py_ssize_t n, PyOb
         code = -EPIPE;
     else if (sent < n)
         code = bk_stream_write(s, (const char *)data + sent, (size_t)(n - sent),
-                               owner != NULL ? release_object : BK_COPY, Py_XNewRef(owner));
+                               owner != NULL ? object_release : BK_COPY, Py_XNewRef(owner));
     if (code >= 0 && sent < n)
         bk_stream_flush(s);
     bool broken = s != NULL && s->flags & BK_STREAM_CLOSED;

@@ -33,12 +33,7 @@ static void tell(DatagramObject *t, PyObject *method, PyObject **args, size_t n,
 /* The exception that is set is reported, and connection_lost() will get it: asyncio's
    _fatal_error(). */
 static void fail(DatagramObject *t, const char *message) {
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    PyErr_NormalizeException(&type, &value, &tb);
-    if (t->error == NULL)
-        t->error = Py_XNewRef(value);
-    PyErr_Restore(type, value, tb);
+    exception_keep(&t->error);
     loop_report(t->loop, message, (PyObject *)t, t->protocol, NULL);
     t->closing = true;
     bk_datagram_abort(t->core);
@@ -121,8 +116,8 @@ static void closed(bk_datagram *d, int why) {
     DatagramObject *t = bk_datagram_user(d);
     if (!t->loop->ending)
         tell_lost(t, why);
-    else if (!t->closing && PyErr_ResourceWarning((PyObject *)t, 1, "unclosed transport %R", t) < 0)
-        PyErr_WriteUnraisable((PyObject *)t);
+    else if (!t->closing)
+        warn_unclosed((PyObject *)t);
     t->closing = true;
     t->core = NULL;
     if (t->fd < t->loop->transport_room && t->loop->transports[t->fd] == (PyObject *)t)
@@ -262,10 +257,6 @@ static void datagram_dealloc(DatagramObject *t) {
 
 /* ---- Sending ---- */
 
-static void release_object(void *arg) {
-    Py_DECREF((PyObject *)arg);
-}
-
 /* Whether asyncio has it that its connection is lost. */
 static bool is_lost(const DatagramObject *t) {
     return t->core == NULL || t->core->flags & BK_DATAGRAM_CLOSED;
@@ -288,7 +279,7 @@ static int send_core(DatagramObject *t, PyObject *data, const struct sockaddr_st
     const struct sockaddr *address = to_size > 0 ? (const struct sockaddr *)to : NULL;
     if (PyBytes_CheckExact(data))
         return bk_datagram_send(t->core, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data),
-                                release_object, Py_NewRef(data), address, to_size);
+                                object_release, Py_NewRef(data), address, to_size);
     Py_buffer view;
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
         fail(t, "Fatal write error on datagram transport");

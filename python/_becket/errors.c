@@ -55,3 +55,18 @@ PyObject *stream_exception(module_state *state, bk_stream *s, int why) {
     return PyObject_CallFunction(state->tls_exception_of, "is", why,
                                  *words != '\0' ? words : bk_strerror(why));
 }
+
+void exception_keep(PyObject **kept) {
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (*kept == NULL && value != NULL && PyExceptionInstance_Check(value))
+        *kept = Py_NewRef(value);
+    PyErr_Restore(type, value, tb);
+}
+
+/* Its loop was closed before it. */
+void warn_unclosed(PyObject *transport) {
+    if (PyErr_ResourceWarning(transport, 1, "unclosed transport %R", transport) < 0)
+        PyErr_WriteUnraisable(transport);
+}

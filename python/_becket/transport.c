@@ -76,12 +76,7 @@ int transport_call(TransportObject *t, PyObject *method, PyObject *arg, PyObject
 /* The exception that is set is reported, and connection_lost() will get it: asyncio's
    _fatal_error(). */
 void transport_fail(TransportObject *t, const char *message) {
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    PyErr_NormalizeException(&type, &value, &tb);
-    if (t->error == NULL && value != NULL && PyExceptionInstance_Check(value))
-        t->error = Py_NewRef(value);
-    PyErr_Restore(type, value, tb);
+    exception_keep(&t->error);
     if (PyErr_ExceptionMatches(PyExc_OSError) && !t->loop->debug)
         PyErr_Clear(); /* connections break: that is no news, and connection_lost() gets it */
     else
@@ -434,11 +429,6 @@ static void detach_from_server(TransportObject *t) {
     Py_DECREF(server);
 }
 
-static void warn_unclosed(TransportObject *t) {
-    if (PyErr_ResourceWarning((PyObject *)t, 1, "unclosed transport %R", t) < 0)
-        PyErr_WriteUnraisable((PyObject *)t);
-}
-
 static PyObject *find_extra(TransportObject *t, const char *name);
 
 /* Who still has the transport may ask it who that was, as asyncio's transports can tell. */
@@ -465,7 +455,7 @@ static void closed(bk_stream *s, int why) {
     bool shaking = t->tls != NULL && !t->tls->open;
     if (t->loop->ending) {
         if (!t->closing)
-            warn_unclosed(t);
+            warn_unclosed((PyObject *)t);
     } else if (shaking && !t->started) {
         PyObject *e = reason(t, why);
         handshake_failed(t, e);
@@ -841,10 +831,6 @@ static PyObject *transport_resume_reading(TransportObject *t, PyObject *Py_UNUSE
 
 /* ---- Writing ---- */
 
-static void release_object(void *arg) {
-    Py_DECREF((PyObject *)arg);
-}
-
 /* Whether a write, of nothing even, is an error. */
 static bool refuses(const TransportObject *t) {
     return t->eof || t->sending_file;
@@ -871,7 +857,7 @@ static int may_write(TransportObject *t) {
 }
 
 static int write_stream(TransportObject *t, const void *data, Py_ssize_t n, PyObject *owner) {
-    int code = bk_stream_write(t->stream, data, (size_t)n, owner != NULL ? release_object : BK_COPY,
+    int code = bk_stream_write(t->stream, data, (size_t)n, owner != NULL ? object_release : BK_COPY,
                                Py_XNewRef(owner));
     if (code >= 0 && !t->loop->core->turning)
         bk_stream_flush(t->stream); /* no callback is there whose return it could wait for */

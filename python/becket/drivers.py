@@ -66,7 +66,7 @@ def make_gate(plan: Plan, failed: Callable[[str, str], object]) -> _becket.Gate:
         if fields[-2] != 0 and endpoints.parse(fields[0]).is_single:
             failed(fields[0], fields[-1])
 
-    single = any(e.is_single for e in plan.parsed().values())
+    single = any(e.is_single for e in plan.parsed.values())
     return _becket.Gate(leave if single else write, **plan.limits)
 
 
@@ -231,7 +231,7 @@ class Share:
         """Whether something is under way. *Early*, it may yet be in a PROXY header: connections are
         not counted before."""
         tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task(self.loop)}
-        waits = early and any("proxy" in e.options for e in self.plan.parsed().values())
+        waits = early and any("proxy" in e.options for e in self.plan.parsed.values())
         return self.loop._visits(0) > 0 or bool(tasks) or waits
 
     async def run(self) -> bool:
@@ -709,7 +709,7 @@ class Forks(Driver):
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         loop.add_signal_handler(signal.SIGCHLD, self._changed.set)
         sockets = self._open(loop)  # type: ignore[arg-type]
-        parsed = self.plan.parsed()
+        parsed = self.plan.parsed
         self._each = {text for text in parsed if parsed[text].is_each_ones}
         self._alone = not sockets and not self._each
         for place in range(self.workers):
@@ -727,7 +727,7 @@ class Forks(Driver):
         """Open what all workers accept from. What is one connection, or is to be opened by each
         worker, is opened there."""
         sockets: dict[str, list[int]] = {}
-        for endpoint, parts in self.plan.parsed().items():
+        for endpoint, parts in self.plan.parsed.items():
             if parts.is_each_ones:
                 self.names.append(endpoint)
                 continue

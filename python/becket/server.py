@@ -14,6 +14,7 @@ What is served is found out by becket.served; how it is run, is in becket.driver
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Plan:
     notifier: str | None = None
     access_log: str | None = None
 
+    @functools.cached_property
     def parsed(self) -> dict[str, Endpoint]:
         """The endpoints, in parts. ValueError, with a mark under what is wrong."""
         return {text: parse(text) for text in self.endpoints}

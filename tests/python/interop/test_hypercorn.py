@@ -7,13 +7,13 @@ import asyncio
 import http.client
 import os
 import signal
-import socket
 from contextlib import closing
 
 import pytest
 from aioquic.asyncio import connect as connect_quic
 from websockets.asyncio.client import connect as connect_websocket
 
+from interop.asgi_clients import echo_messages, leave_in_the_middle
 from interop.h3 import H3Client, client_configuration
 from interop.processes import HERE, PATIENCE, Server, run_program, run_wrk
 
@@ -130,31 +130,13 @@ def test_web_sockets(server, run):
     async def main() -> None:
         where = f"ws{'s' if server.context else ''}://127.0.0.1:{server.port}/ws"
         async with connect_websocket(where, ssl=server.context) as connection:
-            for size in (0, 1, 125, 126, 65_535, 65_536, 1_000_000):
-                data = os.urandom(size)
-                await connection.send(data)
-                assert await connection.recv() == data
-            await connection.send("grüße")
-            assert await connection.recv() == "grüße"
+            await echo_messages(connection)
 
     run(main())
 
 
 def test_clients_that_leave(server):
-    """In the middle of a request, of a large response, of a streamed one."""
-    for request in (
-        b"GET / HT",
-        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf",
-        b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n",
-    ):
-        sock = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
-        if server.context is not None:
-            sock = server.context.wrap_socket(sock, server_hostname="localhost")
-        with sock:
-            sock.sendall(request)
-            if request.startswith(b"GET /l"):
-                assert sock.recv(100)
+    leave_in_the_middle(server.port, server.context)
     with closing(connect(server)) as connection:
         assert ask(connection, "GET", "/") == (200, b"Hello, world!")
 
