@@ -13,6 +13,7 @@
 
 #include <becket-smtp.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
