@@ -56,7 +56,8 @@ static int import_all(module_state *state) {
         if ((state->own[i] = reader_own_method(state, i)) == NULL)
             return -1;
     state->create_task = PyObject_GetAttrString(state->base_loop, "create_task");
-    return state->create_task == NULL ? -1 : 0;
+    state->task_names = Py_BuildValue("(ss)", "loop", "context");
+    return state->create_task == NULL || state->task_names == NULL ? -1 : 0;
 }
 
 static int intern_names(module_state *state) {
@@ -197,7 +198,7 @@ static int module_exec(PyObject *module) {
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
     X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)         \
     X(smtp_server_type)                                                                           \
-    X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
+    X(task_names) X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -40,6 +40,7 @@ typedef struct SmtpRulesObject {
     bk_smtp_config config;
     unsigned asks;
     int decode_data, utf8;
+    const module_state *state;
 } SmtpRulesObject;
 
 typedef struct SmtpServerObject {
@@ -62,10 +63,15 @@ typedef struct SmtpConnectionObject {
     smtp_question question; /* that the handler owes an answer to */
     bool failing;           /* … and it was to describe its exception */
     bool gone, secure, calling, gathering;
+    bool in_task; /* within a task's call: no other may be stepped */
     unsigned moved; /* goes on with every byte, for the time-out */
 } SmtpConnectionObject;
 
 static void settle(SmtpConnectionObject *c, PyObject *result);
+
+static const module_state *state_of(const SmtpConnectionObject *c) {
+    return c->rules->state;
+}
 
 /* ---- Calling Python ---- */
 
@@ -212,9 +218,7 @@ static PyObject *session_of(SmtpConnectionObject *c) {
     bool secure = c->core != NULL && bk_smtp_secure(c->core);
     if (c->session != NULL && (secure == c->secure || c->gone))
         return c->session;
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE((PyObject *)c->rules), &becket_module);
-    const module_state *state = PyModule_GetState(module);
-    PyTypeObject *type = state->smtp_session_type;
+    PyTypeObject *type = state_of(c)->smtp_session_type;
     SmtpSessionObject *session = (SmtpSessionObject *)type->tp_alloc(type, 0);
     c->secure = secure;
     if (session != NULL && c->core != NULL && session_describe(c, session) < 0)
@@ -291,9 +295,7 @@ static PyObject *envelope_of(SmtpConnectionObject *c, const bk_smtp_message *m) 
         return c->envelope;
     if (m == NULL && c->core != NULL && !c->gone && c->rules->hooks[HOOK_MAIL] == NULL)
         m = c->core->message;
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE((PyObject *)c->rules), &becket_module);
-    const module_state *state = PyModule_GetState(module);
-    PyTypeObject *type = state->smtp_envelope_type;
+    PyTypeObject *type = state_of(c)->smtp_envelope_type;
     SmtpEnvelopeObject *e = (SmtpEnvelopeObject *)type->tp_alloc(type, 0);
     if (e != NULL && m != NULL && envelope_describe(e, m) < 0)
         Py_CLEAR(e);
@@ -436,7 +438,7 @@ static PyObject *connection_done(SmtpConnectionObject *c, PyObject *task) {
     if (c->task != task)
         Py_RETURN_NONE;
     c->task = NULL;
-    PyObject *result = PyObject_CallMethod(task, "result", NULL);
+    PyObject *result = PyObject_CallMethodNoArgs(task, state_of(c)->str_result);
     Py_DECREF(task);
     if (c->question != QUESTION_NONE)
         settle(c, result);
@@ -459,19 +461,35 @@ static PyObject *task_new(SmtpConnectionObject *c, PyObject *awaitable) {
     return task;
 }
 
-static int start_task(SmtpConnectionObject *c, PyObject *awaitable) {
-    PyObject *task = task_new(c, awaitable);
-    PyObject *done = task == NULL ? NULL : PyObject_GetAttrString((PyObject *)c, "_done");
+/* c->task is to tell when it is done. */
+static int follow_task(SmtpConnectionObject *c, const module_state *state) {
+    PyObject *done = PyObject_GetAttr((PyObject *)c, state->str__done);
     PyObject *result =
-        done == NULL ? NULL : PyObject_CallMethod(task, "add_done_callback", "O", done);
+        done == NULL ? NULL : PyObject_CallMethodOneArg(c->task, state->str_add_done_callback, done);
     Py_XDECREF(done);
-    if (result == NULL) {
-        Py_XDECREF(task);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* Most have done all in their first step, and need no turn of the loop. */
+static int start_task(SmtpConnectionObject *c, PyObject *awaitable) {
+    const module_state *state = state_of(c);
+    bool at_once = c->ours != NULL && !c->in_task && PyCoro_CheckExact(awaitable);
+    PyObject *task =
+        at_once ? loop_start_task(c->ours, awaitable, c->context) : task_new(c, awaitable);
+    if (task == NULL)
         return -1;
-    }
-    Py_DECREF(result);
     Py_XSETREF(c->task, task);
-    return 0;
+    PyObject *done = at_once ? PyObject_CallMethodNoArgs(task, state->str_done) : Py_NewRef(Py_False);
+    Py_XDECREF(done);
+    if (done != Py_True)
+        return done == NULL ? -1 : follow_task(c, state);
+    c->task = NULL;
+    PyObject *result = PyObject_CallMethodNoArgs(task, state->str_result);
+    Py_DECREF(task);
+    int code = result == NULL ? -1 : answer_value(c, result);
+    Py_XDECREF(result);
+    return code;
 }
 
 static bool is_awaitable(PyObject *value) {
@@ -786,6 +804,7 @@ static PyObject *rules_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     for (int i = 0; i < HOOKS; i++)
         self->hooks[i] = hooks[i] == Py_None ? NULL : Py_NewRef(hooks[i]);
     self->asks = asks;
+    self->state = state_of_type(type);
     self->decode_data = decode_data;
     self->utf8 = utf8;
     self->config = (bk_smtp_config){.size = sizeof(bk_smtp_config)};
@@ -1003,10 +1022,6 @@ static PyObject *connection_resume(SmtpConnectionObject *c, PyObject *Py_UNUSED(
 
 /* ---- What handlers may do with it ---- */
 
-static const module_state *state_of(SmtpConnectionObject *c) {
-    return PyModule_GetState(PyType_GetModuleByDef(Py_TYPE((PyObject *)c), &becket_module));
-}
-
 /* push(status): a line to the client, at once. */
 static PyObject *connection_push(SmtpConnectionObject *c, PyObject *status) {
     const char *text = reply_of(status);
@@ -1025,14 +1040,18 @@ static PyObject *connection_answer(SmtpConnectionObject *c, PyObject *reply) {
     const char *text = reply_of(reply);
     if (text == NULL)
         return NULL;
+    bool before = c->in_task;
+    c->in_task = true;
     if (c->question != QUESTION_NONE)
         answer(c, text, NULL);
+    c->in_task = before;
     Py_RETURN_NONE;
 }
 
 /* _set_rules(rules, loop) */
 static PyObject *connection_set_rules(SmtpConnectionObject *c, PyObject *args) {
-    const module_state *state = state_of(c);
+    const module_state *state =
+        PyModule_GetState(PyType_GetModuleByDef(Py_TYPE((PyObject *)c), &becket_module));
     PyObject *rules, *loop;
     if (!PyArg_ParseTuple(args, "O!O:_set_rules", state->smtp_rules_type, &rules, &loop))
         return NULL;
