@@ -1,14 +1,9 @@
 /*
  * becket-protocols.h: protocols that are ready to use, and how to write one without a socket in it.
  *
- * For C programs that serve lines or mail, for authors of protocols, and for whoever runs protocols
- * on something other than becket's streams. The conventions are those of becket.h. It is meant to
- * be read from the top: machines, running them, echo, lines, SMTP, the Maildir store.
- *
- *     bk_smtp_config config = {.size = sizeof config, .hostname = "mx.example.org"};
- *     bk_protocol *smtp;
- *     if (bk_smtp_maildir_new(loop, &config, "Maildir", NULL, NULL, &smtp) == 0)
- *         bk_listen(loop, "tcp://:25", smtp, NULL, NULL);
+ * For C programs that serve lines, for authors of protocols, and for whoever runs protocols on
+ * something other than becket's streams. The conventions are those of becket.h. It is meant to be
+ * read from the top: machines, running them, echo, lines. Mail is in becket-smtp.h.
  */
 #ifndef BECKET_PROTOCOLS_H
 #define BECKET_PROTOCOLS_H
@@ -66,11 +61,11 @@ typedef struct bk_runner_ops {
     void (*timeout)(bk_machine *m, unsigned seconds);
     /* Optional. The peer's IP address, as RFC 5321 writes it within [ ]; empty: it has none. */
     void (*peer)(bk_machine *m, char *ret_text, size_t room);
-    /* Optional, both. start_tls: what was sent before goes out in plain first. What has arrived by
-       then in plain, and is not fed yet, must never be: it may be given to TLS, or dropped. 0;
-       negative: not possible, and nothing was begun. A handshake that fails later is the end of the
-       connection. */
-    int (*start_tls)(bk_machine *m);
+    /* Optional, both. start_tls: what was sent before goes out in plain first, and then the n bytes
+       of last, which tell the peer of it. What has arrived by then in plain, and is not fed yet,
+       must never be: it may be given to TLS, or dropped. 0; negative: not possible, and nothing was
+       begun, nor last sent. A handshake that fails later is the end of the connection. */
+    int (*start_tls)(bk_machine *m, const void *last, size_t n);
     /* 1: what is said is sealed by TLS; 0: it is not, but start_tls is offered; negative:
        neither. */
     int (*secure)(bk_machine *m);
@@ -102,11 +97,12 @@ BK_API void bk_machine_go(bk_machine *m);
 BK_API int bk_machine_ready(const bk_machine *m);
 BK_API void bk_machine_timeout(bk_machine *m, unsigned seconds);
 BK_API void bk_machine_peer(bk_machine *m, char *ret_text, size_t room);
-/* Start TLS; what was sent before goes out in plain. Whatever else was received by then is dropped,
-   the rest of what receive was given too: it must not be taken for something said under TLS. What
-   is received next was. -ENOTSUP: it is not offered; -EALREADY: it is there; -EPIPE after close;
-   or why it was not possible: then nothing is dropped. */
-BK_API int bk_machine_start_tls(bk_machine *m);
+/* Start TLS; what was sent before goes out in plain, and then last, n bytes: words that are to be
+   said only if TLS can be begun ("220 Ready"). Whatever else was received by then is dropped, the
+   rest of what receive was given too: it must not be taken for something said under TLS. What is
+   received next was. -ENOTSUP: it is not offered; -EALREADY: it is there; -EPIPE after close; or
+   why it was not possible: then nothing is dropped, and last is not said. */
+BK_API int bk_machine_start_tls(bk_machine *m, const void *last, size_t n);
 /* 1: under TLS; 0: not, but it may be started; negative: neither. */
 BK_API int bk_machine_secure(bk_machine *m);
 
@@ -173,121 +169,6 @@ typedef struct bk_line_config {
 BK_API int bk_line_new(const bk_line_config *config, bk_os *os, bk_machine **ret_machine);
 BK_API int bk_line_protocol_new(const bk_line_config *config, bk_os *os,
                                 bk_protocol **ret_protocol);
-
-/* ---- SMTP ------------------------------------------------------------------------------------ */
-
-/*
- * Receiving mail by RFC 5321, with PIPELINING, SIZE, 8BITMIME and ENHANCEDSTATUSCODES; and with
- * STARTTLS (RFC 3207) where the runner offers it, as starttls:// endpoints do. It is strict where
- * laxness would let two servers disagree on where a message ends: only CRLF ends a command, only
- * CRLF.CRLF a message; a CR or LF on its own gets the command, or the message, refused. Lines of
- * text may be longer than the 1000 bytes of RFC 5321, up to the message's size: real mail has them,
- * and nobody gains when it is lost.
- *
- * Replies are given as one line without its end, "550 5.1.1 no such mailbox": a code of 2xx, 4xx
- * or 5xx, an enhanced status code (added when missing), a text. 421 closes the connection. One
- * that is no such line becomes 451.
- */
-typedef struct bk_smtp_session bk_smtp_session;
-
-typedef struct bk_smtp_message {
-    bk_os *os;
-    char *sender;      /* without < >; empty: a notification, which nobody will answer */
-    char **recipients; /* without < > */
-    size_t recipient_count;
-    uint64_t declared; /* by SIZE=; 0: it was not */
-    int eight_bit;     /* BODY=8BITMIME */
-    char *data;        /* lines end in CRLF, dots are unstuffed */
-    size_t size;       /* of data */
-    size_t trace_size; /* how much of it, at its start, is the Received: header added here */
-    size_t room;
-} bk_smtp_message;
-
-enum {
-    BK_SMTP_NO_TRACE = 1, /* add no Received: (and Maildir no Return-Path:): data as it was sent */
-};
-
-typedef struct bk_smtp_config {
-    size_t size;
-    const char *hostname; /* NULL: "localhost" */
-    const char *software; /* in the greeting; NULL: "becket" */
-    unsigned flags;
-    /* Limits; 0: the default. */
-    size_t max_message;      /* bytes; 25 MiB */
-    unsigned max_recipients; /* of one message; 100 */
-    unsigned max_errors;     /* refusals until the connection is closed; 20 */
-    unsigned max_idle;       /* commands that bring no mail, until it is closed; 100 */
-    unsigned timeout;        /* seconds; 300 */
-    void *context;
-    /* Optional. Answer at once: NULL accepts, else the reply, which 2xx makes an acceptance too.
-       The envelope holds what has been accepted up to now. */
-    const char *(*mail)(void *context, bk_smtp_session *session, const bk_smtp_message *envelope);
-    const char *(*rcpt)(void *context, bk_smtp_session *session, const bk_smtp_message *envelope,
-                        const char *recipient);
-    /* A message is complete, and the hook's from now on: bk_smtp_message_free(). The client waits
-       until bk_smtp_answer(), which must be called exactly once, now or later, and whatever
-       became of the connection; 2xx only when the message is safe. */
-    void (*message)(void *context, bk_smtp_session *session, bk_smtp_message *message);
-} bk_smtp_config;
-
-/* In the thread that runs the session. reply is copied; NULL: "250 2.0.0 message accepted". When
-   the connection has gone meanwhile, this only frees the session. */
-BK_API void bk_smtp_answer(bk_smtp_session *session, const char *reply);
-BK_API void bk_smtp_message_free(bk_smtp_message *message); /* NULL is not an error */
-
-/* In hooks: the peer's address ("" when it has none), and the name it gave ("" before it did). */
-BK_API const char *bk_smtp_peer(const bk_smtp_session *session);
-BK_API const char *bk_smtp_helo(const bk_smtp_session *session);
-
-/* -EINVAL without a message hook, or with a hostname that is none. The texts in config must outlive
-   the machine; the protocol copies them. */
-BK_API int bk_smtp_new(const bk_smtp_config *config, bk_os *os, bk_machine **ret_machine);
-BK_API int bk_smtp_protocol_new(const bk_smtp_config *config, bk_os *os,
-                                bk_protocol **ret_protocol);
-
-/* ---- The Maildir store ----------------------------------------------------------------------- */
-
-/*
- * A folder with cur/, new/ and tmp/, each message a file. One is written to tmp/, and moved to new/
- * when it is safely on disk: nothing half-written is ever in new/. Thread-safe.
- */
-typedef struct bk_maildir bk_maildir;
-
-enum { BK_MAILDIR_NAME = 256 }; /* room for the name of a file */
-
-/* Makes the folders that are missing, `path` itself too but not what it lies in. hostname becomes
-   part of the names of files; NULL: "localhost". */
-BK_API int bk_maildir_open(bk_os *os, const char *path, const char *hostname,
-                           bk_maildir **ret_maildir);
-/* Deliveries under way go on. NULL is not an error. */
-BK_API void bk_maildir_close(bk_maildir *maildir);
-
-/* Store the parts, at most BK_IOV_MAX, as one message. Blocks: for threads that may. When it
-   returns 0, the message is on disk; on failure nothing is left of it. */
-BK_API int bk_maildir_deliver(bk_maildir *maildir, const struct iovec *parts, int count,
-                              char ret_name[BK_MAILDIR_NAME]);
-
-typedef void (*bk_maildir_done)(void *arg, int code, const char *name); /* name: NULL on failure */
-
-/* The same in one of the loop's workers, and then done() on the loop. The bytes must stay good, and
-   the loop must live, until then. On failure done() is not called. */
-BK_API int bk_maildir_deliver_soon(bk_maildir *maildir, bk_loop *loop, const struct iovec *parts,
-                                   int count, bk_maildir_done done, void *arg);
-
-/* ---- SMTP into a Maildir --------------------------------------------------------------------- */
-
-/* A message was stored under this name in new/, and will now be acknowledged. */
-typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_message *message);
-
-/*
- * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
- * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
- * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
- * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free
- * it by bk_machine_protocol_free().
- */
-BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
-                               bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);
 
 #ifdef __cplusplus
 }
