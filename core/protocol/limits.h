@@ -24,6 +24,18 @@ enum {
     BK_SMTP_REPLY_MAX = 512,
     /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
     BK_SMTP_PEER_MAX = 64,
+    /* A line of a reply that a client takes: four times what a server may send (4.5.3.1.5), for
+       many put whole web addresses into their refusals. */
+    BK_SMTP_RESPONSE_LINE_MAX = 2048,
+    /* … and how many, and how much together: EHLO's have some twenty. */
+    BK_SMTP_RESPONSE_LINES_MAX = 128,
+    BK_SMTP_RESPONSE_MAX = 16 * 1024,
+    /* Data is given to the runner in such pieces: as large as a stream's high-water mark. */
+    BK_SMTP_PIECE = 64 * 1024,
+    /* A piece between two dots that is smaller is copied: a reference costs more. */
+    BK_SMTP_PIECE_COPIED = 1024,
+    /* Commands are gathered up to this, and sent together. */
+    BK_SMTP_GROUP = 4096,
     /* What the large mail providers accept. */
     BK_SMTP_MESSAGE_MAX = 25 * 1024 * 1024,
     /* The least that RFC 5321, 4.5.3.1.8 allows; clients send the rest as another message. */
