@@ -22,6 +22,8 @@ enum {
     BK_SMTP_LABEL_MAX = 63,
     /* A line of a reply with its CRLF (4.5.3.1.5). */
     BK_SMTP_REPLY_MAX = 512,
+    /* All lines of the reply to EHLO: our name, and a dozen short ones. */
+    BK_SMTP_KEYWORDS_MAX = 640,
     /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
     BK_SMTP_PEER_MAX = 64,
     /* A line of a reply that a client takes: four times what a server may send (4.5.3.1.5), for
@@ -51,6 +53,9 @@ enum {
     BK_SMTP_TIMEOUT = 300,
     /* Room for the trace header: two host names of 255 and the words between them. */
     BK_SMTP_TRACE_MAX = 1024,
+    /* ENVID=; and ORCPT= and AUTH= (RFC 3461, 4.2 and 4.4; RFC 4954, 5). */
+    BK_SMTP_ENVID_MAX = 100,
+    BK_SMTP_XTEXT_MAX = 500,
     /* Digits in SIZE= (RFC 1870). */
     BK_SMTP_SIZE_DIGITS = 20,
 
