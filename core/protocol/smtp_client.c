@@ -292,6 +292,13 @@ static void client_blocked(bk_machine *m, int on) {
         go_on(c);
 }
 
+/* Passwords went through it. */
+static void forget_out(bk_smtp_client *c) {
+    if (c->out.data != NULL)
+        bk_wipe(c->out.data, c->out.room);
+    bk_buffer_clear(c->machine.os, &c->out);
+}
+
 static int client_why(const bk_smtp_client *c) {
     if (c->over)
         return c->why;
@@ -307,10 +314,10 @@ static void client_free(bk_machine *m) {
     bk_smtp_mail_lost(c);
     if (c->config.closed != NULL)
         c->config.closed(c->config.context, c, why, c->last);
-    bk_scram_client_clear(&c->scram);
+    bk_scram_client_clear(m->os, &c->scram);
     bk_smtp_response_clear(m->os, &c->response);
     bk_buffer_clear(m->os, &c->offers);
-    bk_buffer_clear(m->os, &c->out);
+    forget_out(c);
     bk_dealloc(m->os, c->last);
     bk_dealloc(m->os, c);
 }

@@ -102,6 +102,7 @@ struct bk_smtp_client {
     bool dirty;                     /* the server has a transaction that came to nothing */
 
     bool cancelled; /* logging in: we gave up, and said so */
+    bool verified;  /* … the server has shown that it knows the password */
     unsigned step;
     const char *mechanism;
     bk_scram_client scram;
