@@ -1,6 +1,7 @@
 /*
  * scram_client.c: proves to a server that we know a password without telling it, and has the server
- * prove that it does (SCRAM-SHA-256: RFC 5802, RFC 7677), without channel binding. For smtp_login.c.
+ * prove that it does (SCRAM-SHA-256: RFC 5802, RFC 7677), without channel binding. For
+ * smtp_login.c.
  *
  * What the server says is bounded: how often it may have us hash, above all.
  */

@@ -2,9 +2,9 @@
  * smtp_client.c: sending mail (RFC 5321) as a machine: the greeting, EHLO, TLS, and the end; and
  * what programs call. Logging in is smtp_login.c's, the messages are smtp_mail.c's.
  *
- * The server may be hostile. Each reply must be one, and one that was asked for: else the connection
- * ends, for what is said next could be taken for the answer to something else. What was learnt
- * before TLS is forgotten.
+ * The server may be hostile. Each reply must be one, and one that was asked for: else the
+ * connection ends, for what is said next could be taken for the answer to something else. What was
+ * learnt before TLS is forgotten.
  */
 #include "core/protocol/smtp_client.h"
 
@@ -187,7 +187,8 @@ static void helo_reply(bk_smtp_client *c, const char *reply) {
         bk_smtp_client_end(c, reply[0] == '3' ? -EPROTO : -ECONNREFUSED, reply);
 }
 
-/* After 220 there is no way back into plain (RFC 3207, 4); what the server had said is forgotten. */
+/* After 220 there is no way back into plain (RFC 3207, 4); what the server had said is forgotten.
+ */
 static void starttls_reply(bk_smtp_client *c, const char *reply) {
     if (reply[0] == '2') {
         int r = bk_machine_start_tls(&c->machine, NULL, 0);

@@ -45,13 +45,13 @@ typedef struct bk_smtp_outgoing {
     size_t at;   /* of the data: what has been sent */
 
     bk_smtp_due due;
-    size_t due_rcpt;     /* whose reply is next; with LMTP, of the data's too */
-    size_t pending;      /* replies that are yet to come */
-    size_t accepted;     /* recipients that the server took */
-    bool sender_taken;   /* MAIL was */
-    bool refused;        /* MAIL was not, or what it needs is not offered: the rest is pointless */
-    char *final;         /* the reply for all who have none of their own; NULL: not yet, or no
-                            memory: then a text of ours that means the same */
+    size_t due_rcpt;      /* whose reply is next; with LMTP, of the data's too */
+    size_t pending;       /* replies that are yet to come */
+    size_t accepted;      /* recipients that the server took */
+    bool sender_taken;    /* MAIL was */
+    bool refused;         /* MAIL was not, or what it needs is not offered: the rest is pointless */
+    char *final;          /* the reply for all who have none of their own; NULL: not yet, or no
+                             memory: then a text of ours that means the same */
     const char **replies; /* one for each recipient; NULL: not yet. Ours, or `final`, or static */
 } bk_smtp_outgoing;
 

@@ -86,8 +86,8 @@ void bk_smtp_login_begin(bk_smtp_client *c) {
     bk_buffer first = {NULL, 0, 0};
     char command[32] = "AUTH ";
     c->mechanism = choose(c);
-    if (c->mechanism == NULL || !(c->config.flags & BK_SMTP_AUTH_IN_CLEAR ||
-                                  bk_machine_secure(&c->machine) > 0)) {
+    if (c->mechanism == NULL ||
+        !(c->config.flags & BK_SMTP_AUTH_IN_CLEAR || bk_machine_secure(&c->machine) > 0)) {
         bk_smtp_client_end(c, c->mechanism == NULL ? -ENOTSUP : -EPERM, NULL);
         return;
     }

@@ -252,8 +252,8 @@ void bk_smtp_mail_pump(bk_smtp_client *c) {
         }
         bk_smtp_client_flush(c);
         tell_done(c);
-    } while (!c->over && !c->full && c->current != NULL &&
-             c->current->stage == BK_SMTP_SEND_MAIL && (c->pipelining || c->pending == 0));
+    } while (!c->over && !c->full && c->current != NULL && c->current->stage == BK_SMTP_SEND_MAIL &&
+             (c->pipelining || c->pending == 0));
     c->pumping = false;
 }
 

@@ -28,8 +28,8 @@ static bool lines_valid(const char *data, size_t n, bool *ret_dots) {
     *ret_dots = false;
     while (at < end) {
         const char *lf = memchr(at, '\n', (size_t)(end - at));
-        size_t text = lf != NULL && lf > at && lf[-1] == '\r' ? (size_t)(lf - at) - 1
-                                                              : (size_t)(end - at);
+        size_t text =
+            lf != NULL && lf > at && lf[-1] == '\r' ? (size_t)(lf - at) - 1 : (size_t)(end - at);
         if ((lf != NULL && at + text == end) || memchr(at, '\r', text) != NULL)
             return false;
         *ret_dots |= *at == '.';
@@ -152,7 +152,8 @@ static void release(void *arg) {
     bk_smtp_outgoing_unref(arg);
 }
 
-/* The piece that begins at `at`: up to a dot that is to be doubled, or as much as may go at once. */
+/* The piece that begins at `at`: up to a dot that is to be doubled, or as much as may go at once.
+ */
 static size_t piece_size(const bk_smtp_outgoing *o) {
     const bk_smtp_message *m = o->message;
     size_t n = m->size - o->at < BK_SMTP_PIECE ? m->size - o->at : BK_SMTP_PIECE;

@@ -1,14 +1,15 @@
 /*
  * smtp_response.c: reads the replies of a server (RFC 5321, 4.2) out of what arrives, for
- * smtp_client.c. The server may be hostile: lines end in CRLF, codes are codes, all lines of a reply
- * have the same one, and there is a limit to everything. What is not to be printed becomes "?".
+ * smtp_client.c. The server may be hostile: lines end in CRLF, codes are codes, all lines of a
+ * reply have the same one, and there is a limit to everything. What is not to be printed becomes
+ * "?".
  */
 #include "core/protocol/smtp_response.h"
 
 /* A code is three digits, of which the first is a class that SMTP has and the second a category. */
 static bool code_valid(const char *line) {
-    return line[0] >= '2' && line[0] <= '5' && line[1] >= '0' && line[1] <= '5' &&
-           line[2] >= '0' && line[2] <= '9';
+    return line[0] >= '2' && line[0] <= '5' && line[1] >= '0' && line[1] <= '5' && line[2] >= '0' &&
+           line[2] <= '9';
 }
 
 static void make_printable(char *text, size_t n) {
