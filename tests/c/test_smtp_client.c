@@ -1031,6 +1031,214 @@ static void checks_arguments(void) {
     bk_machine_free(echo);
 }
 
+/* ---- With our own server, machine to machine ---- */
+
+/* Each side has what was sent to it and not yet fed. */
+typedef struct side {
+    bk_machine *m;
+    struct side *other;
+    char in[ROOM];
+    size_t in_size;
+    bool closed, secure;
+} side;
+
+static side ours, theirs;
+static char stored[ROOM];
+static size_t stored_size;
+static bk_smtp_config server_config;
+static const char *offered; /* the reply to EHLO; NULL: all that the server has */
+
+static int side_send(bk_machine *m, const void *data, size_t n, bk_release release, void *arg) {
+    side *other = ((side *)m->runner_state)->other;
+    CHECK(other->in_size + n < ROOM);
+    append(other->in, &other->in_size, data, n);
+    if (release != BK_COPY)
+        release(arg);
+    return 0;
+}
+
+static void side_close(bk_machine *m, int why) {
+    (void)why;
+    ((side *)m->runner_state)->closed = true;
+}
+
+static int side_start_tls(bk_machine *m, const void *last, size_t n) {
+    if (n > 0)
+        (void)side_send(m, last, n, BK_COPY, NULL);
+    ((side *)m->runner_state)->secure = true;
+    return 0;
+}
+
+static int side_secure(bk_machine *m) {
+    return tls == NO_TLS ? -ENOTSUP : tls == FROM_THE_START || ((side *)m->runner_state)->secure;
+}
+
+static const bk_runner_ops side_ops = {
+    .size = sizeof(bk_runner_ops),
+    .send = side_send,
+    .close = side_close,
+    .start_tls = side_start_tls,
+    .secure = side_secure,
+};
+
+static bool side_run(side *s, size_t step) {
+    size_t n = s->in_size < step ? s->in_size : step;
+    if (n == 0 || s->closed)
+        return false;
+    char *piece = malloc(n);
+    memcpy(piece, s->in, n);
+    memmove(s->in, s->in + n, s->in_size - n);
+    s->in_size -= n;
+    CHECK_INT(bk_machine_feed(s->m, piece, n), 0);
+    free(piece);
+    return true;
+}
+
+static void server_helo(void *context, bk_smtp_session *s) {
+    (void)context;
+    bk_smtp_answer(s, offered);
+}
+
+static void server_rcpt(void *context, bk_smtp_session *s, const bk_smtp_message *envelope,
+                        const bk_smtp_recipient *recipient) {
+    (void)context, (void)envelope;
+    bk_smtp_answer(s, recipient->address[0] == 'n' ? "550 5.1.1 nobody" : NULL);
+}
+
+static void server_message(void *context, bk_smtp_session *s, bk_smtp_message *m) {
+    char text[600];
+    (void)context;
+    snprintf(text, sizeof text, "%s%s%s%s|", m->sender,
+             m->body == BK_SMTP_BINARYMIME ? " binary"
+             : m->body == BK_SMTP_8BITMIME ? " 8bit"
+                                           : "",
+             m->utf8 ? " utf8" : "", m->require_tls ? " tls" : "");
+    append(stored, &stored_size, text, strlen(text));
+    for (size_t i = 0; i < m->recipient_count; i++) {
+        const bk_smtp_recipient *r = &m->recipients[i];
+        snprintf(text, sizeof text, "%s%s%s%s", i ? "," : "", r->address,
+                 r->notify ? " notify" : "", r->original ? " original" : "");
+        append(stored, &stored_size, text, strlen(text));
+    }
+    snprintf(text, sizeof text, "|%s|", m->envelope_id != NULL ? m->envelope_id : "");
+    append(stored, &stored_size, text, strlen(text));
+    append(stored, &stored_size, m->data, m->size);
+    append(stored, &stored_size, "\n", 1);
+    bk_smtp_message_free(m);
+    bk_smtp_answer(s, "250 2.0.0 kept");
+}
+
+static void server_setup(void) {
+    setup();
+    offered = NULL;
+    server_config = (bk_smtp_config){.size = sizeof server_config,
+                                     .hostname = "mx",
+                                     .software = "t",
+                                     .flags = BK_SMTP_NO_TRACE,
+                                     .helo = server_helo,
+                                     .rcpt = server_rcpt,
+                                     .message = server_message};
+}
+
+/* What both hear when what each says comes to the other in pieces of so many bytes. */
+static void converse(const char *const *specs, size_t step) {
+    now = (rig){0};
+    ours = (side){.other = &theirs};
+    theirs = (side){.other = &ours};
+    stored_size = 0;
+    stored[0] = '\0';
+    CHECK_INT(bk_smtp_client_new(&config, &fixed, &ours.m), 0);
+    CHECK_INT(bk_smtp_new(&server_config, &fixed, &theirs.m), 0);
+    now.client = bk_smtp_client_of(ours.m);
+    queue_of(&fixed, specs);
+    bk_smtp_client_quit(now.client);
+    CHECK_INT(bk_machine_start(theirs.m, &side_ops, &theirs), 0);
+    int r = bk_machine_start(ours.m, &side_ops, &ours);
+    while (r == 0 && (side_run(&ours, step) | side_run(&theirs, step))) {
+    }
+    bk_machine_free(ours.m);
+    bk_machine_free(theirs.m);
+}
+
+static void expect_talk(const char *const *specs, const char *told, const char *kept, int line) {
+    static const size_t steps[] = {1, 7, 100, ROOM};
+    for (int i = 0; i < COUNT(steps); i++) {
+        converse(specs, steps[i]);
+        if (strcmp(now.told, told) == 0 && strcmp(stored, kept) == 0)
+            continue;
+        printf("# talk of line %d in steps of %zu: told\n%s# not\n%s# kept\n%s# not\n%s", line,
+               steps[i], now.told, told, stored, kept);
+        check_failures++;
+        return;
+    }
+}
+
+#define TALK(specs, told, kept) expect_talk(specs, told, kept, __LINE__)
+
+static void dress_fully(bk_smtp_message *m, int number) {
+    declare_all(m, number);
+    m->body = number == 1 ? BK_SMTP_BINARYMIME : BK_SMTP_7BIT;
+    m->require_tls = number == 2;
+}
+
+/* All extensions; then with each of them not offered. */
+static void talks_to_our_server(void) {
+    static const char *const specs[] = {
+        "a@b|d@e,n@e|x\r\n.\r\n", "f@g|h@i|\377\n.\r",
+        "j@k|n@l,m@n|z",          "\303\266@b|\303\244@e|\303\274\r\n",
+        "o@p|n@q|x\r\n",          NULL};
+#define KEPT "250 2.0.0 kept"
+#define NOBODY "550 5.1.1 nobody"
+#define REST "\303\266@b: " KEPT "\no@p: " NOBODY "\nclosed well\n"
+    server_setup();
+    dress = dress_fully;
+    tls = OFFERED;
+    TALK(specs,
+         "ready\na@b: " KEPT " | " NOBODY "\nf@g: " KEPT "\nj@k: " NOBODY " | " KEPT "\n" REST,
+         "a@b|d@e notify original|a+b=c|x\r\n.\r\n\n"
+         "f@g binary|h@i notify original|a+b=c|\377\n.\r\n"
+         "j@k tls|m@n notify|a+b=c|z\r\n\n"
+         "\303\266@b 8bit utf8|\303\244@e notify original|a+b=c|\303\274\r\n\n");
+    tls = NO_TLS;
+    TALK(specs,
+         "ready\na@b: " KEPT " | " NOBODY "\nf@g: " KEPT
+         "\nj@k: 550 5.7.30 the server does not promise TLS all the way (REQUIRETLS)"
+         " | 550 5.7.30 the server does not promise TLS all the way (REQUIRETLS)\n" REST,
+         "a@b|d@e notify original|a+b=c|x\r\n.\r\n\n"
+         "f@g binary|h@i notify original|a+b=c|\377\n.\r\n"
+         "\303\266@b 8bit utf8|\303\244@e notify original|a+b=c|\303\274\r\n\n");
+    dress = NULL;
+}
+
+static void talks_to_less(void) {
+    static const char *const keywords[] = {"PIPELINING", "SIZE 1000", "8BITMIME", "SMTPUTF8",
+                                           "CHUNKING",   "DSN",       NULL};
+    static const char *const specs[] = {"a@b|d@e,n@e|x\r\n.\r\n", "f@g|h@i|y", "n@k|n@l|z", NULL};
+    char reply[400];
+    server_setup();
+    for (int without = 0; without <= COUNT(keywords); without++) {
+        strcpy(reply, "250 mx");
+        for (int i = 0; keywords[i] != NULL && without < COUNT(keywords); i++)
+            if (i != without)
+                strcat(strcat(reply, "\n"), keywords[i]);
+        offered = reply;
+        TALK(specs,
+             "ready\na@b: " KEPT " | " NOBODY "\nf@g: " KEPT "\nn@k: " NOBODY "\nclosed well\n",
+             "a@b|d@e||x\r\n.\r\n\nf@g|h@i||y\r\n\n");
+    }
+}
+
+static void talks_lmtp(void) {
+    server_setup();
+    config.flags = server_config.flags = BK_SMTP_LMTP;
+    server_config.flags |= BK_SMTP_NO_TRACE;
+    static const char *const specs[] = {"a@b|d@e,n@e,g@e|x\r\n", "f@g|h@i|y", "n@k|n@l|z", NULL};
+    TALK(specs,
+         "ready\na@b: " KEPT " | " NOBODY " | " KEPT "\nf@g: " KEPT "\nn@k: " NOBODY
+         "\nclosed well\n",
+         "a@b|d@e,g@e||x\r\n\nf@g|h@i||y\r\n\n");
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(greets),
@@ -1053,6 +1261,9 @@ int main(int argc, char **argv) {
         CASE(lets_no_lone_cr_or_lf_out),
         CASE(sends_large_messages),
         CASE(checks_arguments),
+        CASE(talks_to_our_server),
+        CASE(talks_to_less),
+        CASE(talks_lmtp),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }
