@@ -15,6 +15,8 @@ enum {
     /* MAIL and RCPT: extensions add to those 512 (SIZE 26, BODY 17; SMTPUTF8, DSN and AUTH hundreds
        more), and a client must hear 555 for an unknown one rather than 500. */
     BK_SMTP_PATH_LINE_MAX = 2048,
+    /* A line of an AUTH exchange (RFC 4954, 4). */
+    BK_SMTP_AUTH_LINE_MAX = 12288,
     /* A path with its brackets, and what is in it (RFC 5321, 4.5.3.1.1 to 3). */
     BK_SMTP_PATH_MAX = 256,
     BK_SMTP_LOCAL_MAX = 64,

@@ -8,6 +8,7 @@
 #include "core/protocol/scram_client.h"
 
 #include "core/protocol/base64.h"
+#include "core/protocol/scram.h"
 
 /* A user's name, in which "," and "=" have another meaning. */
 static int add_name(bk_os *os, bk_buffer *b, const char *name) {
@@ -116,9 +117,9 @@ static void make_proof(bk_scram_client *s, const char *password, const challenge
                        const bk_buffer *text, unsigned char ret_proof[BK_SHA256_SIZE]) {
     unsigned char salted[BK_SHA256_SIZE], key[BK_SHA256_SIZE], stored[BK_SHA256_SIZE];
     bk_pbkdf2_sha256(password, strlen(password), c->salt, c->salt_size, c->iterations, salted);
-    bk_hmac_sha256(salted, sizeof salted, "Server Key", 10, key);
+    bk_scram_server_key(salted, key);
     bk_hmac_sha256(key, sizeof key, text->data, text->used, s->server_signature);
-    bk_hmac_sha256(salted, sizeof salted, "Client Key", 10, key);
+    bk_scram_client_key(salted, key);
     bk_sha256_of(key, sizeof key, stored);
     bk_hmac_sha256(stored, sizeof stored, text->data, text->used, ret_proof);
     for (size_t i = 0; i < sizeof key; i++)

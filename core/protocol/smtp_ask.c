@@ -4,6 +4,7 @@
  */
 #include "core/protocol/smtp_session.h"
 
+#include "core/protocol/sasl.h"
 #include "core/protocol/smtp_message.h"
 
 static void answer_connect(bk_smtp_session *s, const char *reply) {
@@ -63,10 +64,11 @@ static void answer_vrfy(bk_smtp_session *s, const char *reply) {
 }
 
 static void (*const answers[])(bk_smtp_session *s, const char *reply) = {
-    [BK_SMTP_ASK_CONNECT] = answer_connect, [BK_SMTP_ASK_HELO] = answer_helo,
-    [BK_SMTP_ASK_MAIL] = answer_mail,       [BK_SMTP_ASK_RCPT] = answer_rcpt,
-    [BK_SMTP_ASK_DATA] = answer_data,       [BK_SMTP_ASK_CHUNK] = bk_smtp_data_taken,
-    [BK_SMTP_ASK_MESSAGE] = answer_message, [BK_SMTP_ASK_VRFY] = answer_vrfy,
+    [BK_SMTP_ASK_CONNECT] = answer_connect,     [BK_SMTP_ASK_HELO] = answer_helo,
+    [BK_SMTP_ASK_AUTH] = bk_smtp_auth_answered, [BK_SMTP_ASK_MAIL] = answer_mail,
+    [BK_SMTP_ASK_RCPT] = answer_rcpt,           [BK_SMTP_ASK_DATA] = answer_data,
+    [BK_SMTP_ASK_CHUNK] = bk_smtp_data_taken,   [BK_SMTP_ASK_MESSAGE] = answer_message,
+    [BK_SMTP_ASK_VRFY] = answer_vrfy,
 };
 
 static void call_hook(bk_smtp_session *s, bk_smtp_question question) {
@@ -78,6 +80,9 @@ static void call_hook(bk_smtp_session *s, bk_smtp_question question) {
         break;
     case BK_SMTP_ASK_HELO:
         c->helo(c->context, s);
+        break;
+    case BK_SMTP_ASK_AUTH:
+        c->auth(c->context, s, &s->sasl->login);
         break;
     case BK_SMTP_ASK_MAIL:
         c->mail(c->context, s, m);
@@ -156,5 +161,16 @@ void bk_smtp_answer_each(bk_smtp_session *s, const char *const *replies) {
         bk_smtp_data_answered(s, replies, s->recipient_count);
     else
         answers[asked](s, replies[0]);
+    go_on(s);
+}
+
+void bk_smtp_answer_secret(bk_smtp_session *s, const bk_secret *secret) {
+    bk_smtp_question asked = take_question(s);
+    if (asked == BK_SMTP_ASK_NOTHING)
+        return;
+    if (asked == BK_SMTP_ASK_AUTH)
+        bk_smtp_auth_secret(s, secret);
+    else
+        answers[asked](s, "451 4.3.0 local error");
     go_on(s);
 }

@@ -61,6 +61,17 @@ size_t bk_smtp_utf8_size(const char *text, size_t n) {
     return (point & 0xFFFE) == 0xFFFE ? 0 : size;
 }
 
+bool bk_utf8_valid(const char *text, size_t n) {
+    size_t more = 1;
+    for (size_t i = 0; i < n; i += more) {
+        more = 1;
+        if ((unsigned char)text[i] > 127 &&
+            utf8_decode((const unsigned char *)text + i, n - i, &more) == 0)
+            return false;
+    }
+    return true;
+}
+
 /* Bytes of a domain at the start of text; 0: there is none. A label counts in characters. */
 static size_t domain_size(const char *text, size_t n, bool underscores, bool utf8) {
     size_t i = 0, label = 0;

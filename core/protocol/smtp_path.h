@@ -45,6 +45,8 @@ bool bk_smtp_xtext_decode(const char *text, size_t n, char *ret_text);
    address has: a control character, a space, what looks like a dot. */
 size_t bk_smtp_utf8_size(const char *text, size_t n);
 
+bool bk_utf8_valid(const char *text, size_t n);
+
 /* Whether text is `word`, in letters of either case; word is in capitals. */
 bool bk_smtp_is(const char *text, size_t n, const char *word);
 

@@ -5,7 +5,7 @@
  */
 #include "core/protocol/smtp_session.h"
 
-static void reply_send(bk_smtp_session *s, const char *text, size_t n) {
+void bk_smtp_send(bk_smtp_session *s, const char *text, size_t n) {
     int r = bk_machine_send(&s->machine, text, n, BK_COPY, NULL);
     if (r < 0)
         bk_machine_abort(&s->machine, r); /* its replies would no longer fit its commands */
@@ -26,7 +26,7 @@ void bk_smtp_reply(bk_smtp_session *s, const char *line) {
         return;
     memcpy(text, line, n);
     memcpy(text + n, "\r\n", 2);
-    reply_send(s, text, n + 2);
+    bk_smtp_send(s, text, n + 2);
     if (strncmp(line, "421", 3) == 0)
         bk_machine_close(&s->machine);
 }
@@ -73,7 +73,7 @@ static void relay_line(bk_smtp_session *s, const char *code, bool last, const ch
         if (text[i] < 32 || text[i] > 126)
             text[i] = '?';
     memcpy(text + at, "\r\n", 2);
-    reply_send(s, text, at + 2);
+    bk_smtp_send(s, text, at + 2);
 }
 
 char bk_smtp_relay(bk_smtp_session *s, const char *text, bool plain) {

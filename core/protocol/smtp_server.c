@@ -5,6 +5,7 @@
  *
  * Only CRLF ends a command: one with a CR or LF on its own is refused.
  */
+#include "core/protocol/sasl.h"
 #include "core/protocol/smtp.h"
 #include "core/protocol/smtp_message.h"
 #include "core/protocol/smtp_session.h"
@@ -61,6 +62,8 @@ static void list_keywords(bk_smtp_session *s) {
         keyword(s, "STARTTLS");
     if (bk_smtp_secure(s))
         keyword(s, "REQUIRETLS");
+    if (bk_smtp_auth_offered(s))
+        keyword(s, "AUTH " BK_SASL_MECHANISMS);
     keyword(s, "SMTPUTF8");
     keyword(s, "CHUNKING");
     keyword(s, "BINARYMIME");
@@ -164,6 +167,8 @@ static void smtp_lacks(bk_smtp_session *s, const char *arg, size_t n) {
    nobody gets new tries by it. */
 static void smtp_forget(bk_smtp_session *s) {
     bk_smtp_reset(s);
+    bk_dealloc(s->machine.os, s->login);
+    s->login = NULL;
     s->greeted = s->extended = false;
     s->name[0] = s->keywords[0] = '\0';
 }
@@ -224,7 +229,7 @@ static const smtp_command commands[] = {
     {"RSET", smtp_rset, COMMAND_IDLE | COMMAND_ANY},
     {"NOOP", smtp_noop, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
     {"STARTTLS", smtp_starttls, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
-    {"AUTH", smtp_lacks, COMMAND_IDLE | COMMAND_ANY},
+    {"AUTH", bk_smtp_auth, COMMAND_IDLE | COMMAND_ANY},
     {"VRFY", bk_smtp_vrfy, COMMAND_IDLE},
     {"HELP", smtp_help, COMMAND_IDLE | COMMAND_ANY},
     {"EXPN", smtp_lacks, COMMAND_IDLE},
@@ -285,14 +290,19 @@ static void command_run(bk_smtp_session *s, const char *text, size_t n) {
 
 /* ---- Lines ---- */
 
-/* The bytes of text that this command may have: longer with MAIL and RCPT, for their parameters. */
-static size_t line_max(const bk_smtp_line *line) {
-    bool path = bk_smtp_is(line->first, 5, "MAIL ") || bk_smtp_is(line->first, 5, "RCPT ");
+/* The bytes of text that this command may have: longer with MAIL and RCPT, for their parameters,
+   and with AUTH. */
+static size_t line_max(const bk_smtp_session *s) {
+    const char *first = s->line.first;
+    if (s->mode == BK_SMTP_AUTH || bk_smtp_is(first, 5, "AUTH "))
+        return BK_SMTP_AUTH_LINE_MAX - 2;
+    bool path = bk_smtp_is(first, 5, "MAIL ") || bk_smtp_is(first, 5, "RCPT ");
     return (path ? BK_SMTP_PATH_LINE_MAX : BK_SMTP_LINE_MAX) - 2;
 }
 
 /* What is wrong with the next byte of a command; NULL: nothing. */
-static const char *line_fault(bk_smtp_line *line, char c) {
+static const char *line_fault(bk_smtp_session *s, char c) {
+    bk_smtp_line *line = &s->line;
     if (line->cr || c == '\n')
         return "500 5.5.2 lines end in CRLF, no CR or LF may stand alone";
     if (c == '\r')
@@ -302,14 +312,17 @@ static const char *line_fault(bk_smtp_line *line, char c) {
     if (line->length < sizeof line->first)
         line->first[line->length] = c;
     line->length++;
-    if (line->length >= BK_SMTP_LINE_MAX - 1 && line->length > line_max(line))
-        return "500 5.5.2 line is too long";
+    if (line->length >= BK_SMTP_LINE_MAX - 1 && line->length > line_max(s))
+        return s->mode == BK_SMTP_AUTH ? "500 5.5.6 Authentication exchange line is too long"
+                                       : "500 5.5.2 line is too long";
     return NULL;
 }
 
 /* A fault is told once and at once, so that whoever sends no CRLF at all hears why. */
 static void line_refuse(bk_smtp_session *s, const char *reply) {
     s->line.skipping = true;
+    if (s->mode == BK_SMTP_AUTH)
+        bk_smtp_auth_end(s);
     bk_buffer_clear(s->machine.os, &s->line.kept);
     bk_smtp_reply(s, reply);
 }
@@ -325,10 +338,14 @@ static void line_end(bk_smtp_session *s, const char *data, size_t n) {
         line_keep(s, data, n);
     bk_smtp_line line = s->line;
     s->line = (bk_smtp_line){.length = 0};
-    if (!line.skipping && line.kept.used > 0)
-        command_run(s, line.kept.data, line.kept.used - 2);
-    else if (!line.skipping)
-        command_run(s, data, n - 2);
+    if (line.kept.used > 0) {
+        data = line.kept.data;
+        n = line.kept.used;
+    }
+    if (!line.skipping)
+        (s->mode == BK_SMTP_AUTH ? bk_smtp_auth_line : command_run)(s, data, n - 2);
+    if (s->config.auth != NULL) /* there may be a password in it */
+        bk_wipe(line.kept.data, line.kept.used);
     bk_buffer_clear(s->machine.os, &line.kept);
 }
 
@@ -342,7 +359,7 @@ static size_t line_receive(bk_smtp_session *s, const char *data, size_t n) {
             line_end(s, data, i + 1);
             return i + 1;
         }
-        const char *fault = line->skipping ? NULL : line_fault(line, c);
+        const char *fault = line->skipping ? NULL : line_fault(s, c);
         line->cr = c == '\r';
         if (fault != NULL) {
             line_refuse(s, fault);
@@ -387,8 +404,9 @@ static size_t smtp_receive(bk_machine *m, const char *data, size_t n) {
         return n;
     }
     while (used < n && bk_machine_ready(m))
-        used += (s->mode == BK_SMTP_COMMANDS ? line_receive : bk_smtp_data_receive)(s, data + used,
-                                                                                    n - used);
+        used += (s->mode == BK_SMTP_DATA || s->mode == BK_SMTP_BDAT
+                     ? bk_smtp_data_receive
+                     : line_receive)(s, data + used, n - used);
     return used;
 }
 
@@ -411,6 +429,7 @@ void bk_smtp_session_free(bk_smtp_session *s) {
     if (m != NULL && s->recipient_asked)
         bk_smtp_recipient_clear(os, &m->recipients[m->recipient_count]);
     bk_smtp_message_free(m);
+    bk_smtp_auth_end(s);
     bk_buffer_clear(os, &s->line.kept);
     bk_dealloc(os, s->refused);
     bk_dealloc(os, s->verify);
@@ -496,21 +515,34 @@ static int smtp_config(const bk_smtp_config *config, bk_smtp_config *ret_config)
     return 0;
 }
 
-int bk_smtp_new(const bk_smtp_config *config, bk_os *os, bk_machine **ret_machine) {
-    bk_smtp_config checked;
-    int r = smtp_config(config, &checked);
-    if (r < 0)
-        return r;
-    if (os == NULL || ret_machine == NULL)
-        return -EINVAL;
+/* The key of decoys is the same for all sessions, or else they would be found out. */
+static int decoy_make(const bk_smtp_config *config, bk_os *os, unsigned char ret_key[32]) {
+    memset(ret_key, 0, 32);
+    return config->auth != NULL ? os->random(os, ret_key, 32) : 0;
+}
+
+static int session_new(const bk_smtp_config *checked, const unsigned char decoy[32], bk_os *os,
+                       bk_machine **ret_machine) {
     bk_smtp_session *s = bk_alloc_zero(os, sizeof *s);
     if (s == NULL)
         return -ENOMEM;
     s->machine.ops = &smtp_ops;
     s->machine.os = os;
-    s->config = checked;
+    s->config = *checked;
+    memcpy(s->decoy, decoy, sizeof s->decoy);
     *ret_machine = &s->machine;
     return 0;
+}
+
+int bk_smtp_new(const bk_smtp_config *config, bk_os *os, bk_machine **ret_machine) {
+    bk_smtp_config checked;
+    unsigned char decoy[32];
+    int r = smtp_config(config, &checked);
+    if (r == 0 && (os == NULL || ret_machine == NULL))
+        r = -EINVAL;
+    if (r == 0)
+        r = decoy_make(&checked, os, decoy);
+    return r < 0 ? r : session_new(&checked, decoy, os, ret_machine);
 }
 
 /* What the protocol keeps: the configuration with texts of its own. */
@@ -518,11 +550,13 @@ typedef struct smtp_context {
     bk_os *os;
     bk_smtp_config config;
     char *hostname, *software;
+    unsigned char decoy[32];
     bk_release release; /* of config.context */
 } smtp_context;
 
 static int smtp_make(void *context, bk_os *os, bk_machine **ret_machine) {
-    return bk_smtp_new(&((smtp_context *)context)->config, os, ret_machine);
+    const smtp_context *c = context;
+    return session_new(&c->config, c->decoy, os, ret_machine);
 }
 
 static void smtp_release(void *context) {
@@ -548,9 +582,10 @@ static int smtp_context_new(const bk_smtp_config *config, bk_os *os, smtp_contex
         bk_smtp_text_new(os, checked.hostname, strlen(checked.hostname));
     c->config.software = c->software =
         bk_smtp_text_new(os, checked.software, strlen(checked.software));
-    if (c->hostname == NULL || c->software == NULL) {
+    r = c->hostname == NULL || c->software == NULL ? -ENOMEM : decoy_make(&checked, os, c->decoy);
+    if (r < 0) {
         smtp_release(c);
-        return -ENOMEM;
+        return r;
     }
     *ret_context = c;
     return 0;

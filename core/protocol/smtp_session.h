@@ -1,7 +1,7 @@
 /*
  * smtp_session.h: what the parts of the SMTP server share, and who does what: smtp_server.c takes
- * lines and runs commands, smtp_envelope.c MAIL and RCPT, smtp_data.c messages, smtp_ask.c asks the
- * program's hooks and takes their answers, smtp_reply.c makes replies.
+ * lines and runs commands, smtp_auth.c AUTH, smtp_envelope.c MAIL and RCPT, smtp_data.c messages,
+ * smtp_ask.c asks the program's hooks and takes their answers, smtp_reply.c makes replies.
  */
 #ifndef BK_SMTP_SESSION_H
 #define BK_SMTP_SESSION_H
@@ -17,6 +17,7 @@ typedef enum bk_smtp_mode {
     BK_SMTP_COMMANDS,
     BK_SMTP_DATA, /* a message that ends by a dot */
     BK_SMTP_BDAT, /* a chunk that is counted */
+    BK_SMTP_AUTH, /* a line of an exchange */
 } bk_smtp_mode;
 
 /* The hook that owes an answer. */
@@ -24,6 +25,7 @@ typedef enum bk_smtp_question {
     BK_SMTP_ASK_NOTHING,
     BK_SMTP_ASK_CONNECT,
     BK_SMTP_ASK_HELO,
+    BK_SMTP_ASK_AUTH,
     BK_SMTP_ASK_MAIL,
     BK_SMTP_ASK_RCPT,
     BK_SMTP_ASK_DATA,
@@ -80,12 +82,14 @@ struct bk_smtp_session {
     bool visited;         /* the connect hook was asked: the disconnect hook is to be told */
     bool recipient_asked; /* about the place after the last recipient */
     char *verify;         /* what VRFY asks for */
+    struct bk_sasl *sasl; /* an exchange is under way */
     char *login;          /* who has logged in; NULL: nobody */
     int64_t deadline;     /* of the session; 0: none */
 
     char peer[BK_SMTP_PEER_MAX];
     char name[BK_SMTP_DOMAIN_MAX + 1]; /* from HELO or EHLO */
     char keywords[BK_SMTP_KEYWORDS_MAX];
+    unsigned char decoy[32]; /* key for what users who do not exist are told */
 };
 
 /* ---- smtp_server.c ---- */
@@ -118,12 +122,25 @@ void bk_smtp_data_refuse(bk_smtp_session *s, const char *reply);
 void bk_smtp_data_taken(bk_smtp_session *s, const char *reply);
 void bk_smtp_data_answered(bk_smtp_session *s, const char *const *replies, size_t count);
 
+/* ---- smtp_auth.c ---- */
+
+void bk_smtp_auth(bk_smtp_session *s, const char *arg, size_t n);
+bool bk_smtp_auth_offered(const bk_smtp_session *s);
+/* The next line of an exchange; the end of it, whatever it came to; what the hook said. */
+void bk_smtp_auth_line(bk_smtp_session *s, const char *text, size_t n);
+void bk_smtp_auth_end(bk_smtp_session *s);
+void bk_smtp_auth_answered(bk_smtp_session *s, const char *reply);
+void bk_smtp_auth_secret(bk_smtp_session *s, const bk_secret *secret);
+
 /* ---- smtp_ask.c ---- */
 
 /* Ask a hook, which must be there; it may have been answered when this returns. */
 void bk_smtp_ask(bk_smtp_session *s, bk_smtp_question question);
 
 /* ---- smtp_reply.c ---- */
+
+/* Bytes that are a reply, whole lines. */
+void bk_smtp_send(bk_smtp_session *s, const char *text, size_t n);
 
 /* A text of our own: one line that is a reply. Refusals are counted; the last one allowed is told
    as the end of the connection. */
@@ -136,5 +153,6 @@ bool bk_smtp_reply_valid(const char *text);
 char bk_smtp_reply_class(const char *text);
 
 #define BK_SMTP_NO_SPACE "452 4.3.1 insufficient system storage"
+#define BK_SMTP_LOGGED_IN "235 2.7.0 Authentication succeeded"
 
 #endif

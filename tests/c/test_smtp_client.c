@@ -8,6 +8,7 @@
 #include "core/os/os.h"
 #include "core/protocol/base64.h"
 #include "core/protocol/limits.h"
+#include "core/protocol/scram.h"
 #include "core/protocol/smtp_client.h"
 #include "tests/c/check.h"
 #include "tests/c/faults.h"
@@ -1239,6 +1240,36 @@ static void talks_lmtp(void) {
          "a@b|d@e,g@e||x\r\n\nf@g|h@i||y\r\n\n");
 }
 
+static void server_auth(void *context, bk_smtp_session *s, const bk_smtp_login *login) {
+    static bk_secret secret = {.iterations = 3, .salt_size = 4, .salt = "salt"};
+    (void)context;
+    bool known = strcmp(login->user, "us,e=r \303\244") == 0;
+    bk_scram_derive("pen,cil=", &secret);
+    if (login->password == NULL)
+        bk_smtp_answer_secret(s, known ? &secret : NULL);
+    else
+        bk_smtp_answer(s,
+                       known && strcmp(login->password, "pen,cil=") == 0 ? NULL : "535 5.7.8 no");
+}
+
+static void logs_in_to_our_server(void) {
+    static const char *const mechanisms[] = {"PLAIN", "LOGIN", "SCRAM-SHA-256", NULL};
+    server_setup();
+    server_config.auth = server_auth;
+    server_config.flags |= BK_SMTP_AUTH_REQUIRED;
+    config.user = "us,e=r \303\244";
+    for (tls = OFFERED; tls <= FROM_THE_START; tls++)
+        for (int i = 0; i < COUNT(mechanisms); i++) {
+            config.mechanism = mechanisms[i];
+            config.password = "pen,cil=";
+            TALK(one, "ready\na@b: " KEPT "\nclosed well\n", "a@b|d@e||x\r\n\n");
+            config.password = "pencil";
+            converse(one, ROOM);
+            CHECK(strstr(now.told, "closed login: 535 5.7.8") != NULL);
+            CHECK_STR(stored, "");
+        }
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(greets),
@@ -1264,6 +1295,7 @@ int main(int argc, char **argv) {
         CASE(talks_to_our_server),
         CASE(talks_to_less),
         CASE(talks_lmtp),
+        CASE(logs_in_to_our_server),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }
