@@ -100,7 +100,7 @@ static int keep_offers(bk_smtp_client *c, const char *reply) {
 }
 
 int bk_smtp_client_offers(const bk_smtp_client *c, const char *keyword, const char **ret_value) {
-    if (c == NULL || keyword == NULL)
+    if (c == NULL || keyword == NULL || c->offers.used == 0)
         return 0;
     const char *end = c->offers.data + c->offers.used;
     for (const char *at = c->offers.data; at < end;) {

@@ -64,6 +64,8 @@ static int make_whole(bk_smtp_message *m) {
 
 static int check_data(bk_smtp_outgoing *o, bool whole) {
     bk_smtp_message *m = o->message;
+    if (m->size == 0)
+        return 0;
     o->eight_bit = has_eight_bit(m->data, m->size);
     if (m->body == BK_SMTP_BINARYMIME || lines_valid(m->data, m->size, &o->dots))
         return 0;

@@ -44,7 +44,7 @@ enum {
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
-    PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *smtp_type, *smtp_client_type, *tls_context_type, *read_type, *done_type;
     PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *connector_type, *connection_type, *datagram_type;
@@ -367,5 +367,9 @@ int add_core_api(PyObject *module);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;
+
+/* smtp_client.c */
+extern PyType_Spec smtp_client_spec;
+PyObject *smtp_client_of(const bk_stream *s);
 
 #endif
