@@ -267,6 +267,10 @@ typedef struct bk_smtp_result {
     int accepted; /* how many recipients have a 2xx */
     const char *const *replies;
     size_t reply_count;
+    /* The command that decided, of those to which the server replied: "MAIL", "RCPT" or "DATA"
+       (BDAT, too), its data included; NULL: it was not the server: the connection was lost, or the
+       server does not offer what the message needs. */
+    const char *decided;
 } bk_smtp_result;
 typedef void (*bk_smtp_sent)(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                              const bk_smtp_result *result);

@@ -52,6 +52,7 @@ typedef struct bk_smtp_outgoing {
     bool refused;         /* MAIL was not, or what it needs is not offered: the rest is pointless */
     char *final;          /* the reply for all who have none of their own; NULL: not yet, or no
                              memory: then a text of ours that means the same */
+    const char *decided;  /* see bk_smtp_result */
     const char **replies; /* one for each recipient; NULL: not yet. Ours, or `final`, or static */
 } bk_smtp_outgoing;
 
@@ -68,6 +69,8 @@ size_t bk_smtp_outgoing_size(const bk_smtp_outgoing *o);
 int bk_smtp_outgoing_send(bk_smtp_outgoing *o, bk_machine *m);
 /* A reply is one recipient's; or of all who have none. */
 void bk_smtp_outgoing_reply(bk_smtp_outgoing *o, size_t recipient, const char *reply);
+/* Whether each has one. */
+bool bk_smtp_outgoing_known(const bk_smtp_outgoing *o);
 void bk_smtp_outgoing_reply_all(bk_smtp_outgoing *o, const char *reply);
 
 typedef enum bk_smtp_phase {

@@ -234,7 +234,8 @@ static void tell_done(bk_smtp_client *c) {
             c->end = &c->first;
         bk_smtp_result result = {.size = sizeof result,
                                  .replies = o->replies,
-                                 .reply_count = o->message->recipient_count};
+                                 .reply_count = o->message->recipient_count,
+                                 .decided = o->decided};
         for (size_t i = 0; i < result.reply_count; i++)
             result.accepted += o->replies[i][0] == '2';
         if (o->sent != NULL)
@@ -270,6 +271,7 @@ static void mail_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
     o->due = BK_SMTP_DUE_RCPT;
     o->sender_taken = reply[0] == '2';
     o->refused = !o->sender_taken;
+    o->decided = "MAIL";
     if (o->refused)
         bk_smtp_outgoing_reply_all(o, reply);
 }
@@ -281,6 +283,7 @@ static void rcpt_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
         o->due = BK_SMTP_DUE_DATA;
     if (o->refused)
         return;
+    o->decided = "RCPT";
     if (reply[0] == '2')
         o->accepted++;
     else
@@ -305,6 +308,8 @@ static void data_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
     } else if (reply[0] == '3') {
         o->stage = BK_SMTP_SEND_BODY;
     } else {
+        if (o->accepted > 0)
+            o->decided = "DATA";
         bk_smtp_outgoing_reply_all(o, reply);
         give_up(c, o);
     }
@@ -314,6 +319,7 @@ static void data_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
 static void end_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply) {
     if (o->accepted == 0)
         return;
+    o->decided = "DATA";
     if (!is_lmtp(c)) {
         bk_smtp_outgoing_reply_all(o, reply);
         return;
@@ -326,8 +332,10 @@ static void end_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply)
 /* Nothing was asked. A refusal while data is being sent is of that message; whatever it is, the
    connection is out of step. */
 static void stray_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply) {
-    if (o != NULL && o->stage == BK_SMTP_SEND_BODY && reply[0] >= '4')
+    if (o != NULL && o->stage == BK_SMTP_SEND_BODY && reply[0] >= '4') {
+        o->decided = "DATA";
         bk_smtp_outgoing_reply_all(o, reply);
+    }
     bk_smtp_client_end(c, -EPROTO, reply);
 }
 
@@ -368,6 +376,8 @@ void bk_smtp_mail_lost(bk_smtp_client *c) {
              c->last != NULL ? "the connection ended: " : "the connection was lost",
              c->last != NULL ? c->last : "");
     for (bk_smtp_outgoing *o = c->first; o != NULL; o = o->next) {
+        if (!bk_smtp_outgoing_known(o))
+            o->decided = NULL;
         bk_smtp_outgoing_reply_all(o, text);
         o->stage = BK_SMTP_SENT;
         o->pending = 0;

@@ -132,6 +132,13 @@ void bk_smtp_outgoing_reply(bk_smtp_outgoing *o, size_t recipient, const char *r
     o->replies[recipient] = copy != NULL ? copy : plain_reply(reply);
 }
 
+bool bk_smtp_outgoing_known(const bk_smtp_outgoing *o) {
+    for (size_t i = 0; i < o->message->recipient_count; i++)
+        if (o->replies[i] == NULL)
+            return false;
+    return true;
+}
+
 void bk_smtp_outgoing_reply_all(bk_smtp_outgoing *o, const char *reply) {
     if (o->final == NULL)
         o->final = bk_smtp_text_new(o->message->os, reply, strlen(reply));

@@ -16,8 +16,8 @@ typedef struct SmtpClientObject {
     bk_machine *fresh;          /* made, and not yet on the stream */
     bk_smtp_client *client;     /* NULL: not any more */
     PyObject *ready, *closed, *context;
-    PyObject *texts;  /* what config refers to */
-    PyObject *error;  /* the exception for what broke the stream */
+    PyObject *texts; /* what config refers to */
+    PyObject *error; /* the exception for what broke the stream */
     int stream_why;
 } SmtpClientObject;
 
@@ -66,7 +66,7 @@ static void heard_closed(void *context, bk_smtp_client *client, int why, const c
     tell(self, self->closed, args, "Exception in the closed callback");
 }
 
-/* callback(replies), whose reference was the message's. */
+/* callback(decided, replies), whose reference was the message's. */
 static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                        const bk_smtp_result *result) {
     PyObject *pair = arg; /* (this, callback) */
@@ -79,8 +79,7 @@ static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message 
         else
             PyList_SET_ITEM(list, (Py_ssize_t)i, text);
     }
-    PyObject *args = list == NULL ? NULL : PyTuple_Pack(1, list);
-    Py_XDECREF(list);
+    PyObject *args = list == NULL ? NULL : Py_BuildValue("zN", result->decided, list);
     tell((SmtpClientObject *)PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1), args,
          "Exception in the callback of a message");
     Py_DECREF(pair);
@@ -133,8 +132,8 @@ static int tls_flags(const char *tls, unsigned *flags) {
     else if (strcmp(tls, "never") == 0)
         *flags |= BK_SMTP_TLS_NEVER;
     else if (strcmp(tls, "opportunistic") != 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "tls: '%s' is none of 'opportunistic', 'required', 'never'", tls);
+        PyErr_Format(PyExc_ValueError, "tls: '%s' is none of 'opportunistic', 'required', 'never'",
+                     tls);
         return -1;
     }
     return 0;
@@ -164,9 +163,8 @@ static int make_client(SmtpClientObject *self, bk_smtp_client_config *config) {
 
 static int begin_connecting(SmtpClientObject *self, const char *endpoint) {
     bk_error error = {0, 0, ""};
-    self->factory = (bk_machine_factory){.protocol = BK_MACHINE_PROTOCOL("smtp client"),
-                                         .make = make,
-                                         .context = self};
+    self->factory = (bk_machine_factory){
+        .protocol = BK_MACHINE_PROTOCOL("smtp client"), .make = make, .context = self};
     self->factory.protocol.closed = stream_closed;
     int code = bk_connect(self->loop->core, endpoint, &self->factory.protocol, NULL, &error,
                           &self->stream);
@@ -179,9 +177,9 @@ static int begin_connecting(SmtpClientObject *self, const char *endpoint) {
 }
 
 static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"loop",     "endpoint",  "hostname", "lmtp",          "make_whole",
-                            "tls",      "user",      "password", "auth_in_clear", "mechanism",
-                            "timeout",  "ready",     "closed",   NULL};
+    static char *names[] = {
+        "loop",     "endpoint",      "hostname",  "lmtp",    "make_whole", "tls",    "user",
+        "password", "auth_in_clear", "mechanism", "timeout", "ready",      "closed", NULL};
     module_state *state = state_of_type(type);
     PyObject *loop, *text, *ready = Py_None, *closed = Py_None;
     bk_smtp_client_config config = {0};
@@ -257,8 +255,8 @@ static int add_recipient(bk_smtp_message *m, PyObject *object) {
     PyObject *address = object;
     unsigned notify = 0;
     const char *original = NULL;
-    if (PyTuple_Check(object) && !PyArg_ParseTuple(object, "OIz:recipient", &address, &notify,
-                                                   &original))
+    if (PyTuple_Check(object) &&
+        !PyArg_ParseTuple(object, "OIz:recipient", &address, &notify, &original))
         return -1;
     const char *text = text_of(address, "recipients");
     int code = text == NULL ? 0 : bk_smtp_message_to(m, text);
@@ -295,9 +293,8 @@ static int queue(SmtpClientObject *self, bk_smtp_message *m, PyObject *callback)
     PyObject *pair = PyTuple_Pack(2, (PyObject *)self, callback);
     if (pair == NULL)
         return -1;
-    int code = self->client == NULL
-                   ? -EPIPE
-                   : bk_smtp_client_send(self->client, m, heard_sent, pair);
+    int code =
+        self->client == NULL ? -EPIPE : bk_smtp_client_send(self->client, m, heard_sent, pair);
     if (code == 0)
         return 0;
     Py_DECREF(pair);
@@ -310,15 +307,15 @@ static int queue(SmtpClientObject *self, bk_smtp_message *m, PyObject *callback)
 }
 
 static PyObject *client_send(SmtpClientObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"sender", "recipients", "data", "callback", "body",  "utf8",
-                            "require_tls", "ret", "envelope_id", "submitter", NULL};
+    static char *names[] = {"sender",      "recipients", "data",        "callback",  "body", "utf8",
+                            "require_tls", "ret",        "envelope_id", "submitter", NULL};
     PyObject *sender, *recipients, *data, *callback = Py_None;
     const char *envelope_id = NULL, *submitter = NULL;
     int body = 0, utf8 = 0, require_tls = 0, ret = 0;
     bk_smtp_message *m;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$Oippizz:send", names, &sender,
-                                     &recipients, &data, &callback, &body, &utf8, &require_tls,
-                                     &ret, &envelope_id, &submitter))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$Oippizz:send", names, &sender, &recipients,
+                                     &data, &callback, &body, &utf8, &require_tls, &ret,
+                                     &envelope_id, &submitter))
         return NULL;
     const char *text = text_of(sender, "sender");
     if (text == NULL || loop_check_open(self->loop) < 0)
@@ -407,7 +404,8 @@ static PyMethodDef client_methods[] = {
     {"send", (PyCFunction)(void (*)(void))client_send, METH_VARARGS | METH_KEYWORDS,
      "send(sender, recipients, data, *, callback=None, body=0, utf8=False, require_tls=False, "
      "ret=0, envelope_id=None, submitter=None)\n\nQueue a message. Each recipient is an address, "
-     "or (address, notify, original). callback(replies) is called with a reply for each. "
+     "or (address, notify, original). callback(decided, replies) is called with a reply for "
+     "each, and with the command that decided: MAIL, RCPT, DATA; None: not the server. "
      "ValueError: an address or the data is not what SMTP carries. BrokenPipeError: the connection "
      "is gone, or ending."},
     {"quit", (PyCFunction)client_quit, METH_NOARGS,

@@ -130,12 +130,18 @@ static void heard_closed(void *context, bk_smtp_client *client, int why, const c
     tell(text);
 }
 
+static bool tells_stage;
+
 static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                        const bk_smtp_result *result) {
     int accepted = 0;
     CHECK(client == now.client && arg == &now && result->size == sizeof *result);
     CHECK_INT(result->reply_count, message->recipient_count);
     tell(message->sender);
+    if (tells_stage) {
+        tell(" ");
+        tell(result->decided != NULL ? result->decided : "-");
+    }
     for (size_t i = 0; i < result->reply_count; i++) {
         tell(i == 0 ? ": " : " | ");
         tell(result->replies[i]);
@@ -532,6 +538,19 @@ static void hears_refusals(void) {
            "ready\na@b: " ENDED("421 bye") "\nclosed reset: 421 bye\n");
     EXPECT(two, PIPE GROUP GROUP_OK BODY "CMAIL FROM:<f@g>\nCRCPT TO:<h@i>\nCDATA\nE\n",
            "ready\na@b: " LOST "\nf@g: " LOST "\n" CUT);
+}
+
+static void tells_what_decided(void) {
+    setup();
+    tells_stage = true;
+    EXPECT(one, PIPE GROUP "S550 s\nS503 r\nS503 d\n", "ready\na@b MAIL: 550 s\n" CUT);
+    EXPECT(one, PIPE GROUP "S250 s\nS550 r\nS503 d\n", "ready\na@b RCPT: 550 r\n" CUT);
+    EXPECT(one, PIPE GROUP "S250 s\nS250 r\nS451 d\n", "ready\na@b DATA: 451 d\n" CUT);
+    EXPECT(one, PIPE GROUP GROUP_OK BODY "S554 e\n", "ready\na@b DATA: 554 e\n" CUT);
+    EXPECT(one, PIPE GROUP GROUP_OK BODY "S250 e\n", "ready\na@b DATA: 250 e\n" CUT);
+    EXPECT(one, PIPE GROUP GROUP_OK BODY, "ready\na@b -: " LOST "\n" CUT);
+    EXPECT(one, "", "a@b -: " LOST "\n" CUT);
+    tells_stage = false;
 }
 
 /* A transaction that came to nothing is cleared away before the next, and the queue goes on. */
@@ -1279,6 +1298,7 @@ int main(int argc, char **argv) {
         CASE(hears_refusals),
         CASE(goes_on_after_refusals),
         CASE(waits_as_told),
+        CASE(tells_what_decided),
         CASE(uses_what_is_offered),
         CASE(sends_chunks),
         CASE(refuses_what_would_be_spoilt),
