@@ -96,6 +96,8 @@ static int keep_offers(bk_smtp_client *c, const char *reply) {
         r = keep_offer(c, line, next != NULL ? (size_t)(next - line) : strlen(line));
         line = next;
     }
+    if (r < 0)
+        c->offers.used = 0; /* the last may be half there */
     return r;
 }
 

@@ -175,7 +175,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     os.os.random = no_chance;
     run(&pieces, &os.os, how, data, n, 1);
     FUZZ_CHECK(pieces.queued == MESSAGES);
-    if (!pieces.secure) { /* TLS drops what came with the last line in plain */
+    /* TLS drops what came with the last line in plain; and where the queue is full, it depends on
+       the cut which replies came before their commands. */
+    if (!pieces.secure && !(how & 0x40)) {
         run(&whole, &os.os, how, data, n, step);
         FUZZ_CHECK(whole.out_size == pieces.out_size && whole.why == pieces.why);
         FUZZ_CHECK(memcmp(whole.out, pieces.out, whole.out_size) == 0);

@@ -156,6 +156,7 @@ class Client:
         self._ready: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._why: Exception | None = None  # it ended badly
+        self._is_ending = False
 
     def __repr__(self) -> str:
         state = "connected" if self.is_connected else "not connected"
@@ -166,7 +167,8 @@ class Client:
     @property
     def is_connected(self) -> bool:
         """Messages may be sent: it is connected, and not ending."""
-        return self._core is not None and self._ready is not None and self._ready.done()
+        ready = self._ready is not None and self._ready.done()
+        return self._core is not None and ready and not self._is_ending
 
     async def connect(self) -> Client:
         """Connect, start TLS, log in. Not needed in ``async with``.
@@ -181,7 +183,7 @@ class Client:
         if self._core is not None:
             raise RuntimeError("it is connected already")
         loop._know_engines(self.endpoint)
-        self._why = None
+        self._why, self._is_ending = None, False
         self._ready, self._closed = loop.create_future(), loop.create_future()
         self._core = _becket.SmtpClient(
             loop, self.endpoint, ready=self._on_ready, closed=self._on_closed, **self._settings
@@ -228,6 +230,7 @@ class Client:
         from then on. May be repeated."""
         if self._core is None or self._closed is None:
             return
+        self._is_ending = True
         self._core.quit()
         try:
             async with asyncio.timeout(timeout):
@@ -239,6 +242,7 @@ class Client:
 
     def abort(self) -> None:
         """End it now. Messages that were not answered raise SMTPServerDisconnected."""
+        self._is_ending = True
         if self._core is not None:
             self._core.abort()
 
