@@ -54,8 +54,14 @@ def serving(handler: Any) -> Iterator[int]:
 def send(port: int, message: EmailMessage | bytes, sender: str = "me@a.org") -> None:
     """Send one by smtplib."""
     with smtplib.SMTP("127.0.0.1", port, "client.example.org", PATIENCE) as client:
-        data = message.as_bytes() if isinstance(message, EmailMessage) else message
-        client.sendmail(sender, ["you@b.org"], data)
+        client.sendmail(sender, ["you@b.org"], lines(message))
+
+
+def lines(message: EmailMessage | bytes) -> bytes:
+    """As it is sent: lines end in CRLF."""
+    if isinstance(message, EmailMessage):
+        return message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
+    return message
 
 
 def letter(subject: str = "hello", text: str = "Hello.\n", html: str = "") -> EmailMessage:

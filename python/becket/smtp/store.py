@@ -28,8 +28,8 @@ TRY_AGAIN = "451 4.3.0 the message could not be stored: try again later"
 
 def content_of(envelope: Any) -> bytes:
     """The message as it was sent, with the header that the server put in front."""
-    content = getattr(envelope, "original_content", None) or envelope.content or b""
-    if isinstance(content, str):
+    content = envelope.content or b""
+    if isinstance(content, str):  # aiosmtpd's, with decode_data
         return content.encode("utf-8", "surrogateescape")
     return bytes(content)
 
