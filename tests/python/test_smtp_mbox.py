@@ -412,10 +412,62 @@ def test_half_a_note_says_nothing(box: Mbox, path: Path, text: bytes) -> None:
     assert subjects(path) == ["old", "next"]
 
 
+CALLS = ["open", "write", "link", "unlink", "pwrite", "fsync", "ftruncate", "close"]
+
+
+def deliver_and_die(path: Path, nth: int, before: bool) -> None:
+    """Deliver a message, but be killed before or after the n-th call of the system; half of what
+    that is to write is written."""
+    calls = iter(range(1, 1000))
+
+    def deadly(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            now = next(calls) == nth
+            if now and not before:
+                if name == "pwrite":
+                    args = (args[0], bytes(args[1][: len(args[1]) // 2]), args[2])
+                real(*args, **more)
+            if now:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **more)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, deadly(name, getattr(os, name)))
+    Mbox(path).deliver("a@b", b"Subject: killed\r\n\r\ntext\r\n").result(PATIENCE)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_kill_at_each_call(box: Mbox, path: Path, before: bool) -> None:
+    deliver(box, b"Subject: 0\r\n\r\n")
+    expected, whole = ["0"], []
+    for nth in range(1, 100):
+        process = multiprocessing.get_context("fork").Process(
+            target=deliver_and_die, args=(path, nth, before)
+        )
+        process.start()
+        process.join(PATIENCE)
+        deliver(box, f"Subject: {nth}\r\n\r\n".encode())
+        there = subjects(path)[len(expected) :]
+        assert there in ([f"{nth}"], ["killed", f"{nth}"])
+        expected += there
+        assert path.read_bytes().count(b"\n\ntext\n\n") == expected.count("killed")
+        whole.append(len(there) == 2)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert nth > 15
+    assert whole == sorted(whole)  # at first never, from some call on always
+
+
 WRITER = """
-import sys
+import os, sys
 from becket.smtp.mbox import Mbox
 
+write = os.pwrite
+os.pwrite = lambda fd, data, at: write(fd, bytes(data[:2000]), at)
 box, begin = Mbox(sys.argv[1]), int(sys.argv[2])
 body = b"\\r\\n\\r\\n" + b"From all of us: a line to be quoted\\r\\n" * 3000
 for n in range(begin, begin + 100_000, 4):
