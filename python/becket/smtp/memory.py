@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
 
-from becket.smtp.store import content_of
+from becket.smtp.store import content_of, login_of, peer_of, text_of
 
 MIB = 1024 * 1024
 
@@ -53,16 +53,6 @@ class Change:
 
     added: Message | None = None
     removed: tuple[int, ...] = ()
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
-
-
-def _peer(peer: Any) -> str:
-    return _text(peer[0] if isinstance(peer, tuple) and peer else peer)
 
 
 class Memory:
@@ -101,11 +91,11 @@ class Memory:
             return f"552 5.3.4 the message is larger than the store: {self._max_bytes} bytes"
         message = self.add(
             content,
-            _text(envelope.mail_from),
-            map(_text, envelope.rcpt_tos),
-            peer=_peer(getattr(session, "peer", None)),
-            helo=_text(getattr(session, "host_name", None)),
-            login=_login(session),
+            text_of(envelope.mail_from),
+            map(text_of, envelope.rcpt_tos),
+            peer=peer_of(session),
+            helo=text_of(getattr(session, "host_name", None)),
+            login=login_of(session),
             secure=getattr(session, "ssl", None) is not None,
         )
         return f"250 2.0.0 message {message.id} is in memory"
@@ -179,11 +169,3 @@ class Memory:
     def _tell(self, change: Change) -> None:
         for told in list(self._subscribers):
             told(change)
-
-
-def _login(session: Any) -> str:
-    """Who logged in: a session has what its authenticator returned, which may hold a password."""
-    data = getattr(session, "auth_data", None)
-    name = getattr(data, "login", data)
-    known = getattr(session, "authenticated", False) and isinstance(name, str | bytes)
-    return _text(name) if known else ""

@@ -38,3 +38,29 @@ def one_reply(replies: Sequence[str]) -> str:
     """What is said where one answer stands for all recipients: the worst. When only some were
     served, a client that comes again gives those two: better than to lose the others."""
     return max(replies, key=lambda reply: (reply[:1] == "4", reply[:1]))
+
+
+def answer(session: Any, replies: Sequence[str]) -> Reply:
+    """Replies for the recipients, in order: as they are to a session of LMTP, else one for all."""
+    return list(replies) if getattr(session, "lmtp", False) else one_reply(replies)
+
+
+def text_of(value: Any) -> str:
+    """What a session or an envelope has, as text; "" for nothing."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def peer_of(session: Any) -> str:
+    """The client's address; "" when it has none."""
+    peer = getattr(session, "peer", None)
+    return text_of(peer[0] if isinstance(peer, tuple) and peer else peer)
+
+
+def login_of(session: Any) -> str:
+    """Who logged in: a session has what its authenticator returned, which may hold a password."""
+    data = getattr(session, "auth_data", None)
+    name = getattr(data, "login", data)
+    known = getattr(session, "authenticated", False) and isinstance(name, str | bytes)
+    return text_of(name) if known else ""
