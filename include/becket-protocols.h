@@ -61,11 +61,11 @@ typedef struct bk_runner_ops {
     void (*timeout)(bk_machine *m, unsigned seconds);
     /* Optional. The peer's IP address, as RFC 5321 writes it within [ ]; empty: it has none. */
     void (*peer)(bk_machine *m, char *ret_text, size_t room);
-    /* Optional, both. start_tls: what was sent before goes out in plain first. What has arrived by
-       then in plain, and is not fed yet, must never be: it may be given to TLS, or dropped. 0;
-       negative: not possible, and nothing was begun. A handshake that fails later is the end of the
-       connection. */
-    int (*start_tls)(bk_machine *m);
+    /* Optional, both. start_tls: what was sent before goes out in plain first, and then the n bytes
+       of last, which tell the peer of it. What has arrived by then in plain, and is not fed yet,
+       must never be: it may be given to TLS, or dropped. 0; negative: not possible, and nothing was
+       begun, nor last sent. A handshake that fails later is the end of the connection. */
+    int (*start_tls)(bk_machine *m, const void *last, size_t n);
     /* 1: what is said is sealed by TLS; 0: it is not, but start_tls is offered; negative:
        neither. */
     int (*secure)(bk_machine *m);
@@ -97,11 +97,12 @@ BK_API void bk_machine_go(bk_machine *m);
 BK_API int bk_machine_ready(const bk_machine *m);
 BK_API void bk_machine_timeout(bk_machine *m, unsigned seconds);
 BK_API void bk_machine_peer(bk_machine *m, char *ret_text, size_t room);
-/* Start TLS; what was sent before goes out in plain. Whatever else was received by then is dropped,
-   the rest of what receive was given too: it must not be taken for something said under TLS. What
-   is received next was. -ENOTSUP: it is not offered; -EALREADY: it is there; -EPIPE after close;
-   or why it was not possible: then nothing is dropped. */
-BK_API int bk_machine_start_tls(bk_machine *m);
+/* Start TLS; what was sent before goes out in plain, and then last, n bytes: words that are to be
+   said only if TLS can be begun ("220 Ready"). Whatever else was received by then is dropped, the
+   rest of what receive was given too: it must not be taken for something said under TLS. What is
+   received next was. -ENOTSUP: it is not offered; -EALREADY: it is there; -EPIPE after close; or
+   why it was not possible: then nothing is dropped, and last is not said. */
+BK_API int bk_machine_start_tls(bk_machine *m, const void *last, size_t n);
 /* 1: under TLS; 0: not, but it may be started; negative: neither. */
 BK_API int bk_machine_secure(bk_machine *m);
 

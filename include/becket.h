@@ -3,8 +3,8 @@
  *
  * For C programs, and for whoever brings a part: a notifier, a transport, a scheme of endpoints.
  * It is meant to be read from the top: results, the operating system, notifiers, the loop,
- * transports, streams and protocols, datagrams, endpoints and serving. Ready-made protocols (line,
- * SMTP) and the Maildir store are in becket-protocols.h.
+ * transports, streams and protocols, datagrams, endpoints and serving. Ready-made protocols are in
+ * becket-protocols.h, mail is in becket-smtp.h.
  *
  *     static void received(bk_stream *s, const void *data, size_t n) {
  *         bk_stream_write(s, data, n, BK_COPY, NULL);

@@ -15,6 +15,8 @@ enum {
     /* MAIL and RCPT: extensions add to those 512 (SIZE 26, BODY 17; SMTPUTF8, DSN and AUTH hundreds
        more), and a client must hear 555 for an unknown one rather than 500. */
     BK_SMTP_PATH_LINE_MAX = 2048,
+    /* A line of an AUTH exchange (RFC 4954, 4). */
+    BK_SMTP_AUTH_LINE_MAX = 12288,
     /* A path with its brackets, and what is in it (RFC 5321, 4.5.3.1.1 to 3). */
     BK_SMTP_PATH_MAX = 256,
     BK_SMTP_LOCAL_MAX = 64,
@@ -22,6 +24,8 @@ enum {
     BK_SMTP_LABEL_MAX = 63,
     /* A line of a reply with its CRLF (4.5.3.1.5). */
     BK_SMTP_REPLY_MAX = 512,
+    /* All lines of the reply to EHLO: our name, and a dozen short ones. */
+    BK_SMTP_KEYWORDS_MAX = 640,
     /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
     BK_SMTP_PEER_MAX = 64,
     /* What the large mail providers accept. */
@@ -39,6 +43,9 @@ enum {
     BK_SMTP_TIMEOUT = 300,
     /* Room for the trace header: two host names of 255 and the words between them. */
     BK_SMTP_TRACE_MAX = 1024,
+    /* ENVID=; and ORCPT= and AUTH= (RFC 3461, 4.2 and 4.4; RFC 4954, 5). */
+    BK_SMTP_ENVID_MAX = 100,
+    BK_SMTP_XTEXT_MAX = 500,
     /* Digits in SIZE= (RFC 1870). */
     BK_SMTP_SIZE_DIGITS = 20,
 

@@ -170,15 +170,15 @@ void bk_machine_peer(bk_machine *m, char *ret_text, size_t room) {
         m->runner->peer(m, ret_text, room);
 }
 
-int bk_machine_start_tls(bk_machine *m) {
-    if (m == NULL)
+int bk_machine_start_tls(bk_machine *m, const void *last, size_t n) {
+    if (m == NULL || (last == NULL && n > 0))
         return -EINVAL;
     if (m->runner == NULL || m->flags & MACHINE_CLOSED)
         return -EPIPE;
     int r = bk_machine_secure(m);
     if (r != 0)
         return r < 0 ? r : -EALREADY;
-    r = m->runner->start_tls(m);
+    r = m->runner->start_tls(m, last, n);
     if (r < 0)
         return r;
     if (m->flags & MACHINE_BUSY)

@@ -6,8 +6,7 @@
 #include "core/protocol/run.h"
 
 #include "core/os/os.h"
-
-#include <becket-tls.h>
+#include "core/tls/tls.h"
 
 #include <stdio.h>
 #if defined(_WIN32)
@@ -60,8 +59,8 @@ static void run_peer(bk_machine *m, char *ret_text, size_t room) {
         snprintf(ret_text, room, "IPv6:%s", text);
 }
 
-static int run_start_tls(bk_machine *m) {
-    return bk_stream_start_tls(m->runner_state, NULL, NULL);
+static int run_start_tls(bk_machine *m, const void *last, size_t n) {
+    return bk_stream_start_tls_after(m->runner_state, last, n);
 }
 
 static int run_secure(bk_machine *m) {

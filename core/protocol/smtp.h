@@ -4,7 +4,7 @@
 #ifndef BK_SMTP_H
 #define BK_SMTP_H
 
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 /* bk_smtp_protocol_new(); and release(config->context), when neither the protocol nor one of its
    connections is there any more. When this fails, it is not called. */

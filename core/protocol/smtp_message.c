@@ -5,6 +5,7 @@
 #include "core/protocol/smtp_message.h"
 
 #include "core/protocol/limits.h"
+#include "core/protocol/smtp_path.h"
 
 #include <stdio.h>
 
@@ -17,13 +18,14 @@ char *bk_smtp_text_new(bk_os *os, const char *text, size_t n) {
     return copy;
 }
 
-int bk_smtp_message_new(bk_os *os, const char *sender, size_t n, bk_smtp_message **ret_message) {
+int bk_smtp_message_from(bk_os *os, const char *sender, size_t n, bk_smtp_message **ret_message) {
     bk_smtp_message *message = bk_alloc_zero(os, sizeof *message);
     if (message == NULL)
         return -ENOMEM;
     message->os = os;
     message->sender = bk_smtp_text_new(os, sender, n);
-    if (message->sender == NULL) {
+    message->options = bk_smtp_text_new(os, "", 0);
+    if (message->sender == NULL || message->options == NULL) {
         bk_smtp_message_free(message);
         return -ENOMEM;
     }
@@ -31,25 +33,75 @@ int bk_smtp_message_new(bk_os *os, const char *sender, size_t n, bk_smtp_message
     return 0;
 }
 
+/* An address without its brackets; ret_utf8: it is beyond ASCII. */
+static int address_check(const char *address, int *ret_utf8) {
+    char path[BK_SMTP_PATH_MAX + 1];
+    bk_smtp_path parsed;
+    size_t n = address != NULL ? strlen(address) : sizeof path;
+    if (n + 2 > BK_SMTP_PATH_MAX)
+        return -EINVAL;
+    path[0] = '<';
+    memcpy(path + 1, address, n);
+    path[n + 1] = '>';
+    if (bk_smtp_path_parse(path, n + 2, &parsed) != BK_SMTP_FINE || parsed.size != n ||
+        parsed.used != n + 2)
+        return -EINVAL;
+    *ret_utf8 |= parsed.utf8;
+    return 0;
+}
+
+int bk_smtp_message_new(bk_os *os, const char *sender, bk_smtp_message **ret_message) {
+    int utf8 = 0;
+    if (os == NULL || ret_message == NULL || address_check(sender, &utf8) < 0)
+        return -EINVAL;
+    int r = bk_smtp_message_from(os, sender, strlen(sender), ret_message);
+    if (r == 0)
+        (*ret_message)->utf8 = utf8;
+    return r;
+}
+
+int bk_smtp_message_to(bk_smtp_message *message, const char *recipient) {
+    int utf8 = 0;
+    bk_smtp_recipient *place;
+    if (message == NULL || address_check(recipient, &utf8) < 0 || *recipient == '\0')
+        return -EINVAL;
+    int r = bk_smtp_recipient_place(message, recipient, strlen(recipient), "", 0, &place);
+    if (r < 0)
+        return r;
+    message->recipient_count++;
+    message->utf8 |= utf8;
+    return 0;
+}
+
+void bk_smtp_recipient_clear(bk_os *os, bk_smtp_recipient *recipient) {
+    bk_dealloc(os, recipient->address);
+    bk_dealloc(os, recipient->original);
+    bk_dealloc(os, recipient->options);
+    *recipient = (bk_smtp_recipient){0};
+}
+
 void bk_smtp_message_free(bk_smtp_message *message) {
     if (message == NULL)
         return;
     bk_os *os = message->os;
     for (size_t i = 0; i < message->recipient_count; i++)
-        bk_dealloc(os, message->recipients[i]);
+        bk_smtp_recipient_clear(os, &message->recipients[i]);
     bk_dealloc(os, message->recipients);
     bk_dealloc(os, message->sender);
+    bk_dealloc(os, message->envelope_id);
+    bk_dealloc(os, message->submitter);
+    bk_dealloc(os, message->options);
     bk_dealloc(os, message->data);
     bk_dealloc(os, message);
 }
 
 /* Room for one more; grown in steps of a power of two. */
-int bk_smtp_message_reserve(bk_smtp_message *message) {
+static int recipients_reserve(bk_smtp_message *message) {
     size_t count = message->recipient_count;
-    if (count > 0 && (count < 4 || (count & (count - 1)) != 0))
+    if (message->recipients != NULL && (count < 4 || (count & (count - 1)) != 0))
         return 0;
     size_t room = count < 4 ? 4 : count * 2;
-    char **recipients =
+    bk_smtp_recipient *recipients =
         message->os->resize(message->os, message->recipients, room * sizeof *recipients);
     if (recipients == NULL)
         return -ENOMEM;
@@ -57,20 +109,46 @@ int bk_smtp_message_reserve(bk_smtp_message *message) {
     return 0;
 }
 
-int bk_smtp_message_add(bk_smtp_message *message, const char *data, size_t n) {
-    if (n > message->room - message->size) {
-        size_t room = message->room < BK_BUFFER_START ? (size_t)BK_BUFFER_START : message->room;
-        while (room - message->size < n) {
-            if (room > SIZE_MAX / 2)
-                return -ENOMEM;
-            room *= 2;
-        }
-        char *grown = message->os->resize(message->os, message->data, room);
-        if (grown == NULL)
-            return -ENOMEM;
-        message->data = grown;
-        message->room = room;
+int bk_smtp_recipient_place(bk_smtp_message *message, const char *address, size_t n,
+                            const char *options, size_t options_size,
+                            bk_smtp_recipient **ret_recipient) {
+    int r = recipients_reserve(message);
+    if (r < 0)
+        return r;
+    bk_smtp_recipient *place = &message->recipients[message->recipient_count];
+    *place = (bk_smtp_recipient){.address = bk_smtp_text_new(message->os, address, n),
+                                 .options = bk_smtp_text_new(message->os, options, options_size)};
+    if (place->address == NULL || place->options == NULL) {
+        bk_smtp_recipient_clear(message->os, place);
+        return -ENOMEM;
     }
+    *ret_recipient = place;
+    return 0;
+}
+
+int bk_smtp_message_reserve(bk_smtp_message *message, size_t more) {
+    if (more <= message->room - message->size)
+        return 0;
+    size_t room = message->room < BK_BUFFER_START ? (size_t)BK_BUFFER_START : message->room;
+    while (room - message->size < more) {
+        if (room > SIZE_MAX / 2)
+            return -ENOMEM;
+        room *= 2;
+    }
+    char *grown = message->os->resize(message->os, message->data, room);
+    if (grown == NULL)
+        return -ENOMEM;
+    message->data = grown;
+    message->room = room;
+    return 0;
+}
+
+int bk_smtp_message_add(bk_smtp_message *message, const void *data, size_t n) {
+    if (message == NULL || (data == NULL && n > 0))
+        return -EINVAL;
+    int r = bk_smtp_message_reserve(message, n);
+    if (r < 0)
+        return r;
     if (n > 0)
         memcpy(message->data + message->size, data, n);
     message->size += n;

@@ -6,7 +6,7 @@
  * as stored. What fails on the way is undone. rename, not link and unlink: names are unique (time,
  * process, counter, 64 random bits), and one step leaves one thing less to undo.
  */
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 #include "core/os/os.h"
 #include "core/protocol/limits.h"

@@ -38,16 +38,15 @@ static void store_release(void *arg) {
     bk_dealloc(store->os, store);
 }
 
-static const char *store_mail(void *context, bk_smtp_session *session,
-                              const bk_smtp_message *envelope) {
+static void store_mail(void *context, bk_smtp_session *session, const bk_smtp_message *envelope) {
     const bk_smtp_config *c = &((mail_store *)context)->config;
-    return c->mail(c->context, session, envelope);
+    c->mail(c->context, session, envelope);
 }
 
-static const char *store_rcpt(void *context, bk_smtp_session *session,
-                              const bk_smtp_message *envelope, const char *recipient) {
+static void store_rcpt(void *context, bk_smtp_session *session, const bk_smtp_message *envelope,
+                       const bk_smtp_recipient *recipient) {
     const bk_smtp_config *c = &((mail_store *)context)->config;
-    return c->rcpt(c->context, session, envelope, recipient);
+    c->rcpt(c->context, session, envelope, recipient);
 }
 
 /* The end of a job, whatever it came to. The session is answered last: it may go on at once. */

@@ -126,6 +126,9 @@ bk_transport *bk_tls_transport_innermost(bk_transport *t);
 int bk_tls_transport_feed(bk_transport *t, const void *data, size_t n);
 /* Put it in place of the stream's transport, which it holds: what is queued goes first. */
 int bk_tls_transport_start(bk_transport *t, bk_stream *s);
+/* bk_stream_start_tls() with what the endpoint offers; and n bytes that go out in plain before, if
+   TLS can be started. */
+int bk_stream_start_tls_after(bk_stream *s, const void *last, size_t n);
 
 /* ---- Offers (offer.c) ---- */
 

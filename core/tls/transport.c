@@ -904,9 +904,9 @@ int bk_tls_transport_start(bk_transport *t, bk_stream *s) {
     return 0;
 }
 
-int bk_stream_start_tls(bk_stream *s, bk_tls_context *context, const char *server_name) {
-    if (s == NULL)
-        return -EINVAL;
+/* last goes out in plain, once nothing but a lack of memory is in the way: that ends the stream. */
+static int start_tls(bk_stream *s, bk_tls_context *context, const char *server_name,
+                     const void *last, size_t n) {
     if (s->flags & (BK_STREAM_OPENING | BK_STREAM_CONNECTING))
         return -EALREADY;
     bk_transport *inner = s->transport, *t;
@@ -920,8 +920,18 @@ int bk_stream_start_tls(bk_stream *s, bk_tls_context *context, const char *serve
     int code = bk_tls_transport(s->loop, inner, context, server_name, &t);
     if (code < 0)
         return code;
-    code = bk_tls_transport_start(t, s);
+    code = bk_stream_write(s, last, n, BK_COPY, NULL);
+    if (code == 0)
+        code = bk_tls_transport_start(t, s);
     if (code < 0)
         bk_tls_transport_abandon(t);
     return code;
+}
+
+int bk_stream_start_tls(bk_stream *s, bk_tls_context *context, const char *server_name) {
+    return s == NULL ? -EINVAL : start_tls(s, context, server_name, NULL, 0);
+}
+
+int bk_stream_start_tls_after(bk_stream *s, const void *last, size_t n) {
+    return start_tls(s, NULL, NULL, last, n);
 }

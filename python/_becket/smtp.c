@@ -4,7 +4,7 @@
  */
 #include "becket_py.h"
 
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 typedef struct SmtpObject {
     SERVED_HEAD; /* protocol is of bk_smtp_maildir_new() */
@@ -16,8 +16,8 @@ typedef struct SmtpObject {
 static PyObject *recipients_of(const bk_smtp_message *message) {
     PyObject *list = PyList_New((Py_ssize_t)message->recipient_count);
     for (size_t i = 0; list != NULL && i < message->recipient_count; i++) {
-        PyObject *text = PyUnicode_DecodeLatin1(message->recipients[i],
-                                                (Py_ssize_t)strlen(message->recipients[i]), NULL);
+        const char *address = message->recipients[i].address;
+        PyObject *text = PyUnicode_DecodeUTF8(address, (Py_ssize_t)strlen(address), NULL);
         if (text == NULL)
             Py_CLEAR(list);
         else

@@ -8,7 +8,7 @@
 
 #include "core/serve/serve.h"
 
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 #include <becket-tls.h>
 
 #include <fcntl.h>

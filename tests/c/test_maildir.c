@@ -2,7 +2,7 @@
  * test_maildir.c: the Maildir store: what lies where, byte by byte; what is left when any call to
  * the system fails; delivery in the loop's workers; and SMTP into a Maildir, over a stream.
  */
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 #include "core/os/os.h"
 #include "core/protocol/limits.h"
@@ -458,7 +458,8 @@ static void session(client *c, bk_os *os, const bk_smtp_config *config) {
 
 #define UP_TO_DATA                                                                                 \
     "220 mx.test ESMTP becket\r\n250-mx.test\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n"           \
-    "250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n250 2.1.0 sender ok\r\n"                           \
+    "250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250-DSN\r\n"                \
+    "250 ENHANCEDSTATUSCODES\r\n250 2.1.0 sender ok\r\n"                                           \
     "250 2.1.5 recipient ok\r\n250 2.1.5 recipient ok\r\n354 end data with <CR><LF>.<CR><LF>\r\n"
 
 static bk_smtp_config mx(unsigned flags) {
@@ -496,13 +497,13 @@ static void receives_mail_as_it_is(void) {
     teardown();
 }
 
-static const char *no_g(void *context, bk_smtp_session *s, const bk_smtp_message *envelope,
-                        const char *recipient) {
+static void no_g(void *context, bk_smtp_session *s, const bk_smtp_message *envelope,
+                 const bk_smtp_recipient *recipient) {
     (void)envelope;
     CHECK_STR(context, "mine");
     CHECK_STR(bk_smtp_helo(s), "c");
     CHECK_STR(bk_smtp_peer(s), "");
-    return recipient[0] == 'g' ? "550 5.1.1 no such mailbox" : NULL;
+    bk_smtp_answer(s, recipient->address[0] == 'g' ? "550 5.1.1 no such mailbox" : NULL);
 }
 
 static void asks_the_programs_hooks(void) {

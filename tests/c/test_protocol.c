@@ -3,7 +3,7 @@
  * on streams, under TLS and on a blocking descriptor; and the echo and line protocols, in every
  * cutting.
  */
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 #include "core/os/os.h"
 #include "core/limits.h"
@@ -56,13 +56,14 @@ static void rig_resume(bk_machine *m) {
     ((rig *)m->runner_state)->resumed++;
 }
 
-/* Sends "T", for all to see. */
-static int rig_start_tls(bk_machine *m) {
+/* Sends the last words and "T", for all to see. */
+static int rig_start_tls(bk_machine *m, const void *last, size_t n) {
     rig *r = m->runner_state;
     CHECK_INT(r->secure, 0);
     if (r->tls_code < 0)
         return r->tls_code;
     r->secure = 1;
+    (void)rig_send(m, n > 0 ? last : "", n, BK_COPY, NULL);
     return rig_send(m, "T", 1, BK_COPY, NULL);
 }
 
@@ -102,7 +103,7 @@ typedef struct puppet {
 static int puppet_start(bk_machine *m) {
     ((puppet *)m)->started++;
     if (((puppet *)m)->tls_at_once)
-        CHECK_INT(bk_machine_start_tls(m), 0);
+        CHECK_INT(bk_machine_start_tls(m, NULL, 0), 0);
     return ((puppet *)m)->start_code;
 }
 
@@ -119,7 +120,7 @@ static size_t puppet_receive(bk_machine *m, const char *data, size_t n) {
         else if (c == 'a')
             bk_machine_abort(m, -EPROTO);
         else if (c == 't')
-            ((puppet *)m)->tls_code = bk_machine_start_tls(m);
+            ((puppet *)m)->tls_code = bk_machine_start_tls(m, NULL, 0);
         else
             CHECK_INT(bk_machine_send(m, &c, 1, BK_COPY, NULL), 0);
         if (((puppet *)m)->one_by_one)
@@ -321,26 +322,27 @@ static void runs_on_older_tables(void) {
 static void asks_for_tls(void) {
     puppet p = puppet_new();
     bk_machine *m = &p.machine;
-    CHECK_INT(bk_machine_start_tls(NULL), -EINVAL);
+    CHECK_INT(bk_machine_start_tls(NULL, NULL, 0), -EINVAL);
     CHECK_INT(bk_machine_secure(NULL), -EINVAL);
-    CHECK_INT(bk_machine_start_tls(m), -EPIPE);
+    CHECK_INT(bk_machine_start_tls(m, NULL, 0), -EPIPE);
     CHECK_INT(bk_machine_secure(m), -ENOTSUP);
     CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
     now.secure = -EPERM;
     CHECK_INT(bk_machine_secure(m), -EPERM);
-    CHECK_INT(bk_machine_start_tls(m), -EPERM);
+    CHECK_INT(bk_machine_start_tls(m, NULL, 0), -EPERM);
+    CHECK_INT(bk_machine_start_tls(m, NULL, 1), -EINVAL);
     now.secure = 0;
     CHECK_INT(bk_machine_secure(m), 0);
-    CHECK_INT(bk_machine_start_tls(m), 0);
+    CHECK_INT(bk_machine_start_tls(m, "now", 3), 0);
     CHECK_INT(bk_machine_secure(m), 1);
-    CHECK_INT(bk_machine_start_tls(m), -EALREADY);
-    CHECK_STR(now.out, "T");
+    CHECK_INT(bk_machine_start_tls(m, "now", 3), -EALREADY);
+    CHECK_STR(now.out, "nowT");
     bk_machine_free(m);
     for (int aborted = 0; aborted < 2; aborted++) {
         p = puppet_new();
         CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
         CHECK_INT(bk_machine_feed(m, aborted ? "at" : "ct", 2), 0);
-        CHECK_INT(bk_machine_start_tls(m), -EPIPE);
+        CHECK_INT(bk_machine_start_tls(m, NULL, 0), -EPIPE);
         CHECK_STR(now.out, "");
         bk_machine_free(m);
     }
@@ -350,7 +352,7 @@ static void asks_for_tls(void) {
         p = puppet_new();
         CHECK_INT(bk_machine_start(m, &some, &now), 0);
         CHECK_INT(bk_machine_secure(m), -ENOTSUP);
-        CHECK_INT(bk_machine_start_tls(m), -ENOTSUP);
+        CHECK_INT(bk_machine_start_tls(m, NULL, 0), -ENOTSUP);
         CHECK_STR(now.out, "");
         bk_machine_free(m);
         some.size = i == 0 ? offsetof(bk_runner_ops, secure) : sizeof some;
@@ -378,7 +380,7 @@ static void expect_tls(const char *script, const char *out, int line) {
                 if (*at == '-')
                     bk_machine_go(m);
                 else if (*at == '+')
-                    CHECK_INT(bk_machine_start_tls(m), 0);
+                    CHECK_INT(bk_machine_start_tls(m, NULL, 0), 0);
                 else
                     bk_machine_end(m);
         }
@@ -426,7 +428,7 @@ static void goes_on_without_tls(void) {
         CHECK_INT(bk_machine_start(m, &rig_ops, &now), 0);
         CHECK_INT(bk_machine_feed(m, "1t2w3t4", 7), 0);
         CHECK_INT(p.tls_code, -ENOMEM);
-        CHECK_INT(bk_machine_start_tls(m), -ENOMEM);
+        CHECK_INT(bk_machine_start_tls(m, "now", 3), -ENOMEM);
         bk_machine_go(m);
         CHECK_STR(now.out, "12w34");
         bk_machine_free(m);
@@ -1030,6 +1032,8 @@ static const char *said(const char *text) {
 
 #define READY "220 2.0.0 Ready to start TLS\r\n"
 #define GREETING "250-localhost\r\n250-PIPELINING\r\n250-SIZE 26214400\r\n250-8BITMIME\r\n"
+#define GREETING_END                                                                               \
+    "250-SMTPUTF8\r\n250-CHUNKING\r\n250-BINARYMIME\r\n250-DSN\r\n250 ENHANCEDSTATUSCODES\r\n"
 #define ENVELOPE "MAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nDATA\r\n"
 
 static void offers_no_tls_of_its_own(void) {
@@ -1040,7 +1044,7 @@ static void offers_no_tls_of_its_own(void) {
     CHECK_INT(join(&pal, p, 0, NULL), 0);
     bk_machine_protocol_free(p);
     turn(pal.loop, 20);
-    CHECK_STR(said("EHLO c\r\n"), GREETING "250 ENHANCEDSTATUSCODES\r\n");
+    CHECK_STR(said("EHLO c\r\n"), GREETING GREETING_END);
     CHECK_STR(said("STARTTLS\r\n"), "502 5.5.1 command is not implemented\r\n");
     CHECK_INT(bk_loop_free(pal.loop), 0);
 }
@@ -1050,12 +1054,12 @@ static void starts_tls_on_a_stream(void) {
     for (int i = 0; i < COUNT(capacities); i++) {
         if (!mail_open(capacities[i]))
             return;
-        CHECK_STR(said("EHLO c\r\n"), GREETING "250-STARTTLS\r\n250 ENHANCEDSTATUSCODES\r\n");
+        CHECK_STR(said("EHLO c\r\n"), GREETING "250-STARTTLS\r\n" GREETING_END);
         CHECK_STR(said("STARTTLS\r\n"), READY);
         CHECK_INT(bk_stream_start_tls(pal.stream, trusting, "localhost"), 0);
         /* What is said before the handshake is over waits for it. */
         CHECK_STR(said("MAIL FROM:<>\r\n"), "503 5.5.1 HELO or EHLO first\r\n");
-        CHECK_STR(said("EHLO c\r\n"), GREETING "250 ENHANCEDSTATUSCODES\r\n");
+        CHECK_STR(said("EHLO c\r\n"), GREETING "250-REQUIRETLS\r\n" GREETING_END);
         CHECK_STR(said("STARTTLS\r\n"), "503 5.5.1 TLS is there already\r\n");
         (void)said(ENVELOPE "x\r\n.\r\n");
         CHECK(strstr(pal.got, "250 2.0.0 message accepted\r\n") != NULL);

@@ -3,7 +3,7 @@
  * where nobody expects them: from a release function, outside a turn, after an exception has broken
  * a turn off, in the child of a fork.
  */
-#include <becket-protocols.h>
+#include <becket-smtp.h>
 
 #include "core/loop/loop.h"
 #include "tests/c/check.h"

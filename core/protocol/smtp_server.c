@@ -1,0 +1,679 @@
+/*
+ * smtp_server.c: receiving mail (RFC 5321, RFC 2033) as a machine: lines in, replies out, each
+ * whole message to a hook that may answer later. For bk_smtp_maildir_new() and for programs with a
+ * store of their own. What its parts are is told in smtp_session.h.
+ *
+ * Only CRLF ends a command: one with a CR or LF on its own is refused.
+ */
+#include "core/protocol/sasl.h"
+#include "core/protocol/smtp.h"
+#include "core/protocol/smtp_message.h"
+#include "core/protocol/smtp_session.h"
+
+#include <stdio.h>
+
+void bk_smtp_hang_up(bk_smtp_session *s, const char *why) {
+    char text[BK_SMTP_REPLY_MAX];
+    snprintf(text, sizeof text, "421 4.7.0 %.255s %s", s->config.hostname, why);
+    bk_smtp_reply(s, text);
+}
+
+void bk_smtp_greet(bk_smtp_session *s) {
+    char text[BK_SMTP_REPLY_MAX];
+    snprintf(text, sizeof text, "220 %.255s %s %.100s", s->config.hostname,
+             s->config.flags & BK_SMTP_LMTP ? "LMTP" : "ESMTP", s->config.software);
+    bk_smtp_reply(s, text);
+}
+
+/* ---- The transaction ---- */
+
+void bk_smtp_reset(bk_smtp_session *s) {
+    bool told = s->message != NULL && s->config.reset != NULL;
+    bk_smtp_message_free(s->message);
+    s->message = NULL;
+    bk_dealloc(s->machine.os, s->refused);
+    s->refused = NULL;
+    s->refusal = NULL;
+    s->complete = s->chunked = false;
+    s->taken = 0;
+    s->mode = BK_SMTP_COMMANDS;
+    if (told)
+        s->config.reset(s->config.context, s);
+}
+
+/* ---- HELO, EHLO, LHLO ---- */
+
+static void keyword(bk_smtp_session *s, const char *text) {
+    size_t used = strlen(s->keywords);
+    snprintf(s->keywords + used, sizeof s->keywords - used, "\n%s", text);
+}
+
+/* RFC 3207, 4.2: what is offered is not the same under TLS. */
+static void list_keywords(bk_smtp_session *s) {
+    char size[64];
+    snprintf(s->keywords, sizeof s->keywords, "%.255s", s->config.hostname);
+    if (!s->extended)
+        return;
+    snprintf(size, sizeof size, "SIZE %zu", s->config.max_message);
+    keyword(s, "PIPELINING");
+    keyword(s, size);
+    keyword(s, "8BITMIME");
+    if (bk_machine_secure(&s->machine) == 0)
+        keyword(s, "STARTTLS");
+    if (bk_smtp_secure(s))
+        keyword(s, "REQUIRETLS");
+    if (bk_smtp_auth_offered(s))
+        keyword(s, "AUTH " BK_SASL_MECHANISMS);
+    if (!(s->config.flags & BK_SMTP_NO_UTF8))
+        keyword(s, "SMTPUTF8");
+    keyword(s, "CHUNKING");
+    keyword(s, "BINARYMIME");
+    keyword(s, "DSN");
+    keyword(s, "ENHANCEDSTATUSCODES");
+}
+
+void bk_smtp_helo_reply(bk_smtp_session *s) {
+    char text[sizeof s->keywords + 4] = "250 ";
+    memcpy(text + 4, s->keywords, strlen(s->keywords) + 1);
+    (void)bk_smtp_relay(s, text, true);
+}
+
+static void smtp_greeted(bk_smtp_session *s, const char *arg, size_t n, bool extended) {
+    if (!bk_smtp_host_valid(arg, n)) {
+        bk_smtp_reply(s, "501 5.5.4 a host name or [address] is required");
+        return;
+    }
+    bk_smtp_reset(s); /* 4.1.4: as RSET */
+    memcpy(s->name, arg, n);
+    s->name[n] = '\0';
+    s->greeted = true;
+    s->extended = extended;
+    list_keywords(s);
+    if (s->config.helo != NULL)
+        bk_smtp_ask(s, BK_SMTP_ASK_HELO);
+    else
+        bk_smtp_helo_reply(s);
+}
+
+static void smtp_unknown(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg, (void)n;
+    bk_smtp_reply(s, "500 5.5.2 command is not known");
+}
+
+static void smtp_helo(bk_smtp_session *s, const char *arg, size_t n) {
+    if (s->config.flags & BK_SMTP_LMTP) /* RFC 2033, 4.1 */
+        smtp_unknown(s, arg, n);
+    else
+        smtp_greeted(s, arg, n, false);
+}
+
+static void smtp_ehlo(bk_smtp_session *s, const char *arg, size_t n) {
+    if (s->config.flags & BK_SMTP_LMTP)
+        smtp_unknown(s, arg, n);
+    else
+        smtp_greeted(s, arg, n, true);
+}
+
+static void smtp_lhlo(bk_smtp_session *s, const char *arg, size_t n) {
+    if (s->config.flags & BK_SMTP_LMTP)
+        smtp_greeted(s, arg, n, true);
+    else
+        smtp_unknown(s, arg, n);
+}
+
+/* ---- Commands of few words ---- */
+
+static void smtp_rset(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg;
+    if (n > 0) {
+        bk_smtp_reply(s, "501 5.5.4 RSET takes no argument");
+        return;
+    }
+    bk_smtp_reset(s);
+    bk_smtp_reply(s, "250 2.0.0 ok");
+}
+
+static void smtp_noop(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg, (void)n; /* 4.1.1.9: what is given is ignored */
+    bk_smtp_reply(s, "250 2.0.0 ok");
+}
+
+static void smtp_quit(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg;
+    if (n > 0) {
+        bk_smtp_reply(s, "501 5.5.4 QUIT takes no argument");
+        return;
+    }
+    bk_smtp_reply(s, "221 2.0.0 bye");
+    bk_machine_close(&s->machine);
+}
+
+static void smtp_help(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg;
+    if (n > 0)
+        bk_smtp_reply(s, "504 5.5.4 no help on that");
+    else
+        bk_smtp_reply(s, "214 2.0.0 HELO EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP: "
+                         "RFC 5321");
+}
+
+static void smtp_lacks(bk_smtp_session *s, const char *arg, size_t n) {
+    (void)arg, (void)n;
+    bk_smtp_reply(s, "502 5.5.1 command is not implemented");
+}
+
+/* ---- STARTTLS (RFC 3207) ---- */
+
+/* 4.2: what was learnt in plain may be anybody's. The counters are about the connection, and stay:
+   nobody gets new tries by it. */
+static void smtp_forget(bk_smtp_session *s) {
+    bk_smtp_reset(s);
+    bk_dealloc(s->machine.os, s->login);
+    s->login = NULL;
+    s->greeted = s->extended = false;
+    s->name[0] = s->keywords[0] = '\0';
+}
+
+/* 220 cannot be taken back: it goes out only when TLS can be started. */
+static void starttls_begin(bk_smtp_session *s) {
+    static const char ready[] = "220 2.0.0 Ready to start TLS\r\n";
+    if (bk_machine_start_tls(&s->machine, ready, sizeof ready - 1) == 0)
+        smtp_forget(s);
+    else
+        bk_smtp_reply(s, "454 4.7.0 TLS is not available due to temporary reason");
+}
+
+/*
+ * 4: it is the last command of a group. What follows it in plain may have been slipped in by
+ * somebody between us and the client (6), to be taken for what the client says under TLS: so the
+ * connection is refused. What has not arrived yet, or not that far, TLS finds to be no handshake.
+ */
+static void smtp_starttls(bk_smtp_session *s, const char *arg, size_t n) {
+    int secure = bk_machine_secure(&s->machine);
+    if (secure < 0) {
+        smtp_lacks(s, arg, n);
+    } else if (secure > 0) {
+        bk_smtp_reply(s, "503 5.5.1 TLS is there already");
+    } else if (n > 0) {
+        bk_smtp_reply(s, "501 5.5.4 STARTTLS takes no argument");
+    } else if (s->followed) {
+        bk_smtp_reply(s, "554 5.5.0 Nothing may follow STARTTLS");
+        bk_machine_close(&s->machine);
+    } else {
+        starttls_begin(s);
+    }
+}
+
+/* ---- Commands ---- */
+
+enum {
+    COMMAND_IDLE = 1,  /* brings no mail nearer */
+    COMMAND_PLAIN = 2, /* may come before STARTTLS where that is required */
+    COMMAND_ANY = 4,   /* … before AUTH, where that is */
+    COMMAND_ASKED = 8, /* the command hook is for it */
+};
+
+typedef struct smtp_command {
+    const char *name;
+    void (*run)(bk_smtp_session *s, const char *arg, size_t n);
+    unsigned flags;
+} smtp_command;
+
+static const smtp_command commands[] = {
+    {"MAIL", bk_smtp_mail, 0},
+    {"RCPT", bk_smtp_rcpt, 0},
+    {"DATA", bk_smtp_data, 0},
+    {"BDAT", bk_smtp_bdat, 0},
+    {"QUIT", smtp_quit, COMMAND_PLAIN | COMMAND_ANY | COMMAND_ASKED},
+    {"HELO", smtp_helo, COMMAND_IDLE | COMMAND_ANY},
+    {"EHLO", smtp_ehlo, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
+    {"LHLO", smtp_lhlo, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
+    {"RSET", smtp_rset, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
+    {"NOOP", smtp_noop, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY | COMMAND_ASKED},
+    {"STARTTLS", smtp_starttls, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
+    {"AUTH", bk_smtp_auth, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
+    {"VRFY", bk_smtp_vrfy, COMMAND_IDLE},
+    {"HELP", smtp_help, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
+    {"EXPN", smtp_lacks, COMMAND_IDLE},
+    {"ETRN", smtp_lacks, COMMAND_IDLE},
+    {"TURN", smtp_lacks, COMMAND_IDLE},
+    {"SEND", smtp_lacks, COMMAND_IDLE},
+    {"SOML", smtp_lacks, COMMAND_IDLE},
+    {"SAML", smtp_lacks, COMMAND_IDLE},
+};
+
+static const smtp_command *command_find(const char *text, size_t n) {
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (bk_smtp_is(text, n, commands[i].name))
+            return &commands[i];
+    return NULL;
+}
+
+/* What must come before this command. NULL: nothing. */
+static const char *command_waits(const bk_smtp_session *s, const smtp_command *command) {
+    unsigned flags = s->config.flags;
+    if (flags & BK_SMTP_TLS_REQUIRED && !(command->flags & COMMAND_PLAIN) && !bk_smtp_secure(s))
+        return "530 5.7.0 Must issue a STARTTLS command first";
+    if (flags & BK_SMTP_AUTH_REQUIRED && !(command->flags & COMMAND_ANY) &&
+        bk_smtp_login_name(s) == NULL)
+        return "530 5.7.0 Authentication required";
+    return NULL;
+}
+
+/* Ask the command hook about a verb, and an argument that is not ended by NUL. */
+static void command_ask(bk_smtp_session *s, const char *verb, size_t size, const char *arg,
+                        size_t n) {
+    char *text = bk_alloc(s->machine.os, size + n + 2);
+    if (text == NULL) {
+        bk_smtp_reply(s, "451 4.3.0 out of memory");
+        return;
+    }
+    for (size_t i = 0; i < size; i++)
+        text[i] = (char)(verb[i] >= 'a' && verb[i] <= 'z' ? verb[i] - 'a' + 'A' : verb[i]);
+    text[size] = '\0';
+    memcpy(text + size + 1, arg, n);
+    text[size + 1 + n] = '\0';
+    s->command = text;
+    bk_smtp_ask(s, BK_SMTP_ASK_COMMAND);
+}
+
+/* The command is run as if nobody had been asked. After a prompt there is no usual. */
+static void command_usual(bk_smtp_session *s, const char *verb) {
+    const smtp_command *command = command_find(verb, strlen(verb));
+    const char *arg = verb + strlen(verb) + 1;
+    if (verb[0] == '\0')
+        bk_smtp_reply(s, "501 5.5.2 no line was wanted");
+    else
+        (command != NULL ? command->run : smtp_unknown)(s, arg, strlen(arg));
+}
+
+void bk_smtp_command_answered(bk_smtp_session *s, const char *reply) {
+    char *verb = s->command;
+    s->command = NULL;
+    if (reply == NULL) {
+        command_usual(s, verb);
+    } else if (strncmp(reply, "334 ", 4) == 0) {
+        bk_smtp_reply(s, reply);
+        s->prompted = true;
+        s->mode = BK_SMTP_AUTH; /* its lines may be as long */
+    } else {
+        if (bk_smtp_is(verb, strlen(verb), "RSET"))
+            bk_smtp_reset(s);
+        (void)bk_smtp_relay(s, reply, false);
+        if (bk_smtp_is(verb, strlen(verb), "QUIT"))
+            bk_machine_close(&s->machine);
+    }
+    bk_dealloc(s->machine.os, verb);
+}
+
+static bool command_asks(const bk_smtp_session *s, const smtp_command *command) {
+    if (s->config.command == NULL || (command != NULL && !(command->flags & COMMAND_ASKED)))
+        return false;
+    return command == NULL || command->run != bk_smtp_auth || s->config.auth == NULL;
+}
+
+static void command_call(bk_smtp_session *s, const smtp_command *command, const char *arg,
+                         size_t n) {
+    const char *refusal = command_waits(s, command);
+    while (n > 0 && arg[n - 1] == ' ') /* 4.1.1: trailing white space is tolerated */
+        n--;
+    if (command->run == bk_smtp_bdat) /* bytes follow it, refused or not */
+        bk_smtp_bdat(s, arg, n);
+    else if (refusal != NULL)
+        bk_smtp_reply(s, refusal);
+    else if (command_asks(s, command))
+        command_ask(s, command->name, strlen(command->name), arg, n);
+    else
+        command->run(s, arg, n);
+}
+
+/* A whole command, without its CRLF; there is no CR, LF or NUL in it. */
+static void command_run(bk_smtp_session *s, const char *text, size_t n) {
+    const char *space = memchr(text, ' ', n);
+    if (s->prompted) {
+        s->prompted = false;
+        s->mode = BK_SMTP_COMMANDS;
+        command_ask(s, "", 0, text, n);
+        return;
+    }
+    size_t size = space != NULL ? (size_t)(space - text) : n;
+    const smtp_command *command = command_find(text, size);
+    if ((command == NULL || command->flags & COMMAND_IDLE) && ++s->idle > s->config.max_idle) {
+        bk_smtp_hang_up(s, "too many commands without mail");
+        return;
+    }
+    size_t at = n > size ? size + 1 : n;
+    if (command == NULL) {
+        if (command_asks(s, NULL))
+            command_ask(s, text, size, text + at, n - at);
+        else
+            smtp_unknown(s, text, n);
+        return;
+    }
+    command_call(s, command, text + at, n - at);
+}
+
+/* ---- Lines ---- */
+
+/* The bytes of text that this command may have: longer with MAIL and RCPT, for their parameters,
+   and with AUTH. */
+static size_t line_max(const bk_smtp_session *s) {
+    const char *first = s->line.first;
+    if (s->mode == BK_SMTP_AUTH || bk_smtp_is(first, 5, "AUTH "))
+        return BK_SMTP_AUTH_LINE_MAX - 2;
+    bool path = bk_smtp_is(first, 5, "MAIL ") || bk_smtp_is(first, 5, "RCPT ");
+    return (path ? BK_SMTP_PATH_LINE_MAX : BK_SMTP_LINE_MAX) - 2;
+}
+
+/* What is wrong with the next byte of a command; NULL: nothing. */
+static const char *line_fault(bk_smtp_session *s, char c) {
+    bk_smtp_line *line = &s->line;
+    if (line->cr || c == '\n')
+        return "500 5.5.2 lines end in CRLF, no CR or LF may stand alone";
+    if (c == '\r')
+        return NULL;
+    if (c == '\0')
+        return "500 5.5.2 NUL is not allowed";
+    if (line->length < sizeof line->first)
+        line->first[line->length] = c;
+    line->length++;
+    if (line->length >= BK_SMTP_LINE_MAX - 1 && line->length > line_max(s))
+        return s->mode == BK_SMTP_AUTH ? "500 5.5.6 Authentication exchange line is too long"
+                                       : "500 5.5.2 line is too long";
+    return NULL;
+}
+
+/* A fault is told once and at once, so that whoever sends no CRLF at all hears why. */
+static void line_refuse(bk_smtp_session *s, const char *reply) {
+    s->line.skipping = true;
+    s->prompted = false;
+    if (s->mode == BK_SMTP_AUTH)
+        bk_smtp_auth_end(s);
+    bk_buffer_clear(s->machine.os, &s->line.kept);
+    bk_smtp_reply(s, reply);
+}
+
+static void line_keep(bk_smtp_session *s, const char *data, size_t n) {
+    if (!s->line.skipping && bk_buffer_add(s->machine.os, &s->line.kept, data, n) < 0)
+        line_refuse(s, "451 4.3.0 out of memory");
+}
+
+/* The CRLF of a command is there; data ends with it, and earlier pieces have been kept. */
+static void line_end(bk_smtp_session *s, const char *data, size_t n) {
+    if (s->line.kept.used > 0)
+        line_keep(s, data, n);
+    bk_smtp_line line = s->line;
+    s->line = (bk_smtp_line){.length = 0};
+    if (line.kept.used > 0) {
+        data = line.kept.data;
+        n = line.kept.used;
+    }
+    if (!line.skipping)
+        (s->sasl != NULL ? bk_smtp_auth_line : command_run)(s, data, n - 2);
+    if (s->config.auth != NULL) /* there may be a password in it */
+        bk_wipe(line.kept.data, line.kept.used);
+    bk_buffer_clear(s->machine.os, &line.kept);
+}
+
+/* Take up to the end of a command, or all there is. Each byte is looked at once. */
+static size_t line_receive(bk_smtp_session *s, const char *data, size_t n) {
+    bk_smtp_line *line = &s->line;
+    for (size_t i = 0; i < n; i++) {
+        char c = data[i];
+        if (c == '\n' && line->cr) {
+            s->followed = i + 1 < n;
+            line_end(s, data, i + 1);
+            return i + 1;
+        }
+        const char *fault = line->skipping ? NULL : line_fault(s, c);
+        line->cr = c == '\r';
+        if (fault != NULL) {
+            line_refuse(s, fault);
+            return i + 1;
+        }
+    }
+    line_keep(s, data, n);
+    return n;
+}
+
+/* ---- The machine ---- */
+
+static int smtp_start(bk_machine *m) {
+    bk_smtp_session *s = (bk_smtp_session *)m;
+    bk_machine_timeout(m, s->config.timeout);
+    bk_machine_peer(m, s->peer, sizeof s->peer);
+    s->visited = true;
+    if (s->config.max_session > 0)
+        s->deadline = m->os->clock(m->os) + s->config.max_session * BK_SECOND;
+    if (s->config.connect != NULL)
+        bk_smtp_ask(s, BK_SMTP_ASK_CONNECT);
+    else
+        bk_smtp_greet(s);
+    return 0;
+}
+
+/* RFC 5321, 3.8: 421 in place of the greeting. */
+static void smtp_refuse(bk_machine *m, int why) {
+    const bk_smtp_session *s = (bk_smtp_session *)m;
+    char text[BK_SMTP_REPLY_MAX];
+    int n =
+        snprintf(text, sizeof text, "421 4.3.2 %.255s %s\r\n", s->config.hostname,
+                 why == -ESHUTDOWN ? "is shutting down" : "has too many connections, try later");
+    (void)bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
+}
+
+static size_t smtp_receive(bk_machine *m, const char *data, size_t n) {
+    bk_smtp_session *s = (bk_smtp_session *)m;
+    size_t used = 0;
+    if (s->deadline != 0 && m->os->clock(m->os) >= s->deadline) {
+        bk_smtp_hang_up(s, "the session has lasted too long");
+        return n;
+    }
+    while (used < n && bk_machine_ready(m))
+        used += (s->mode == BK_SMTP_DATA || s->mode == BK_SMTP_BDAT
+                     ? bk_smtp_data_receive
+                     : line_receive)(s, data + used, n - used);
+    return used;
+}
+
+/* A hook that has not answered has what it was given until it has. */
+static void smtp_free(bk_machine *m) {
+    bk_smtp_session *s = (bk_smtp_session *)m;
+    bool owed = s->asked != BK_SMTP_ASK_NOTHING;
+    s->gone = true;
+    if (s->message != NULL && s->asked != BK_SMTP_ASK_MAIL && s->config.reset != NULL)
+        s->config.reset(s->config.context, s);
+    if (s->visited && s->config.disconnect != NULL)
+        s->config.disconnect(s->config.context, s);
+    if (!owed)
+        bk_smtp_session_free(s);
+}
+
+void bk_smtp_session_free(bk_smtp_session *s) {
+    bk_os *os = s->machine.os;
+    bk_smtp_message *m = s->message;
+    if (m != NULL && s->recipient_asked)
+        bk_smtp_recipient_clear(os, &m->recipients[m->recipient_count]);
+    bk_smtp_message_free(m);
+    bk_smtp_auth_end(s);
+    bk_buffer_clear(os, &s->line.kept);
+    bk_dealloc(os, s->refused);
+    bk_dealloc(os, s->verify);
+    bk_dealloc(os, s->command);
+    bk_dealloc(os, s->login);
+    bk_dealloc(os, s);
+}
+
+static const bk_machine_ops smtp_ops = {
+    .size = sizeof(bk_machine_ops),
+    .name = "smtp",
+    .start = smtp_start,
+    .receive = smtp_receive,
+    .free = smtp_free,
+    .refuse = smtp_refuse,
+};
+
+/* ---- What hooks may ask of a session ---- */
+
+void bk_smtp_set_user(bk_smtp_session *s, void *user) {
+    if (s != NULL)
+        s->user = user;
+}
+
+void *bk_smtp_user(const bk_smtp_session *s) {
+    return s == NULL ? NULL : s->user;
+}
+
+const char *bk_smtp_peer(const bk_smtp_session *s) {
+    return s == NULL ? "" : s->peer;
+}
+
+const char *bk_smtp_helo(const bk_smtp_session *s) {
+    return s == NULL ? "" : s->name;
+}
+
+const char *bk_smtp_login_name(const bk_smtp_session *s) {
+    return s == NULL ? NULL : s->login;
+}
+
+int bk_smtp_secure(const bk_smtp_session *s) {
+    return s != NULL && !s->gone && bk_machine_secure((bk_machine *)(uintptr_t)&s->machine) > 0;
+}
+
+int bk_smtp_extended(const bk_smtp_session *s) {
+    return s != NULL && s->extended;
+}
+
+const char *bk_smtp_keywords(const bk_smtp_session *s) {
+    return s == NULL ? "" : s->keywords;
+}
+
+bk_machine *bk_smtp_machine(bk_smtp_session *s) {
+    return s == NULL ? NULL : &s->machine;
+}
+
+/* ---- Configuration ---- */
+
+static bool software_valid(const char *text) {
+    for (; *text != '\0'; text++)
+        if (*text < 32 || *text > 126)
+            return false;
+    return true;
+}
+
+/* Check it, and fill in the defaults. */
+static int smtp_config(const bk_smtp_config *config, bk_smtp_config *ret_config) {
+    bk_smtp_config c = {0};
+    if (config == NULL || config->size < sizeof config->size)
+        return -EINVAL;
+    memcpy(&c, config, config->size < sizeof c ? config->size : sizeof c);
+    c.size = sizeof c;
+    c.hostname = c.hostname != NULL ? c.hostname : "localhost";
+    c.software = c.software != NULL ? c.software : "becket";
+    c.max_message = c.max_message != 0 ? c.max_message : BK_SMTP_MESSAGE_MAX;
+    c.max_recipients = c.max_recipients != 0 ? c.max_recipients : BK_SMTP_RECIPIENTS_MAX;
+    c.max_errors = c.max_errors != 0 ? c.max_errors : BK_SMTP_ERRORS_MAX;
+    c.max_idle = c.max_idle != 0 ? c.max_idle : BK_SMTP_IDLE_MAX;
+    c.timeout = c.timeout != 0 ? c.timeout : BK_SMTP_TIMEOUT;
+    if (c.message == NULL || c.max_message > SIZE_MAX / 4 || !software_valid(c.software) ||
+        !bk_smtp_host_valid(c.hostname, strlen(c.hostname)))
+        return -EINVAL;
+    *ret_config = c;
+    return 0;
+}
+
+/* The key of decoys is the same for all sessions, or else they would be found out. */
+static int decoy_make(const bk_smtp_config *config, bk_os *os, unsigned char ret_key[32]) {
+    memset(ret_key, 0, 32);
+    return config->auth != NULL ? os->random(os, ret_key, 32) : 0;
+}
+
+static int session_new(const bk_smtp_config *checked, const unsigned char decoy[32], bk_os *os,
+                       bk_machine **ret_machine) {
+    bk_smtp_session *s = bk_alloc_zero(os, sizeof *s);
+    if (s == NULL)
+        return -ENOMEM;
+    s->machine.ops = &smtp_ops;
+    s->machine.os = os;
+    s->config = *checked;
+    memcpy(s->decoy, decoy, sizeof s->decoy);
+    *ret_machine = &s->machine;
+    return 0;
+}
+
+int bk_smtp_new(const bk_smtp_config *config, bk_os *os, bk_machine **ret_machine) {
+    bk_smtp_config checked;
+    unsigned char decoy[32];
+    int r = smtp_config(config, &checked);
+    if (r == 0 && (os == NULL || ret_machine == NULL))
+        r = -EINVAL;
+    if (r == 0)
+        r = decoy_make(&checked, os, decoy);
+    return r < 0 ? r : session_new(&checked, decoy, os, ret_machine);
+}
+
+/* What the protocol keeps: the configuration with texts of its own. */
+typedef struct smtp_context {
+    bk_os *os;
+    bk_smtp_config config;
+    char *hostname, *software;
+    unsigned char decoy[32];
+    bk_release release; /* of config.context */
+} smtp_context;
+
+static int smtp_make(void *context, bk_os *os, bk_machine **ret_machine) {
+    const smtp_context *c = context;
+    return session_new(&c->config, c->decoy, os, ret_machine);
+}
+
+static void smtp_release(void *context) {
+    smtp_context *c = context;
+    if (c->release != NULL)
+        c->release(c->config.context);
+    bk_dealloc(c->os, c->hostname);
+    bk_dealloc(c->os, c->software);
+    bk_dealloc(c->os, c);
+}
+
+static int smtp_context_new(const bk_smtp_config *config, bk_os *os, smtp_context **ret_context) {
+    bk_smtp_config checked;
+    int r = smtp_config(config, &checked);
+    if (r < 0)
+        return r;
+    smtp_context *c = bk_alloc_zero(os, sizeof *c);
+    if (c == NULL)
+        return -ENOMEM;
+    c->os = os;
+    c->config = checked;
+    c->config.hostname = c->hostname =
+        bk_smtp_text_new(os, checked.hostname, strlen(checked.hostname));
+    c->config.software = c->software =
+        bk_smtp_text_new(os, checked.software, strlen(checked.software));
+    r = c->hostname == NULL || c->software == NULL ? -ENOMEM : decoy_make(&checked, os, c->decoy);
+    if (r < 0) {
+        smtp_release(c);
+        return r;
+    }
+    *ret_context = c;
+    return 0;
+}
+
+int bk_smtp_protocol_over(const bk_smtp_config *config, bk_os *os, bk_release release,
+                          bk_protocol **ret_protocol) {
+    smtp_context *c = NULL;
+    if (os == NULL || ret_protocol == NULL)
+        return -EINVAL;
+    int r = smtp_context_new(config, os, &c);
+    if (r < 0)
+        return r;
+    r = bk_machine_protocol_new(os, "smtp", smtp_make, c, smtp_release, ret_protocol);
+    if (r < 0)
+        smtp_release(c);
+    else
+        c->release = release;
+    return r;
+}
+
+int bk_smtp_protocol_new(const bk_smtp_config *config, bk_os *os, bk_protocol **ret_protocol) {
+    return bk_smtp_protocol_over(config, os, NULL, ret_protocol);
+}
