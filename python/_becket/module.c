@@ -75,6 +75,13 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
     return type;
 }
 
+/* One that nothing here refers to. */
+static int add_plain(PyObject *module, PyType_Spec *spec) {
+    PyTypeObject *type = add_type(module, spec, NULL);
+    Py_XDECREF((PyObject *)type);
+    return type == NULL ? -1 : 0;
+}
+
 /* asyncio's start_tls() asks a transport for this. */
 static int mark_compatible(PyObject *type) {
     return PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
@@ -126,6 +133,7 @@ static int add_types(PyObject *module, module_state *state) {
     state->connection_type = add_type(module, &connection_spec, NULL);
     state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->delayed_type = add_type(module, &delayed_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
     state->away_type = add_type(module, &away_spec, NULL);
@@ -144,7 +152,9 @@ static int add_types(PyObject *module, module_state *state) {
                    state->connector_type && state->connection_type && state->tls_context_type &&
                    state->transport_head_type && state->accept_type && state->read_type &&
                    state->our_reader && state->our_reader_protocol && state->done &&
-                   state->gate_type && state->hand_type && state->away_type && state->echo_type
+                   state->gate_type && state->hand_type && state->away_type && state->echo_type &&
+                   state->delayed_type && add_plain(module, &timers_spec) == 0 &&
+                   add_plain(module, &wire_spec) == 0
                ? 0
                : -1;
 }
@@ -188,7 +198,7 @@ static int module_exec(PyObject *module) {
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
+    X(echo_type) X(datagram_type) X(delayed_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -1,0 +1,125 @@
+"""Twisted's TCP on becket's core: its own ports, connectors and connections, whose transfer is in C.
+
+A transport here is Twisted's own with the methods of ``_becket.Wire`` in front: that receives and
+writes, over a stream of the core. Making connections, addresses and the end are Twisted's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet import _newtls, abstract, main
+from twisted.internet import tcp as twisted_tcp
+from twisted.python import log
+from twisted.python.failure import Failure
+
+from becket import _becket
+
+
+class _Plain:
+    """What TLS in mid-stream is given in the place of the transport's class: a way past itself."""
+
+    write = _becket.Wire._write_plain
+    writeSequence = _becket.Wire._write_sequence_plain
+    loseConnection = abstract.FileDescriptor.loseConnection
+    registerProducer = abstract.FileDescriptor.registerProducer
+    unregisterProducer = abstract.FileDescriptor.unregisterProducer
+
+
+class Stream(_becket.Wire):
+    """The head of every transport: what the C half calls, and what goes with attaching it."""
+
+    reactor: Any
+    socket: Any
+    logstr: str
+
+    def _is_attached(self) -> bool:
+        return self._attached
+
+    def _attach_socket(self) -> None:
+        self._system = {"system": self.logPrefix()}  # type: ignore[attr-defined]
+        self._attach(self.reactor._becket, self.socket.fileno())
+
+    def _start_watching(self, method: str) -> None:
+        """Without a stream, the descriptor is watched: connecting is Twisted's."""
+        super_reactor = getattr(self.reactor, method, None)
+        if super_reactor is not None:
+            super_reactor(self)
+
+    # ---- Called by the C half ----
+
+    def _raised(self, exception: BaseException) -> None:
+        """The protocol, or a producer, raised that: it is logged, and ends the connection."""
+        failure = Failure(exception, type(exception), exception.__traceback__)
+        log.err(failure)
+        self.stopReading()
+        self._end(failure)
+
+    def _ended(self) -> None:
+        """The peer will send no more."""
+        self.stopReading()
+        done = Failure(main.CONNECTION_DONE)
+        log.callWithLogger(self, self.readConnectionLost, done)  # type: ignore[attr-defined]
+
+    def _broken(self) -> None:
+        """The stream is gone: reading or writing failed."""
+        self._end(Failure(main.CONNECTION_LOST))
+
+    def _all_sent(self) -> None:
+        """All that was written is sent, and the end, or that of our direction, was asked for."""
+        if self.disconnecting:
+            self._end(Failure(main.CONNECTION_DONE))
+        elif not self._writeDisconnected:
+            self._writeDisconnected = True
+            self._closeWriteConnection()  # type: ignore[attr-defined]
+
+    def _end(self, why: Failure) -> None:
+        log.callWithLogger(self, self.connectionLost, why)  # type: ignore[attr-defined]
+
+    # ---- In the place of Twisted's ----
+
+    def startTLS(self, ctx: Any, normal: bool = True) -> None:
+        """TLS from now on."""
+        _newtls.startTLS(self, ctx, normal, _Plain)
+
+    def abortConnection(self) -> None:
+        """Close now; what is not sent yet is lost."""
+        super().abortConnection()  # type: ignore[misc]
+        self._detach()
+
+    def _closeSocket(self, orderly: bool) -> None:
+        self._detach()
+        super()._closeSocket(orderly)  # type: ignore[misc]
+
+
+class Server(Stream, twisted_tcp.Server):  # type: ignore[misc]
+    """A connection that came in."""
+
+    def startReading(self) -> None:
+        """Receive, from now on or again."""
+        if not self._attached and not self.disconnected:
+            self._attach_socket()
+        Stream.startReading(self)
+
+
+class Client(Stream, twisted_tcp.Client):  # type: ignore[misc]
+    """A connection that was made."""
+
+    def _connectDone(self) -> None:
+        self._attach_socket()
+        super()._connectDone()
+        if self._attached:
+            self._system = {"system": self.logstr}
+
+
+class Connector(twisted_tcp.Connector):  # type: ignore[misc]
+    """Makes a connection, and again."""
+
+    def _makeTransport(self) -> Client:
+        return Client(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class Port(twisted_tcp.Port):  # type: ignore[misc]
+    """A listening socket."""
+
+    transport = Server
