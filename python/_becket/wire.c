@@ -10,6 +10,7 @@
 #include "becket_py.h"
 
 #include <structmember.h>
+#include <sys/socket.h>
 
 /* As long as Twisted's: what is beyond is told to a producer that streams. */
 enum { BUFFER_BYTES = 64 * 1024 };
@@ -25,6 +26,7 @@ typedef struct WireObject {
     int connected, disconnected, disconnecting;
     int write_disconnecting, write_disconnected;
     int streaming, producer_paused, tls;
+    int buffer_bytes; /* 0: BUFFER_BYTES */
     bool asking; /* all_sent() is to be called as soon as that is so */
 } WireObject;
 
@@ -210,7 +212,9 @@ static PyObject *wire_attach(WireObject *w, PyObject *args) {
     bk_loop *core = ((LoopObject *)loop)->core;
     bk_transport *transport;
     bk_stream *s;
-    int code = bk_socket_transport(core, fd, &transport);
+    struct sockaddr_storage nobody = {0};
+    /* What options it has, and who its peer is, are Twisted's affair. */
+    int code = bk_socket_transport_accepted(core, fd, (const struct sockaddr *)&nobody, 0, &transport);
     if (code == 0 && (code = bk_stream_new_paused(core, transport, &wire, NULL, &s)) < 0) {
         bk_socket_transport_disown(transport);
         transport->ops->close(transport);
@@ -243,21 +247,21 @@ static PyObject *wire_detach(WireObject *w, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *wire_start_reading(WireObject *w, PyObject *Py_UNUSED(ignored)) {
     if (w->stream == NULL)
-        return PyObject_CallMethod((PyObject *)w, "_start_watching", "s", "addReader");
+        return PyObject_CallMethod((PyObject *)w, "_watch", "s", "addReader");
     bk_stream_resume(w->stream);
     Py_RETURN_NONE;
 }
 
 static PyObject *wire_stop_reading(WireObject *w, PyObject *Py_UNUSED(ignored)) {
     if (w->stream == NULL)
-        return PyObject_CallMethod((PyObject *)w, "_start_watching", "s", "removeReader");
+        return PyObject_CallMethod((PyObject *)w, "_watch", "s", "removeReader");
     bk_stream_pause(w->stream);
     Py_RETURN_NONE;
 }
 
 static PyObject *wire_start_writing(WireObject *w, PyObject *Py_UNUSED(ignored)) {
     if (w->stream == NULL)
-        return PyObject_CallMethod((PyObject *)w, "_start_watching", "s", "addWriter");
+        return PyObject_CallMethod((PyObject *)w, "_watch", "s", "addWriter");
     if (ask(w) < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -265,7 +269,7 @@ static PyObject *wire_start_writing(WireObject *w, PyObject *Py_UNUSED(ignored))
 
 static PyObject *wire_stop_writing(WireObject *w, PyObject *Py_UNUSED(ignored)) {
     if (w->stream == NULL)
-        return PyObject_CallMethod((PyObject *)w, "_start_watching", "s", "removeWriter");
+        return PyObject_CallMethod((PyObject *)w, "_watch", "s", "removeWriter");
     Py_RETURN_NONE;
 }
 
@@ -293,7 +297,8 @@ static int mind_producer(WireObject *w) {
         return 0;
     if (ask(w) < 0)
         return -1;
-    if (!w->streaming || bk_stream_queued(w->stream) <= BUFFER_BYTES)
+    size_t most = w->buffer_bytes > 0 ? (size_t)w->buffer_bytes : BUFFER_BYTES;
+    if (!w->streaming || bk_stream_queued(w->stream) <= most)
         return 0;
     w->producer_paused = 1;
     PyObject *result = PyObject_CallMethodNoArgs(w->producer, w->loop->state->str_pauseProducing);
@@ -403,7 +408,21 @@ static PyObject *wire_get_attached(WireObject *w, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(w->stream != NULL);
 }
 
+static PyObject *wire_get_buffer_size(WireObject *w, void *Py_UNUSED(closure)) {
+    return PyLong_FromLong(w->buffer_bytes > 0 ? w->buffer_bytes : BUFFER_BYTES);
+}
+
+static int wire_set_buffer_size(WireObject *w, PyObject *value, void *Py_UNUSED(closure)) {
+    long bytes = value == NULL ? 0 : PyLong_AsLong(value);
+    if (bytes == -1 && PyErr_Occurred())
+        return -1;
+    w->buffer_bytes = bytes > 0 && bytes < INT_MAX ? (int)bytes : 0;
+    return 0;
+}
+
 static PyGetSetDef wire_getset[] = {
+    {"bufferSize", (getter)wire_get_buffer_size, (setter)wire_set_buffer_size,
+     "Bytes that may wait to be sent before a producer is paused.", NULL},
     {"_attached", (getter)wire_get_attached, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

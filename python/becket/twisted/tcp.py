@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet import _newtls, abstract, main
 from twisted.internet import tcp as twisted_tcp
-from twisted.python import log
+from twisted.python import context, log
 from twisted.python.failure import Failure
 
 from becket import _becket
@@ -22,7 +22,12 @@ class _Plain:
     write = _becket.Wire._write_plain
     writeSequence = _becket.Wire._write_sequence_plain
     loseConnection = abstract.FileDescriptor.loseConnection
-    registerProducer = abstract.FileDescriptor.registerProducer
+
+    @staticmethod
+    def registerProducer(stream: Stream, producer: Any, streaming: bool) -> None:
+        abstract.FileDescriptor.registerProducer(stream, producer, streaming)
+        stream._mind_unsent()
+
     unregisterProducer = abstract.FileDescriptor.unregisterProducer
 
 
@@ -33,18 +38,19 @@ class Stream(_becket.Wire):
     socket: Any
     logstr: str
 
-    def _is_attached(self) -> bool:
-        return self._attached
+    def _name_in_log(self) -> None:
+        """What is logged while the protocol is called is said to come from here."""
+        known = dict(context.get(log.ILogContext) or {})
+        prefix = self.logPrefix()  # type: ignore[attr-defined]
+        self._system = {log.ILogContext: known | {"system": prefix}}
 
     def _attach_socket(self) -> None:
-        self._system = {"system": self.logPrefix()}  # type: ignore[attr-defined]
+        self._name_in_log()
         self._attach(self.reactor._becket, self.socket.fileno())
 
-    def _start_watching(self, method: str) -> None:
+    def _watch(self, method: str) -> None:
         """Without a stream, the descriptor is watched: connecting is Twisted's."""
-        super_reactor = getattr(self.reactor, method, None)
-        if super_reactor is not None:
-            super_reactor(self)
+        getattr(self.reactor, method)(self)
 
     # ---- Called by the C half ----
 
@@ -82,6 +88,16 @@ class Stream(_becket.Wire):
         """TLS from now on."""
         _newtls.startTLS(self, ctx, normal, _Plain)
 
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Tell a producer when to go on, and one that streams when to pause."""
+        super().registerProducer(producer, streaming)  # type: ignore[misc]
+        self._mind_unsent()
+
+    def _mind_unsent(self) -> None:
+        """A producer is to hear when what was written before it came has been sent."""
+        if self._is_writing():
+            self.startWriting()
+
     def abortConnection(self) -> None:
         """Close now; what is not sent yet is lost."""
         super().abortConnection()  # type: ignore[misc]
@@ -109,7 +125,7 @@ class Client(Stream, twisted_tcp.Client):  # type: ignore[misc]
         self._attach_socket()
         super()._connectDone()
         if self._attached:
-            self._system = {"system": self.logstr}
+            self._name_in_log()
 
 
 class Connector(twisted_tcp.Connector):  # type: ignore[misc]

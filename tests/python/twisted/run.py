@@ -14,7 +14,8 @@ import json
 import sys
 from typing import Any, TextIO
 
-HANGS_AFTER = 150  # seconds for one test: more than trial allows it
+TIMEOUT = 20  # seconds, after which trial gives a test up
+HANGS_AFTER = 60  # seconds for one test: more than trial allows it
 
 
 def becket_reactor(case: Any) -> Any:
@@ -113,6 +114,10 @@ def main(reactor: str, report: str, *modules: str) -> None:
     install(reactor)
     from twisted.trial.runner import TestLoader, TrialSuite
 
+    from twisted.trial import util
+
+    util.DEFAULT_TIMEOUT_DURATION = TIMEOUT
+    importlib.import_module("twisted.internet.test.reactormixins").DEFAULT_TIMEOUT_DURATION = TIMEOUT
     with open(report, "w", encoding="utf-8") as lines:
         suite = TestLoader().loadByNames(list(modules), True)
         TrialSuite([suite]).run(result_class()(lines))
