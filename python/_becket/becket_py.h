@@ -300,6 +300,9 @@ bool wire_is_ours(const bk_stream *s);
 bool wire_call_is_ours(bk_fn fn);
 PyObject *loop_wires(LoopObject *loop, PyObject *ignored);
 
+/* seal.c */
+extern PyType_Spec seal_spec;
+
 /* datagram.c */
 extern PyType_Spec datagram_spec;
 PyObject *loop_new_datagram_transport(LoopObject *loop, PyObject *args);

@@ -6,12 +6,15 @@ writes, over a stream of the core. Making connections, addresses and the end are
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from twisted.internet import _newtls, abstract, main
 from twisted.internet import tcp as twisted_tcp
+from twisted.internet.interfaces import ISSLTransport
 from twisted.python import context, log
 from twisted.python.failure import Failure
+from zope.interface import directlyProvides
 
 from becket import _becket
 
@@ -37,6 +40,9 @@ class Stream(_becket.Wire):
     reactor: Any
     socket: Any
     logstr: str
+    _tlsClientDefault: bool
+    getHandle: Any
+    getPeerCertificate: Any
 
     def _name_in_log(self) -> None:
         """What is logged while the protocol is called is said to come from here."""
@@ -85,8 +91,21 @@ class Stream(_becket.Wire):
     # ---- In the place of Twisted's ----
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:
-        """TLS from now on."""
-        _newtls.startTLS(self, ctx, normal, _Plain)
+        """TLS from now on; *normal*: a client of TCP is one of TLS too."""
+        from becket.twisted import tls
+
+        producer, streaming = self.producer, self.streamingProducer
+        if producer is not None:
+            self.unregisterProducer()  # type: ignore[attr-defined]
+        factory = tls.Factory(ctx, self._tlsClientDefault == bool(normal), None)
+        self.protocol = factory.protocol(factory, self.protocol, False)
+        self.getHandle = self.protocol.getHandle
+        self.getPeerCertificate = self.protocol.getPeerCertificate
+        directlyProvides(self, ISSLTransport)
+        self.TLS = True
+        self.protocol.makeConnection(_newtls._BypassTLS(_Plain, self))
+        if producer is not None:
+            self.registerProducer(producer, streaming)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Tell a producer when to go on, and one that streams when to pause."""
@@ -128,8 +147,21 @@ class Client(Stream, twisted_tcp.Client):  # type: ignore[misc]
             self._name_in_log()
 
 
+def _use_c(factory: Any) -> None:
+    """TLS that a factory stands for is to be ours, if it is Twisted's."""
+    if "twisted.protocols.tls" in sys.modules:
+        from becket.twisted import tls
+
+        tls.use_c(factory)
+
+
 class Connector(twisted_tcp.Connector):  # type: ignore[misc]
     """Makes a connection, and again."""
+
+    def connect(self) -> None:
+        """Connect, for the first time or again."""
+        _use_c(self.factory)
+        super().connect()
 
     def _makeTransport(self) -> Client:
         return Client(self.host, self.port, self.bindAddress, self, self.reactor)
@@ -139,3 +171,8 @@ class Port(twisted_tcp.Port):  # type: ignore[misc]
     """A listening socket."""
 
     transport = Server
+
+    def startListening(self) -> None:
+        """Accept connections from now on."""
+        _use_c(self.factory)
+        super().startListening()
