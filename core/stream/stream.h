@@ -158,6 +158,15 @@ bool bk_is_socket_transport(const bk_transport *t);
 void bk_socket_transport_disown(bk_transport *t);
 void bk_fd_transport_disown(bk_transport *t);
 
+/* A transport over a UNIX socket, which it then owns; what it reads goes to `came` first, if
+   descriptors have come with it: they are its to close. -ENOTSUP: they cannot come here. */
+enum { BK_PASSED_FDS = 253 }; /* Linux lets one message have so many */
+int bk_passing_transport(bk_loop *loop, int fd,
+                         void (*came)(bk_transport *t, const int *fds, int n),
+                         bk_transport **ret_transport);
+bool bk_is_passing_transport(const bk_transport *t);
+void bk_passing_transport_disown(bk_transport *t);
+
 /* The queue (queue.c). Bytes that are "borrowed" are good until the callback returns. */
 void bk_release_borrowed(void *arg);
 int bk_queue_add(bk_stream *s, const void *data, size_t n, bk_release release, void *arg);

@@ -151,13 +151,46 @@ bool wire_call_is_ours(bk_fn fn) {
     return fn == look_whether_sent;
 }
 
+/* Descriptors have come, before the bytes that they came with: _fds_came(bytes), which has them as
+   they were sent: ints, one behind the other. */
+static void fds_came(bk_transport *t, const int *fds, int n) {
+    WireObject *w = bk_stream_user(t->stream);
+    PyObject *bytes =
+        w == NULL ? NULL : PyBytes_FromStringAndSize((const char *)fds, n * (Py_ssize_t)sizeof *fds);
+    if (bytes == NULL) {
+        PyErr_Clear();
+        for (int i = 0; i < n; i++)
+            (void)bk_os_default()->close(bk_os_default(), fds[i]);
+        return;
+    }
+    tell(w, (PyObject *)w, w->loop->state->str__fds_came, bytes);
+    Py_DECREF(bytes);
+}
+
+static int make_transport(bk_loop *core, int fd, bool passes, bk_transport **ret_transport) {
+    struct sockaddr_storage nobody = {0};
+    int code = passes ? bk_passing_transport(core, fd, fds_came, ret_transport) : -ENOTSUP;
+    if (code != -ENOTSUP)
+        return code;
+    /* What options it has, and who its peer is, are Twisted's affair. */
+    return bk_socket_transport_accepted(core, fd, (const struct sockaddr *)&nobody, 0,
+                                        ret_transport);
+}
+
+static void disown(bk_transport *t) {
+    if (bk_is_passing_transport(t))
+        bk_passing_transport_disown(t);
+    else
+        bk_socket_transport_disown(t);
+}
+
 /* The socket is Python's again. */
 static void part(WireObject *w) {
     bk_stream *s = w->stream;
     w->stream = NULL;
     bk_stream_set_user(s, NULL);
     bk_watch_forget(w->loop->core, w->fd);
-    bk_socket_transport_disown(bk_stream_transport(s));
+    disown(bk_stream_transport(s));
     (void)loop_owns_fd(w->loop, w->fd, NULL);
 }
 
@@ -201,22 +234,21 @@ static PyObject *find_contexts(void) {
     return list;
 }
 
-/* _attach(loop, fd): a stream, not yet reading, over the socket, which stays the caller's. */
+/* _attach(loop, fd, passes): a stream, not yet reading, over the socket, which stays the caller's. */
 static PyObject *wire_attach(WireObject *w, PyObject *args) {
     PyObject *loop;
-    int fd;
+    int fd, passes;
     module_state *state = state_of_type(Py_TYPE(w));
-    if (state == NULL || !PyArg_ParseTuple(args, "O!i:_attach", state->loop_type, &loop, &fd) ||
+    if (state == NULL ||
+        !PyArg_ParseTuple(args, "O!ip:_attach", state->loop_type, &loop, &fd, &passes) ||
         loop_check_open((LoopObject *)loop) < 0)
         return NULL;
     bk_loop *core = ((LoopObject *)loop)->core;
     bk_transport *transport;
     bk_stream *s;
-    struct sockaddr_storage nobody = {0};
-    /* What options it has, and who its peer is, are Twisted's affair. */
-    int code = bk_socket_transport_accepted(core, fd, (const struct sockaddr *)&nobody, 0, &transport);
+    int code = make_transport(core, fd, passes, &transport);
     if (code == 0 && (code = bk_stream_new_paused(core, transport, &wire, NULL, &s)) < 0) {
-        bk_socket_transport_disown(transport);
+        disown(transport);
         transport->ops->close(transport);
     }
     if (code < 0) {
@@ -243,6 +275,19 @@ static PyObject *wire_detach(WireObject *w, PyObject *Py_UNUSED(ignored)) {
     bk_stream_abort(s);
     Py_DECREF((PyObject *)w); /* the stream's: whoever calls has one of his own */
     Py_RETURN_NONE;
+}
+
+/* _take_unsent() -> [bytes]: what is not sent yet, to be sent by others. */
+static PyObject *wire_take_unsent(WireObject *w, PyObject *Py_UNUSED(ignored)) {
+    PyObject *list = PyList_New(0);
+    const bk_chunk *c = w->stream == NULL ? NULL : w->stream->head;
+    for (; list != NULL && c != NULL; c = c->next) {
+        PyObject *bytes = PyBytes_FromStringAndSize(c->data, (Py_ssize_t)c->size);
+        if (bytes == NULL || PyList_Append(list, bytes) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(bytes);
+    }
+    return list;
 }
 
 static PyObject *wire_start_reading(WireObject *w, PyObject *Py_UNUSED(ignored)) {
@@ -313,13 +358,17 @@ static int queue(WireObject *w, PyObject *data) {
 }
 
 static bool takes(const WireObject *w) {
-    return w->connected && !w->write_disconnected && w->stream != NULL;
+    return w->connected && !w->write_disconnected;
 }
 
 static PyObject *wire_write_plain(WireObject *w, PyObject *data) {
     if (check_bytes(data) < 0)
         return NULL;
-    if (takes(w) && PyBytes_GET_SIZE(data) > 0 && (queue(w, data) < 0 || mind_producer(w) < 0))
+    if (!takes(w) || PyBytes_GET_SIZE(data) == 0)
+        Py_RETURN_NONE;
+    if (w->stream == NULL)
+        return PyObject_CallMethod((PyObject *)w, "_write_slowly", "O", data);
+    if (queue(w, data) < 0 || mind_producer(w) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -329,6 +378,14 @@ static PyObject *wire_write_sequence_plain(WireObject *w, PyObject *pieces) {
     int code = list == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; code == 0 && i < PyList_GET_SIZE(list); i++)
         code = check_bytes(PyList_GET_ITEM(list, i));
+    PyObject *slow = NULL;
+    if (code == 0 && takes(w) && w->stream == NULL) {
+        slow = PyObject_CallMethod((PyObject *)w, "_write_sequence_slowly", "O", list);
+        code = slow == NULL ? -1 : 0;
+        Py_XDECREF(slow);
+        Py_DECREF(list);
+        return code < 0 ? NULL : Py_NewRef(Py_None);
+    }
     for (Py_ssize_t i = 0; code == 0 && takes(w) && i < PyList_GET_SIZE(list); i++)
         code = queue(w, PyList_GET_ITEM(list, i));
     if (code == 0 && takes(w) && PyList_GET_SIZE(list) > 0)
@@ -388,6 +445,7 @@ static void wire_dealloc(WireObject *w) {
 static PyMethodDef wire_methods[] = {
     {"_attach", (PyCFunction)wire_attach, METH_VARARGS, NULL},
     {"_detach", (PyCFunction)wire_detach, METH_NOARGS, NULL},
+    {"_take_unsent", (PyCFunction)wire_take_unsent, METH_NOARGS, NULL},
     {"_is_reading", (PyCFunction)wire_is_reading, METH_NOARGS, NULL},
     {"_is_writing", (PyCFunction)wire_is_writing, METH_NOARGS, NULL},
     {"_write_plain", (PyCFunction)wire_write_plain, METH_O, NULL},

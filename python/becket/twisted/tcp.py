@@ -41,6 +41,7 @@ class Stream(_becket.Wire):
     socket: Any
     logstr: str
     _tlsClientDefault: bool
+    _passes_fds = False  # through UNIX sockets, with the bytes
     getHandle: Any
     getPeerCertificate: Any
 
@@ -52,7 +53,7 @@ class Stream(_becket.Wire):
 
     def _attach_socket(self) -> None:
         self._name_in_log()
-        self._attach(self.reactor._becket, self.socket.fileno())
+        self._attach(self.reactor._becket, self.socket.fileno(), self._passes_fds)
 
     def _watch(self, method: str) -> None:
         """Without a stream, the descriptor is watched: connecting is Twisted's."""
@@ -87,6 +88,13 @@ class Stream(_becket.Wire):
 
     def _end(self, why: Failure) -> None:
         log.callWithLogger(self, self.connectionLost, why)  # type: ignore[attr-defined]
+
+    def _write_slowly(self, data: bytes) -> None:
+        """Without a stream, all is as with Twisted's own."""
+        abstract.FileDescriptor.write(self, data)
+
+    def _write_sequence_slowly(self, pieces: list[bytes]) -> None:
+        abstract.FileDescriptor.writeSequence(self, pieces)
 
     # ---- In the place of Twisted's ----
 
@@ -127,22 +135,25 @@ class Stream(_becket.Wire):
         super()._closeSocket(orderly)  # type: ignore[misc]
 
 
-class Server(Stream, twisted_tcp.Server):  # type: ignore[misc]
-    """A connection that came in."""
+class Accepted(Stream):
+    """What connections that came in have."""
+
+    _begun = False
 
     def startReading(self) -> None:
         """Receive, from now on or again."""
-        if not self._attached and not self.disconnected:
+        if not self._begun:
+            self._begun = True
             self._attach_socket()
-        Stream.startReading(self)
+        super().startReading()
 
 
-class Client(Stream, twisted_tcp.Client):  # type: ignore[misc]
-    """A connection that was made."""
+class Made(Stream):
+    """What connections that were made have."""
 
     def _connectDone(self) -> None:
         self._attach_socket()
-        super()._connectDone()
+        super()._connectDone()  # type: ignore[misc]
         if self._attached:
             self._name_in_log()
 
@@ -155,24 +166,44 @@ def _use_c(factory: Any) -> None:
         tls.use_c(factory)
 
 
-class Connector(twisted_tcp.Connector):  # type: ignore[misc]
-    """Makes a connection, and again."""
+class Connecting:
+    """What connectors have."""
+
+    factory: Any
 
     def connect(self) -> None:
         """Connect, for the first time or again."""
         _use_c(self.factory)
-        super().connect()
+        super().connect()  # type: ignore[misc]
+
+
+class Listening:
+    """What ports have."""
+
+    factory: Any
+
+    def startListening(self) -> None:
+        """Accept connections from now on."""
+        _use_c(self.factory)
+        super().startListening()  # type: ignore[misc]
+
+
+class Server(Accepted, twisted_tcp.Server):  # type: ignore[misc]
+    """A connection that came in."""
+
+
+class Client(Made, twisted_tcp.Client):  # type: ignore[misc]
+    """A connection that was made."""
+
+
+class Connector(Connecting, twisted_tcp.Connector):  # type: ignore[misc]
+    """Makes a connection, and again."""
 
     def _makeTransport(self) -> Client:
         return Client(self.host, self.port, self.bindAddress, self, self.reactor)
 
 
-class Port(twisted_tcp.Port):  # type: ignore[misc]
+class Port(Listening, twisted_tcp.Port):  # type: ignore[misc]
     """A listening socket."""
 
     transport = Server
-
-    def startListening(self) -> None:
-        """Accept connections from now on."""
-        _use_c(self.factory)
-        super().startListening()

@@ -30,8 +30,16 @@ def _functions() -> tuple[int, ...] | None:
         return None
 
 
-class Protocol(_becket.Seal, twisted_tls.TLSMemoryBIOProtocol):  # type: ignore[misc]
+_Base = twisted_tls.BufferingTLSTransport
+
+
+class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
     """TLS on a transport, whose data goes through C once the handshake is over."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Twisted collects small writes until the next turn; the core sends them together anyway.
+        self.__dict__.pop("write", None)
 
     def makeConnection(self, transport: Any) -> None:
         """Begin the handshake."""
