@@ -35,6 +35,7 @@ TITLES = {
     "blocking": "Blocking handlers under an event loop: 50 active connections among silent ones",
     "serve": "becket.serve() beside loop.create_server()",
     "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
+    "twisted": "Twisted's reactors: echo of a Protocol, and calls that are asked for",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
 
@@ -289,6 +290,8 @@ def cell_lines(name: str, table: Table) -> list[str]:
         lines += active_table(table)
     elif group == "micro":
         lines += micro_table(table)
+    elif name in ("twisted/callLater", "twisted/callFromThread"):
+        lines += serving_table(table, "call")
     elif group == "asyncore":
         lines += serving_table(table, "message")
     elif name in CELLS:
