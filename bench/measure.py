@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import mail
-from peers import Peer, asyncore_command, calibrate_command
+from peers import Peer, asyncore_command, calibrate_command, twisted_command
 from serving import Serving, Way
 
 Sample = dict[str, float]
@@ -337,6 +337,12 @@ def mail_server(bench: Bench, label: str, cell: mail.MailCell) -> Sample:
 def asyncore(bench: Bench, loop: str, idle: int) -> Sample:
     command = asyncore_command(loop, idle, bench.seconds, bench.load_core)
     sample: Sample = json.loads(output(bench, command))[loop]
+    return sample
+
+
+def twisted(bench: Bench, peer: Peer, what: str) -> Sample:
+    """Calls that a reactor of Twisted's is asked to make."""
+    sample: Sample = json.loads(output(bench, twisted_command(peer.name, what, bench.seconds)))
     return sample
 
 

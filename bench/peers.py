@@ -19,14 +19,21 @@ PYTHON_SERVER = HERE / "servers" / "python_server.py"
 WAYS_SERVER = HERE / "servers" / "ways.py"
 MICRO = HERE / "micro.py"
 ASYNCORE = HERE / "asyncore_idle.py"
+TWISTED_CALLS = HERE / "twisted_calls.py"
 
 sys.path.insert(0, str(PYTHON_SERVER.parent))
-from python_server import FAMILY, KINDS, WITH_UDP, WITHOUT_TLS  # noqa: E402
+from python_server import FAMILY, KINDS, TWISTED, WITH_UDP, WITHOUT_TLS  # noqa: E402
 
 # What is imported for a library, where that is not its name; the last is what has the version.
-IMPORTS = {"aiofastnet+uvloop": ("uvloop", "aiofastnet"), "socketserver": (), "asyncio": ()}
+IMPORTS = {
+    "aiofastnet+uvloop": ("uvloop", "aiofastnet"),
+    "socketserver": (),
+    "asyncio": (),
+    "twisted+becket": ("becket", "twisted"),
+    "twisted+asyncio+becket": ("becket", "twisted"),
+}
 # What is imported besides, and for nothing but TLS.
-TLS_IMPORTS = {"twisted": ("OpenSSL", "service_identity")}
+TLS_IMPORTS = dict.fromkeys(TWISTED, ("OpenSSL", "service_identity"))
 PLAIN = ("tcp", "unix")
 C_SERVERS = {  # with the transports they have
     "becket": (*PLAIN, "tls"),
@@ -126,6 +133,12 @@ def asyncore_command(loop: str, idle: int, seconds: float, core: int) -> list[st
     return [sys.executable, str(ASYNCORE), *options, "--peer-core", str(core)]
 
 
+def twisted_command(library: str, what: str, seconds: float) -> list[str]:
+    """Calls that one of Twisted's reactors is asked to make."""
+    options = ["--library", library, "--what", what, "--seconds", str(seconds)]
+    return [sys.executable, str(TWISTED_CALLS), *options]
+
+
 def find(build: Path, wanted: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
     """Those that are here, and why others are not. An empty `wanted` means all."""
     present: list[Peer] = []
@@ -161,4 +174,5 @@ __all__ = [
     "calibrate_command",
     "find",
     "known",
+    "twisted_command",
 ]

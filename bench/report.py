@@ -37,6 +37,7 @@ TITLES = {
     "serve": "becket.serve() beside loop.create_server()",
     "smtp": "Mail: messages of 1 KiB, 50 sessions, dropped",
     "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
+    "twisted": "Twisted's reactors: echo of a Protocol, and calls that are asked for",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
 
@@ -296,6 +297,8 @@ def cell_lines(name: str, table: Table) -> list[str]:
         lines += active_table(table)
     elif group == "micro":
         lines += micro_table(table)
+    elif name in ("twisted/callLater", "twisted/callFromThread"):
+        lines += serving_table(table, "call")
     elif group == "asyncore":
         lines += serving_table(table, "message")
     elif name in mail.CELLS:

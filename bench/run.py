@@ -39,6 +39,7 @@ from peers import Peer
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "release" / "bench"
+PLAIN_AND_TLS = ("tcp", "unix", "tls")
 KINDS = ("protocol", "buffered", "streams", "c")
 TLS_KIB = {"protocol": (1, 10, 100), "buffered": (1,), "streams": (1,), "c": (1, 100)}
 QUICK = (
@@ -80,7 +81,9 @@ class Cell:
         if self.transport == "tls" and peer.name == peers.TLS_FLOOR:
             return True  # beside the Python libraries too, as all are compared with it
         if self.kind in ("python", "all"):
-            usual = peer.plays(peer.usual_kind, self.transport)
+            usual = (
+                peer.plays(peer.usual_kind, self.transport) and peer.usual_kind != "twisted"
+            )
             return usual and (not peer.in_c or (self.kind == "all" and peer.name == "becket"))
         return peer.plays(self.kind, self.transport)
 
@@ -176,6 +179,19 @@ class MailCell(Cell):
         return 1.5 + bench.seconds
 
 
+class TwistedCell(Cell):
+    """Calls that Twisted's reactors are asked to make: the name ends with which."""
+
+    def takes(self, peer: Peer) -> bool:
+        return peer.plays("twisted", "tcp")
+
+    def measure(self, bench: Bench, who: Contestant) -> Sample:
+        return measure.twisted(bench, who.peer, self.name.rpartition("/")[2])
+
+    def estimate(self, bench: Bench) -> float:
+        return 0.5 + bench.seconds
+
+
 def all_cells() -> list[Cell]:
     cells = [
         Cell(f"{kind}/{transport}/{size}KiB", "echo", kind, transport, size * 1024)
@@ -194,6 +210,9 @@ def all_cells() -> list[Cell]:
         MailCell(name, "mail", "", "tls" if cell.own else "tcp")
         for name, cell in mail.CELLS.items()
     ]
+    cells += [Cell(f"twisted/{name}/1KiB", "echo", "twisted", name) for name in PLAIN_AND_TLS]
+    calls = ("callLater", "callFromThread")
+    cells += [TwistedCell(f"twisted/{name}", "twisted", "twisted") for name in calls]
     return [*cells, Cell("micro", "micro", "python")]
 
 

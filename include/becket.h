@@ -245,6 +245,11 @@ struct bk_os {
        but a peer's word that it took none of the earlier is told once, and may be lost so. */
     int (*recv_many)(bk_os *os, int fd, bk_message *messages, int n);
     int (*send_many)(bk_os *os, int fd, const bk_message *messages, int n);
+
+    /* As recv, of a UNIX socket, through which descriptors may come with the bytes; NULL where a
+       system has none. *count is the room in ret_fds, and then how many there are: the caller's,
+       close-on-exec. What does not fit is closed. */
+    ssize_t (*recv_fds)(bk_os *os, int fd, void *room, size_t n, int *ret_fds, int *count);
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */

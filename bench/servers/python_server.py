@@ -6,6 +6,7 @@ The listening socket is made here, the same for all, so that backlog and options
 
 protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's Protocol); for
            datagrams datagram_received() sends it back
+twisted    the same Protocol of Twisted's, on each of its reactors
 buffered   asyncio.BufferedProtocol with a room of its own for each connection
 streams    read, write, read again: a coroutine, a greenlet or a thread for each connection
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib
 import os
 import socket
@@ -205,10 +207,22 @@ def run_asyncio(library: str, place: Place, kind: str) -> None:
 # ---- the others ----------------------------------------------------------------------------------
 
 
-def run_twisted(place: Place, kind: str) -> None:
-    from twisted.internet import epollreactor
+def install_reactor(library: str) -> None:
+    """Twisted's own, becket's, or the one that Twisted puts on an asyncio loop."""
+    if library == "twisted":
+        from twisted.internet import epollreactor
 
-    epollreactor.install()
+        epollreactor.install()
+    elif library == "twisted+becket":
+        importlib.import_module("becket.twisted").install()
+    else:
+        from twisted.internet import asyncioreactor
+
+        asyncioreactor.install(loop_factory("becket")())
+
+
+def run_twisted(library: str, place: Place, kind: str) -> None:
+    install_reactor(library)
     from twisted.internet import reactor as installed
     from twisted.internet.protocol import Factory, Protocol
 
@@ -316,8 +330,9 @@ def run_socketserver(place: Place, kind: str) -> None:
         server.serve_forever()
 
 
+TWISTED = ("twisted", "twisted+becket", "twisted+asyncio+becket")
 OTHERS: dict[str, Callable[[Place, str], None]] = {
-    "twisted": run_twisted,
+    **{name: functools.partial(run_twisted, name) for name in TWISTED},
     "trio": run_trio,
     "gevent": run_gevent,
     "socketserver": run_socketserver,
@@ -326,7 +341,8 @@ FAMILY = ("asyncio", "uvloop", "rloop", "aiofastnet", "aiofastnet+uvloop", "beck
 KINDS = {
     **dict.fromkeys(FAMILY, ("protocol", "buffered", "streams")),
     **dict.fromkeys(OTHERS, ("streams",)),
-    "twisted": ("protocol",),
+    **dict.fromkeys(TWISTED, ("twisted",)),
+    "twisted": ("protocol", "twisted"),
 }
 WITH_UDP = ("asyncio", "uvloop", "becket")  # aiofastnet leaves datagrams to the loop it is on
 WITHOUT_TLS = ("rloop",)  # 0.5: NotImplementedError
@@ -337,7 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, udp:…, unix:PATH or tls:…?PEM")
     parser.add_argument("--library", required=True, choices=sorted(KINDS))
-    parser.add_argument("--kind", required=True, choices=["protocol", "buffered", "streams"])
+    parser.add_argument("--kind", required=True, choices=["protocol", "buffered", "streams", "twisted"])
     options = parser.parse_args()
     if options.kind not in KINDS[options.library]:
         parser.error(f"{options.library} has no kind {options.kind}, only {KINDS[options.library]}")

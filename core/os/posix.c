@@ -698,6 +698,53 @@ static int posix_send_many(bk_os *os, int fd, const bk_message *messages, int n)
 }
 #endif
 
+/* ---- Descriptors with bytes ---- */
+
+enum { FDS_AT_ONCE = 253 }; /* Linux lets one message have so many */
+
+#if !defined(MSG_CMSG_CLOEXEC)
+#define MSG_CMSG_CLOEXEC 0 /* each is marked below */
+#endif
+
+static void take_fds(const struct msghdr *header, int *ret_fds, int room, int *count) {
+    *count = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c != NULL;
+         c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)header, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            if (*count == room) {
+                close(fd);
+                continue;
+            }
+            if (MSG_CMSG_CLOEXEC == 0)
+                (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+            ret_fds[(*count)++] = fd;
+        }
+    }
+}
+
+static ssize_t posix_recv_fds(bk_os *os, int fd, void *room, size_t n, int *ret_fds, int *count) {
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(FDS_AT_ONCE * sizeof(int))];
+    } control;
+    struct iovec v = {room, n};
+    struct msghdr header = {.msg_iov = &v,
+                            .msg_iovlen = 1,
+                            .msg_control = &control,
+                            .msg_controllen = sizeof control};
+    (void)os;
+    ssize_t got = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0)
+        return -errno;
+    take_fds(&header, ret_fds, *count, count);
+    return got;
+}
+
 static bk_os posix = {
     .size = sizeof(bk_os),
     .name = "posix",
@@ -758,6 +805,7 @@ static bk_os posix = {
     .close_on_exec = posix_close_on_exec,
     .recv_many = posix_recv_many,
     .send_many = posix_send_many,
+    .recv_fds = posix_recv_fds,
 };
 
 bk_os *bk_os_default(void) {

@@ -337,6 +337,13 @@ void bk_stream_sent(bk_stream *s, ssize_t n) {
         bk_stream_fail(s, (int)n);
 }
 
+void bk_stream_tell_sent(bk_stream *s) {
+    s->low = 0;
+    s->flags |= BK_STREAM_BLOCKED;
+    if (s->head == NULL)
+        mark_dirty(s);
+}
+
 /* ---- Receiving ---- */
 
 static int find_room(bk_stream *s, bk_room *ret_room) {

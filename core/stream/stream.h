@@ -121,6 +121,10 @@ void bk_stream_sent(bk_stream *s, ssize_t n);
 /* Close with that code, now; what is queued is dropped. closed() follows. */
 void bk_stream_fail(bk_stream *s, int why);
 
+/* Call writable() when all that is queued has been sent, however soon that is: also of a stream that
+   was not blocked. */
+void bk_stream_tell_sent(bk_stream *s);
+
 /* A transport over a socket that bk_os.accept returned: non-blocking, its options inherited from
    the listening socket. What accept said of the peer spares asking. */
 struct sockaddr;
@@ -153,6 +157,15 @@ static inline int bk_query_name(bk_os *os, bk_name_call call, int fd, void *ret_
 bool bk_is_socket_transport(const bk_transport *t);
 void bk_socket_transport_disown(bk_transport *t);
 void bk_fd_transport_disown(bk_transport *t);
+
+/* A transport over a UNIX socket, which it then owns; what it reads goes to `came` first, if
+   descriptors have come with it: they are its to close. -ENOTSUP: they cannot come here. */
+enum { BK_PASSED_FDS = 253 }; /* Linux lets one message have so many */
+int bk_passing_transport(bk_loop *loop, int fd,
+                         void (*came)(bk_transport *t, const int *fds, int n),
+                         bk_transport **ret_transport);
+bool bk_is_passing_transport(const bk_transport *t);
+void bk_passing_transport_disown(bk_transport *t);
 
 /* The queue (queue.c). Bytes that are "borrowed" are good until the callback returns. */
 void bk_release_borrowed(void *arg);

@@ -27,8 +27,9 @@
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
-    X(open) X(query) X(datagram_received) X(error_received) X(_current_handle)                    \
-    X(result) X(_done) X(add_done_callback)
+    X(open) X(query) X(datagram_received) X(error_received) X(_current_handle) X(seconds)         \
+    X(dataReceived) X(pauseProducing) X(resumeProducing) X(writeSequence) X(_raised) X(_ended)     \
+    X(_broken) X(_all_sent) X(_fds_came) X(result) X(_done) X(add_done_callback)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -51,6 +52,7 @@ typedef struct module_state {
     PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *connector_type, *connection_type, *datagram_type;
+    PyTypeObject *delayed_type;
     PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done, *task_names;
@@ -94,7 +96,7 @@ typedef struct LoopObject {
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool has_task_factory;
-    bool keeps_next;         /* what is next queued by call_soon() goes to … */
+    bool keeps_next;           /* what is next queued by call_soon() goes to … */
     struct HandleObject *next; /* … this place: see loop_start_task() */
     BK_SHARED(bool) debug, ending;
     bool is_parents; /* this process is a child, forked when the loop was there */
@@ -262,6 +264,8 @@ PyObject *loop_start_task(LoopObject *loop, PyObject *coroutine, PyObject *conte
 /* fn(arg) on the loop's thread, from any; it takes the reference over. A loop that is closed makes
    the calls that are due, with `ending` set. -1 with an exception; RuntimeError: it is closed. */
 int loop_post(LoopObject *loop, bk_fn fn, PyObject *arg);
+/* The same, in its place among what is queued where the GIL sees to that. */
+int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg);
 /* Alive until the loop is closed, or lets it go. */
 int loop_keep(LoopObject *loop, PyObject *object);
 void loop_let_go(LoopObject *loop, PyObject *object);
@@ -292,6 +296,19 @@ PyObject *address_known(LoopObject *loop, const struct sockaddr *address, unsign
 unsigned address_from_python(LoopObject *loop, int family, PyObject *address,
                              struct sockaddr_storage *ret);
 void addresses_free(LoopObject *loop);
+
+/* delayed.c */
+extern PyType_Spec delayed_spec, timers_spec;
+bool delayed_is_ours(bk_fn fn);
+
+/* wire.c */
+extern PyType_Spec wire_spec;
+bool wire_is_ours(const bk_stream *s);
+bool wire_call_is_ours(bk_fn fn);
+PyObject *loop_wires(LoopObject *loop, PyObject *ignored);
+
+/* seal.c */
+extern PyType_Spec seal_spec;
 
 /* datagram.c */
 extern PyType_Spec datagram_spec;

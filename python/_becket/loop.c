@@ -235,7 +235,7 @@ static int loop_init(LoopObject *self, PyObject *args, PyObject *kwargs) {
 static bk_timer *next_handle_timer(bk_loop *core) {
     for (uint32_t i = core->timer_count; i-- > 0;) {
         bk_timer *timer = core->timers[i].timer;
-        if (timer != NULL && timer->fn == handle_run)
+        if (timer != NULL && (timer->fn == handle_run || delayed_is_ours(timer->fn)))
             return timer;
     }
     return NULL;
@@ -248,10 +248,14 @@ static void drop_handles(LoopObject *self) {
        The core's own calls stay. */
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
-        if (call->fn != handle_run)
+        bool plain = delayed_is_ours(call->fn) || wire_call_is_ours(call->fn);
+        if (call->fn != handle_run && !plain)
             continue;
         call->fn = bk_release_static;
-        handle_drop(call->arg);
+        if (plain)
+            Py_DECREF((PyObject *)call->arg);
+        else
+            handle_drop(call->arg);
     }
     for (bk_timer *timer; (timer = next_handle_timer(core)) != NULL;) {
         PyObject *handle = timer->arg;
@@ -366,6 +370,8 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     bk_loop *core = self->core;
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
+        if (delayed_is_ours(call->fn) || wire_call_is_ours(call->fn))
+            Py_VISIT((PyObject *)call->arg);
         if (call->fn != handle_run)
             continue;
         /* One that only the queue holds, and the collector does not know, is a part of us. */
@@ -379,15 +385,17 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     int posted = visit_posted(core, visit, arg);
     if (posted != 0)
         return posted;
-    for (uint32_t i = 0; i < core->timer_count; i++)
-        if (core->timers[i].timer != NULL && core->timers[i].timer->fn == handle_run)
-            Py_VISIT((PyObject *)core->timers[i].timer->arg);
+    for (uint32_t i = 0; i < core->timer_count; i++) {
+        const bk_timer *timer = core->timers[i].timer;
+        if (timer != NULL && (timer->fn == handle_run || delayed_is_ours(timer->fn)))
+            Py_VISIT((PyObject *)timer->arg);
+    }
     for (uint32_t fd = 0; fd < core->watch_count; fd++)
         for (int slot = 0; slot < 2; slot++)
             if (core->watches[fd].fn[slot] == watch_run)
                 Py_VISIT((PyObject *)core->watches[fd].arg[slot]);
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
-        if (transport_is_ours(s) || connector_of(s) != NULL)
+        if (transport_is_ours(s) || wire_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
         else if (smtp_client_of(s) != NULL)
             Py_VISIT(smtp_client_of(s));
@@ -501,12 +509,24 @@ static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssiz
 }
 
 #ifdef BK_FREE_THREADING
+int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg) {
+    return loop_post(loop, fn, arg);
+}
+
 /* It is in the ready queue when the loop's own thread next queues or turns: so the order of calls
    holds. */
 static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
     return loop_post(self, queue_posted, (PyObject *)h);
 }
 #else
+int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg) {
+    int code = loop_check_open(loop) < 0 ? -1 : bk_loop_soon(loop->core, fn, arg);
+    if (code < 0)
+        return PyErr_Occurred() ? -1 : loop_raise(code);
+    bk_loop_wake(loop->core);
+    return 0;
+}
+
 /* The GIL keeps others from the ready queue, as the loop lets go of it in a wait only; so the order
    of calls holds among all threads. */
 static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
@@ -1155,6 +1175,7 @@ static PyMethodDef loop_methods[] = {
     {"_add_tls_engine", (PyCFunction)loop_add_tls_engine, METH_O, NULL},
     {"_supervisor_watch", (PyCFunction)loop_supervisor_watch, METH_NOARGS, NULL},
     {"_add_scheme", (PyCFunction)loop_add_scheme, METH_VARARGS, NULL},
+    {"_wires", (PyCFunction)loop_wires, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

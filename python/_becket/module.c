@@ -76,6 +76,13 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
     return type;
 }
 
+/* One that nothing here refers to. */
+static int add_plain(PyObject *module, PyType_Spec *spec) {
+    PyTypeObject *type = add_type(module, spec, NULL);
+    Py_XDECREF((PyObject *)type);
+    return type == NULL ? -1 : 0;
+}
+
 /* asyncio's start_tls() asks a transport for this. */
 static int mark_compatible(PyObject *type) {
     return PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
@@ -133,6 +140,7 @@ static int add_types(PyObject *module, module_state *state) {
     state->smtp_connection_type = add_type(module, &smtp_connection_spec, NULL);
     state->smtp_server_type = add_type(module, &smtp_server_spec, NULL);
     state->smtp_client_type = add_type(module, &smtp_client_spec, NULL);
+    state->delayed_type = add_type(module, &delayed_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
     state->away_type = add_type(module, &away_spec, NULL);
@@ -147,13 +155,16 @@ static int add_types(PyObject *module, module_state *state) {
     if (state->done_type != NULL)
         state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
-                   state->transport_type && state->listener_type && state->smtp_type && state->smtp_client_type &&
+                   state->transport_type && state->listener_type && state->smtp_type &&
                    state->connector_type && state->connection_type && state->tls_context_type &&
                    state->transport_head_type && state->accept_type && state->read_type &&
                    state->our_reader && state->our_reader_protocol && state->done &&
                    state->smtp_session_type && state->smtp_envelope_type &&
                    state->smtp_rules_type && state->smtp_connection_type &&
-                   state->smtp_server_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
+                   state->smtp_server_type && state->smtp_client_type && state->gate_type &&
+                   state->hand_type && state->away_type && state->echo_type &&
+                   state->delayed_type && add_plain(module, &timers_spec) == 0 &&
+                   add_plain(module, &wire_spec) == 0 && add_plain(module, &seal_spec) == 0
                ? 0
                : -1;
 }
@@ -181,7 +192,8 @@ static int add_notifiers(PyObject *module) {
 static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     if (intern_names(state) < 0 || import_all(state) < 0 || add_types(module, state) < 0 ||
-        PyModule_AddObjectRef(module, "done", state->done) < 0 || add_notifiers(module) < 0 || add_core_api(module) < 0)
+        PyModule_AddObjectRef(module, "done", state->done) < 0 || add_notifiers(module) < 0 ||
+        add_core_api(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }
@@ -191,15 +203,15 @@ static int module_exec(PyObject *module) {
 /* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
     X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
-    X(transport_head_type) X(accept_type) X(smtp_type) X(smtp_client_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+    X(transport_head_type) X(accept_type) X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)         \
-    X(smtp_server_type)                                                                           \
-    X(task_names) X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
+    X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)          \
+    X(smtp_server_type) X(smtp_client_type) X(delayed_type) X(task_names) X(echo_type)             \
+    X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {

@@ -1,6 +1,6 @@
 """What can be served: finding out what an object is, and how its connections are begun.
 
-``find()`` is called by becket.Server and by the command line. Protocols have one of five kinds; the
+``find()`` is called by becket.Server and by the command line. Protocols have one of six kinds; the
 drivers (becket.drivers) ask a ``Served`` for what they need to begin one, and know no kinds.
 """
 
@@ -31,6 +31,7 @@ KINDS = {
     "coroutine": "a coroutine function on (reader, writer)",
     "blocking": "a function on a becket.Connection",
     "handler": "a socketserver.BaseRequestHandler, or a class derived from it",
+    "factory": "a Factory of Twisted's: what has buildProtocol()",
     "core": "the name of a protocol of the core",
 }
 
@@ -200,6 +201,10 @@ def find(target: Any, settings: dict[str, Any] | None = None) -> Served:
         return Served("handler", name, call=_handler(target), refusal=refusal)
     if inspect.isclass(target) and issubclass(target, asyncio.BaseProtocol):
         return Served("protocol", name, factory=lambda loop: target, refusal=refusal)
+    if not inspect.isclass(target) and callable(getattr(target, "buildProtocol", None)):
+        from becket.twisted import adapter
+
+        return Served("factory", name, factory=adapter.serve(target), refusal=refusal)
     if callable(target) and not inspect.isclass(target):
         needed = _required(target)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(

@@ -550,6 +550,17 @@ static int f_send_many(bk_os *os, int fd, const bk_message *messages, int n) {
     return (int)seen(os, fd, result, "send_many");
 }
 
+static ssize_t f_recv_fds(bk_os *os, int fd, void *room, size_t n, int *ret_fds, int *count) {
+    faults_kind kind = strike(os, moving(os, fd, n), "recv_fds");
+    if (kind != FAULTS_NONE) {
+        int result = moved(kind, ECONNRESET);
+        if (result < 0)
+            return result;
+        n = 1;
+    }
+    return seen(os, fd, inner(os)->recv_fds(inner(os), fd, room, n, ret_fds, count), "recv_fds");
+}
+
 /* ---- The table ------------------------------------------------------------------------------- */
 
 static const bk_os TABLE = {
@@ -610,6 +621,7 @@ static const bk_os TABLE = {
     .close_on_exec = f_close_on_exec,
     .recv_many = f_recv_many,
     .send_many = f_send_many,
+    .recv_fds = f_recv_fds,
 };
 
 void faults_open(faults *f, bk_os *under) {
@@ -627,6 +639,8 @@ void faults_open(faults *f, bk_os *under) {
     }
     if (!BK_HAS(f->inner, recv_many) || !BK_HAS(f->inner, send_many))
         f->loud.os.recv_many = NULL;
+    if (!BK_HAS(f->inner, recv_fds))
+        f->loud.os.recv_fds = NULL;
     f->quiet = f->loud;
     f->quiet.quiet = true;
     pthread_mutex_init(&f->lock, NULL);
