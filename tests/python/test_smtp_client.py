@@ -26,23 +26,24 @@ from becket.smtp.replies import ending
 DATA = b"Subject: x\r\n\r\nHello.\r\n"
 
 
+ANSWERS = {
+    "": "220 mx",
+    "EHLO": "250-mx\n250-PIPELINING\n250-8BITMIME\n250-SMTPUTF8\n250 DSN",
+    "LHLO": "250-mx\n250 PIPELINING",
+    "MAIL": "250 2.1.0 sender ok",
+    "RCPT": "250 2.1.5 recipient ok",
+    "DATA": "354 go on",
+    ".": "250 2.0.0 taken",
+    "RSET": "250 2.0.0 ok",
+    "QUIT": "221 2.0.0 bye",
+}
+
+
 class Script:
     """A server that answers each command by its first word, and keeps what it heard."""
 
-    ANSWERS = {
-        "": "220 mx",
-        "EHLO": "250-mx\n250-PIPELINING\n250-8BITMIME\n250-SMTPUTF8\n250 DSN",
-        "LHLO": "250-mx\n250 PIPELINING",
-        "MAIL": "250 2.1.0 sender ok",
-        "RCPT": "250 2.1.5 recipient ok",
-        "DATA": "354 go on",
-        ".": "250 2.0.0 taken",
-        "RSET": "250 2.0.0 ok",
-        "QUIT": "221 2.0.0 bye",
-    }
-
     def __init__(self, **answers: str) -> None:
-        self.answers = self.ANSWERS | {k.replace("END", "."): v for k, v in answers.items()}
+        self.answers = ANSWERS | {k.replace("END", "."): v for k, v in answers.items()}
         self.heard: list[str] = []
         self.connections = 0
         self.tasks: list[Any] = []
@@ -301,7 +302,7 @@ def test_a_server_that_says_nothing(no_leaks):
 
     async def connect():
         async with script.at() as endpoint:
-            with pytest.raises(TimeoutError, match="not ready for mail in 0.1 seconds"):
+            with pytest.raises(TimeoutError, match=r"not ready for mail in 0\.1 seconds"):
                 await smtp.Client(endpoint, connect_timeout=0.1).connect()
 
     becket.run(connect())
@@ -537,7 +538,9 @@ def test_messages_as_bytes():
     old = Message()
     old["Subject"] = "x"
     old.set_payload("a\nb\rc\n")
-    assert outgoing.as_bytes(old, utf8=False, eight_bit=False) == b"Subject: x\r\n\r\na\r\nb\r\nc\r\n"
+    assert (
+        outgoing.as_bytes(old, utf8=False, eight_bit=False) == b"Subject: x\r\n\r\na\r\nb\r\nc\r\n"
+    )
     assert b"Subject: x" in outgoing.as_bytes(old, utf8=True, eight_bit=True)
     assert outgoing.needs_utf8("a@b", ["ä@c"]) and not outgoing.needs_utf8("a@b", ["c@d"])
 
@@ -714,7 +717,7 @@ def test_command_makes_a_message(inbox, tmp_path, capsys):
     assert main(["send", where, *words, "--header", "X-One: two"]) == 0
     (text,) = stored()
     assert "To: c@d.example, e@f.example\n" in text and "X-One: two" in text
-    assert "Message-ID: <" in text and "filename=\"a.txt\"" in text
+    assert "Message-ID: <" in text and 'filename="a.txt"' in text
     assert capsys.readouterr().out == (
         "c@d.example: accepted: 250 2.0.0 message accepted\n"
         "e@f.example: accepted: 250 2.0.0 message accepted\n"

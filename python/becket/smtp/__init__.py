@@ -1,6 +1,17 @@
-"""Mail: sending it, by SMTP and LMTP."""
+"""Mail: receiving it with a handler in Python, and sending it.
+
+``Server`` serves a handler with aiosmtpd's interface at endpoints; ``Controller`` and its like are
+aiosmtpd's, for programs that change their imports: ``aiosmtpd.controller`` to
+``becket.smtp.controller``, and so on. docs/mail.md is the manual.
+"""
 
 from becket.smtp.client import Client, Pool, send, send_sync
+from becket.smtp.controller import (
+    Controller,
+    UnixSocketController,
+    UnixSocketUnthreadedController,
+    UnthreadedController,
+)
 from becket.smtp.replies import (
     Reply,
     SendResult,
@@ -13,10 +24,20 @@ from becket.smtp.replies import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
+from becket.smtp.server import LMTP, SMTP, Server, auth_mechanism, syntax
+from becket.smtp.types import MISSING, AuthResult, Envelope, LoginPassword, ProxyData, Session
 
 __all__ = [
+    "LMTP",
+    "MISSING",
+    "SMTP",
+    "AuthResult",
     "Client",
+    "Controller",
+    "Envelope",
+    "LoginPassword",
     "Pool",
+    "ProxyData",
     "Reply",
     "SMTPAuthenticationError",
     "SMTPConnectError",
@@ -27,6 +48,13 @@ __all__ = [
     "SMTPSenderRefused",
     "SMTPServerDisconnected",
     "SendResult",
+    "Server",
+    "Session",
+    "UnixSocketController",
+    "UnixSocketUnthreadedController",
+    "UnthreadedController",
+    "auth_mechanism",
     "send",
     "send_sync",
+    "syntax",
 ]

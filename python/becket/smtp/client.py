@@ -1,5 +1,5 @@
-"""Sending mail: ``Client`` is a connection, ``Pool`` several, ``send()`` one message, to a server or
-to those that a lookup of MX records names. The dialogue is the core's (``_becket.SmtpClient``).
+"""Sending mail: ``Client`` is a connection, ``Pool`` several; ``send()`` sends one message, to a server
+or to those that a lookup of MX records names. The dialogue is the core's (``_becket.SmtpClient``).
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from becket.smtp.replies import (
 )
 
 Tls = Literal["opportunistic", "required", "never"]
-MxLookup = Callable[
-    [str], "Iterable[tuple[int, str]] | Awaitable[Iterable[tuple[int, str]]]"
-]
+MxLookup = Callable[[str], "Iterable[tuple[int, str]] | Awaitable[Iterable[tuple[int, str]]]"]
 
 _NOTIFY = {"NEVER": 1, "SUCCESS": 2, "FAILURE": 4, "DELAY": 8}
 _BODY = {"7BIT": 0, "8BITMIME": 1, "BINARYMIME": 2}
@@ -218,7 +216,10 @@ class Client:
         return await self.connect()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if kind is None:
             await self.quit()
