@@ -124,7 +124,7 @@ local_recipient_maps =
 virtual_mailbox_domains = test.example
 virtual_mailbox_base = {folder}/mail
 virtual_mailbox_maps = inline:{{ {{ you@test.example = you/ }}, {{ her@test.example = her/ }},
-  {{ grüße@test.example = utf8/ }} }}
+  {{ jörg@test.example = utf8/ }} }}
 virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 smtpd_tls_cert_file = {folder}/server.crt
@@ -133,6 +133,7 @@ smtpd_tls_security_level = may
 smtpd_recipient_restrictions = reject_unauth_destination
 smtpd_peername_lookup = no
 smtputf8_enable = yes
+local_header_rewrite_clients =
 message_size_limit = 3000000
 """
 

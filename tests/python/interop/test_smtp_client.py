@@ -45,6 +45,7 @@ def folder() -> Iterator[Path]:
 def test_aiosmtpd(tmp_path, short_path, kind):
     """Each message arrives as it is, all on one connection, in the order they were sent."""
     shapes = every_shape()
+    del shapes["long-lines"]  # it takes none
     with AiosmtpdServer(tmp_path, short_path) as server:
         where = f"tcp://127.0.0.1:{server.port}" if kind == "tcp" else f"unix:{server.path}"
 
@@ -160,7 +161,7 @@ def test_postfix(folder, tls, capsys):
                 with pytest.raises(smtp.SMTPRecipientsRefused):
                     await client.send_message(message("x@nowhere.example"))
                 await client.send_message(
-                    message("you@test.example", Subject="Grüße"), recipients="grüße@test.example"
+                    message("you@test.example", Subject="Grüße"), recipients="jörg@test.example"
                 )
 
         becket.run(run())
@@ -184,11 +185,11 @@ def test_postfix(folder, tls, capsys):
 
 def read_dovecot(server: Dovecot, user: str) -> dict[str, bytes]:
     """By sender, what is behind the header lines of LMTP."""
+    ours = re.compile(rb"Return-Path: <([^@>]*).*\n(?:Delivered-To: .*\n)?Received: .*\n(?:\t.*\n)+")
     found = {}
     for text in server.messages(user):
-        head, _, rest = text.partition(b"\tfor <")
-        sender = re.match(rb"Return-Path: <([^@>]*)", head)[1].decode()
-        found[sender] = rest.partition(b"\n")[2]
+        head = ours.match(text)
+        found[head[1].decode()] = text[head.end() :]
     return found
 
 
