@@ -1,5 +1,6 @@
-"""Sending mail: ``Client`` is a connection, ``Pool`` several; ``send()`` sends one message, to a server
-or to those that a lookup of MX records names. The dialogue is the core's (``_becket.SmtpClient``).
+"""Sending mail: ``Client`` is a connection, ``Pool`` several; ``send()`` sends one message, to a
+server or to those that a lookup of MX records names. The dialogue is the core's
+(``_becket.SmtpClient``).
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from email.message import Message
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -360,13 +361,13 @@ class Pool:
     def __init__(self, endpoint: str, *, size: int = 4, **options: Unpack[ClientOptions]) -> None:
         if size < 1:
             raise ValueError(f"size: {size!r} is less than one")
-        self._make = lambda: Client(endpoint, **options)
+        self._make: Callable[[], Client] = lambda: Client(endpoint, **options)
         self._free: list[Client] = []
         self._places = asyncio.Semaphore(size)
         self._closed = False
 
     @contextlib.asynccontextmanager
-    async def client(self) -> Any:
+    async def client(self) -> AsyncIterator[Client]:
         """One of them, connected, for the time of the ``async with``."""
         async with self._places:
             if self._closed:
@@ -392,14 +393,14 @@ class Pool:
     async def send_message(self, message: Message, **options: Any) -> SendResult:
         """As Client.send_message()."""
         async with self.client() as client:
-            return cast(SendResult, await client.send_message(message, **options))
+            return await client.send_message(message, **options)
 
     async def send(
         self, sender: str, recipients: str | Sequence[str], data: bytes, **options: Any
     ) -> SendResult:
         """As Client.send()."""
         async with self.client() as client:
-            return cast(SendResult, await client.send(sender, recipients, data, **options))
+            return await client.send(sender, recipients, data, **options)
 
     async def close(self) -> None:
         """End those that are free; those in use end when they are given back."""

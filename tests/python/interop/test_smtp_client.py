@@ -169,7 +169,8 @@ def test_postfix(folder, tls, capsys):
         numbers = {int(re.match(rb"Subject: number (\d+)\n", text)[1]) for text in texts}
         assert numbers == set(range(50))
         assert all(text.endswith(b"\n\nHello.\n..dots\n") for text in texts)
-        assert big.replace(b"\r\n", b"\n") in [t.rstrip(b"\n") for t in read_postfix(server, "her", 2)]
+        hers = [text.rstrip(b"\n") for text in read_postfix(server, "her", 2)]
+        assert big.replace(b"\r\n", b"\n") in hers
         assert "Subject: Grüße\n".encode() in server.wait_for("utf8", 1)[0]
 
         words = ["--from", "me@here.example", "--to", "her@test.example", "--subject", "cli"]
@@ -185,7 +186,9 @@ def test_postfix(folder, tls, capsys):
 
 def read_dovecot(server: Dovecot, user: str) -> dict[str, bytes]:
     """By sender, what is behind the header lines of LMTP."""
-    ours = re.compile(rb"Return-Path: <([^@>]*).*\n(?:Delivered-To: .*\n)?Received: .*\n(?:\t.*\n)+")
+    ours = re.compile(
+        rb"Return-Path: <([^@>]*).*\n(?:Delivered-To: .*\n)?Received: .*\n(?:\t.*\n)+"
+    )
     found = {}
     for text in server.messages(user):
         head = ours.match(text)
