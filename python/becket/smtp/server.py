@@ -420,8 +420,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return f"250 Syntax: {known[verb]}"
         return f"{'501' if verb else '250'} Supported commands: {' '.join(sorted(known))}"
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: BaseException) -> Any:
         """What the client hears of an exception in a hook."""
+        if isinstance(error, asyncio.CancelledError):
+            return "421 4.3.2 the server is ending"
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             return hook(error)
