@@ -25,11 +25,11 @@ from weakref import WeakKeyDictionary, finalize
 
 from becket.smtp.hop import ALONE, Hop, HopError, is_address
 from becket.smtp.hop import Reply as HopReply
-from becket.smtp.store import Reply, answer, content_of
+from becket.smtp.store import Reply, answer, traced
 
 logger = logging.getLogger("becket")
 
-MAX_HOPS = 100  # Received: headers; more mean a loop (RFC 5321, 6.3)
+MAX_HOPS = 100  # Received: headers, with ours; more mean a loop (RFC 5321, 6.3)
 MAX_MESSAGES = 100  # of a connection
 
 UNREACHABLE = "451 4.4.1 the next hop cannot be reached: try again later"
@@ -292,20 +292,20 @@ class Relay:
         transaction = self._transactions.get(session)
         everybody = len(envelope.rcpt_tos)
         if transaction is None or transaction.hop is None:
-            return answer(session, [LOST] * everybody)
-        content = content_of(envelope)
+            return answer(server, [LOST] * everybody)
+        content = traced(server, session, envelope)
         try:
             refusal = _refuse(transaction.hop, content, transaction.binary)
             if refusal:
-                return answer(session, [refusal] * everybody)
+                return answer(server, [refusal] * everybody)
             replies = await transaction.hop.data(content, binary=transaction.binary)
         except HopError as error:
             logger.warning("relay: %s", str(error))  # without its frames
-            return answer(session, [LOST] * everybody)
+            return answer(server, [LOST] * everybody)
         finally:
             self._end(session)
         told = [passed_on(reply) for reply in replies]
-        return answer(session, told if len(told) == everybody else told * everybody)
+        return answer(server, told if len(told) == everybody else told * everybody)
 
     async def handle_RSET(self, server: Any, session: Any, envelope: Any) -> str:
         """Forget the message."""
