@@ -168,6 +168,7 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         if auth_required and not auth_require_tls:
             log.warning("auth_required == True but auth_require_tls == False")
         self.event_handler = handler
+        self.lmtp = lmtp
         self.hostname = hostname or served.own_hostname()
         self.__ident__ = ident or f"becket {becket.__version__}"
         self.data_size_limit = data_size_limit
