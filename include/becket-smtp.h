@@ -310,10 +310,15 @@ BK_API void bk_maildir_close(bk_maildir *maildir);
 BK_API int bk_maildir_deliver(bk_maildir *maildir, const struct iovec *parts, int count,
                               char ret_name[BK_MAILDIR_NAME]);
 
+/* Remove what a crash, ours or another program's, has left in tmp/ for 36 hours. Blocks. */
+BK_API int bk_maildir_clean(bk_maildir *maildir);
+
 typedef void (*bk_maildir_done)(void *arg, int code, const char *name); /* name: NULL on failure */
 
-/* The same in one of the loop's workers, and then done() on the loop. The bytes must stay good, and
-   the loop must live, until then. On failure done() is not called. */
+/* The same in the loop's workers, and then done() on the loop, in whose thread this is called. What
+   arrives together is stored together, in groups, so that many messages share what the disk takes
+   for one; each fails or not alone. The bytes must stay good, and the loop must live, until then.
+   On failure done() is not called. */
 BK_API int bk_maildir_deliver_soon(bk_maildir *maildir, bk_loop *loop, const struct iovec *parts,
                                    int count, bk_maildir_done done, void *arg);
 
@@ -324,10 +329,10 @@ typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_messag
 
 /*
  * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
- * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
- * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
- * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free
- * it by bk_machine_protocol_free().
+ * run out, else 451) and the client keeps it. What crashes have left in tmp/ is removed. Unless
+ * BK_SMTP_NO_TRACE, a message begins with Return-Path: and Received:. config may be NULL; its
+ * message and chunk hooks must be. The others get its context. stored may be NULL. For endpoints of
+ * this loop alone, whose workers store. Free it by bk_machine_protocol_free().
  */
 BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
                                bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);

@@ -55,6 +55,16 @@ enum {
     BK_MAILDIR_PATH_MAX = 3072,
     /* A name that exists already is somebody else's: how often to try another. */
     BK_MAILDIR_TRIES = 8,
+    /* Groups of messages that a loop stores at the same time: one is written while the disk is busy
+       with the other. More would only make them smaller. */
+    BK_MAILDIR_WRITERS = 2,
+    /* Messages in a group: each has a file open. */
+    BK_MAILDIR_GROUP = 32,
+    /* … from which on a group is synced by one call, which waits for all that other programs have
+       written, too. */
+    BK_MAILDIR_TOGETHER = 4,
+    /* Hours until a file in tmp/ is left over from a crash, as Maildir's page says. */
+    BK_MAILDIR_STALE_H = 36,
 };
 
 #endif
