@@ -104,6 +104,7 @@ enum {
     BK_SMTP_TLS_REQUIRED = 32,  /* server: no mail before STARTTLS: 530 (RFC 3207, 4); client:
                                    nothing without it */
     BK_SMTP_TLS_NEVER = 64,     /* client: no STARTTLS, though the server offers it */
+    BK_SMTP_NO_UTF8 = 128,      /* server: no SMTPUTF8 */
 };
 
 typedef struct bk_smtp_login {
@@ -159,6 +160,10 @@ typedef struct bk_smtp_config {
        connect; an answer that is still owed must be given all the same. */
     void (*reset)(void *context, bk_smtp_session *s);
     void (*disconnect)(void *context, bk_smtp_session *s);
+    /* A command that no hook above is for: RSET, NOOP, QUIT, HELP, AUTH when there is no auth hook,
+       and all that are not known; verb in capitals. NULL: the usual reply. "334 …" asks the client
+       for a line, with which this is called again, verb "". */
+    void (*command)(void *context, bk_smtp_session *s, const char *verb, const char *arg);
 } bk_smtp_config;
 
 /* In the thread that runs the session. reply is copied. When the connection has gone meanwhile,

@@ -69,6 +69,7 @@ static void (*const answers[])(bk_smtp_session *s, const char *reply) = {
     [BK_SMTP_ASK_RCPT] = answer_rcpt,           [BK_SMTP_ASK_DATA] = answer_data,
     [BK_SMTP_ASK_CHUNK] = bk_smtp_data_taken,   [BK_SMTP_ASK_MESSAGE] = answer_message,
     [BK_SMTP_ASK_VRFY] = answer_vrfy,
+    [BK_SMTP_ASK_COMMAND] = bk_smtp_command_answered,
 };
 
 static void call_hook(bk_smtp_session *s, bk_smtp_question question) {
@@ -103,6 +104,9 @@ static void call_hook(bk_smtp_session *s, bk_smtp_question question) {
         break;
     case BK_SMTP_ASK_VRFY:
         c->vrfy(c->context, s, s->verify);
+        break;
+    case BK_SMTP_ASK_COMMAND:
+        c->command(c->context, s, s->command, s->command + strlen(s->command) + 1);
         break;
     case BK_SMTP_ASK_NOTHING:
         break;

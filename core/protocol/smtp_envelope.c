@@ -52,6 +52,8 @@ static const char *take_body(envelope_part *e, const bk_smtp_param *p) {
 static const char *take_utf8(envelope_part *e, const bk_smtp_param *p) {
     if (p->value != NULL)
         return "501 5.5.4 SMTPUTF8 takes no value";
+    if (e->s->config.flags & BK_SMTP_NO_UTF8)
+        return "555 5.6.7 SMTPUTF8 is not offered";
     e->message->utf8 = 1;
     return NULL;
 }

@@ -64,7 +64,8 @@ static void list_keywords(bk_smtp_session *s) {
         keyword(s, "REQUIRETLS");
     if (bk_smtp_auth_offered(s))
         keyword(s, "AUTH " BK_SASL_MECHANISMS);
-    keyword(s, "SMTPUTF8");
+    if (!(s->config.flags & BK_SMTP_NO_UTF8))
+        keyword(s, "SMTPUTF8");
     keyword(s, "CHUNKING");
     keyword(s, "BINARYMIME");
     keyword(s, "DSN");
@@ -209,6 +210,7 @@ enum {
     COMMAND_IDLE = 1,  /* brings no mail nearer */
     COMMAND_PLAIN = 2, /* may come before STARTTLS where that is required */
     COMMAND_ANY = 4,   /* … before AUTH, where that is */
+    COMMAND_ASKED = 8, /* the command hook is for it */
 };
 
 typedef struct smtp_command {
@@ -222,16 +224,16 @@ static const smtp_command commands[] = {
     {"RCPT", bk_smtp_rcpt, 0},
     {"DATA", bk_smtp_data, 0},
     {"BDAT", bk_smtp_bdat, 0},
-    {"QUIT", smtp_quit, COMMAND_PLAIN | COMMAND_ANY},
+    {"QUIT", smtp_quit, COMMAND_PLAIN | COMMAND_ANY | COMMAND_ASKED},
     {"HELO", smtp_helo, COMMAND_IDLE | COMMAND_ANY},
     {"EHLO", smtp_ehlo, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
     {"LHLO", smtp_lhlo, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
-    {"RSET", smtp_rset, COMMAND_IDLE | COMMAND_ANY},
-    {"NOOP", smtp_noop, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
+    {"RSET", smtp_rset, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
+    {"NOOP", smtp_noop, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY | COMMAND_ASKED},
     {"STARTTLS", smtp_starttls, COMMAND_IDLE | COMMAND_PLAIN | COMMAND_ANY},
-    {"AUTH", bk_smtp_auth, COMMAND_IDLE | COMMAND_ANY},
+    {"AUTH", bk_smtp_auth, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
     {"VRFY", bk_smtp_vrfy, COMMAND_IDLE},
-    {"HELP", smtp_help, COMMAND_IDLE | COMMAND_ANY},
+    {"HELP", smtp_help, COMMAND_IDLE | COMMAND_ANY | COMMAND_ASKED},
     {"EXPN", smtp_lacks, COMMAND_IDLE},
     {"ETRN", smtp_lacks, COMMAND_IDLE},
     {"TURN", smtp_lacks, COMMAND_IDLE},
@@ -258,6 +260,58 @@ static const char *command_waits(const bk_smtp_session *s, const smtp_command *c
     return NULL;
 }
 
+/* Ask the command hook about a verb, and an argument that is not ended by NUL. */
+static void command_ask(bk_smtp_session *s, const char *verb, size_t size, const char *arg,
+                        size_t n) {
+    char *text = bk_alloc(s->machine.os, size + n + 2);
+    if (text == NULL) {
+        bk_smtp_reply(s, "451 4.3.0 out of memory");
+        return;
+    }
+    for (size_t i = 0; i < size; i++)
+        text[i] = (char)(verb[i] >= 'a' && verb[i] <= 'z' ? verb[i] - 'a' + 'A' : verb[i]);
+    text[size] = '\0';
+    memcpy(text + size + 1, arg, n);
+    text[size + 1 + n] = '\0';
+    s->command = text;
+    bk_smtp_ask(s, BK_SMTP_ASK_COMMAND);
+}
+
+/* The command is run as if nobody had been asked. After a prompt there is no usual. */
+static void command_usual(bk_smtp_session *s, const char *verb) {
+    const smtp_command *command = command_find(verb, strlen(verb));
+    const char *arg = verb + strlen(verb) + 1;
+    if (verb[0] == '\0')
+        bk_smtp_reply(s, "501 5.5.2 no line was wanted");
+    else
+        (command != NULL ? command->run : smtp_unknown)(s, arg, strlen(arg));
+}
+
+void bk_smtp_command_answered(bk_smtp_session *s, const char *reply) {
+    char *verb = s->command;
+    s->command = NULL;
+    if (reply == NULL) {
+        command_usual(s, verb);
+    } else if (strncmp(reply, "334 ", 4) == 0) {
+        bk_smtp_reply(s, reply);
+        s->prompted = true;
+        s->mode = BK_SMTP_AUTH; /* its lines may be as long */
+    } else {
+        if (bk_smtp_is(verb, strlen(verb), "RSET"))
+            bk_smtp_reset(s);
+        (void)bk_smtp_relay(s, reply, false);
+        if (bk_smtp_is(verb, strlen(verb), "QUIT"))
+            bk_machine_close(&s->machine);
+    }
+    bk_dealloc(s->machine.os, verb);
+}
+
+static bool command_asks(const bk_smtp_session *s, const smtp_command *command) {
+    if (s->config.command == NULL || (command != NULL && !(command->flags & COMMAND_ASKED)))
+        return false;
+    return command == NULL || command->run != bk_smtp_auth || s->config.auth == NULL;
+}
+
 static void command_call(bk_smtp_session *s, const smtp_command *command, const char *arg,
                          size_t n) {
     const char *refusal = command_waits(s, command);
@@ -267,6 +321,8 @@ static void command_call(bk_smtp_session *s, const smtp_command *command, const 
         bk_smtp_bdat(s, arg, n);
     else if (refusal != NULL)
         bk_smtp_reply(s, refusal);
+    else if (command_asks(s, command))
+        command_ask(s, command->name, strlen(command->name), arg, n);
     else
         command->run(s, arg, n);
 }
@@ -274,17 +330,26 @@ static void command_call(bk_smtp_session *s, const smtp_command *command, const 
 /* A whole command, without its CRLF; there is no CR, LF or NUL in it. */
 static void command_run(bk_smtp_session *s, const char *text, size_t n) {
     const char *space = memchr(text, ' ', n);
+    if (s->prompted) {
+        s->prompted = false;
+        s->mode = BK_SMTP_COMMANDS;
+        command_ask(s, "", 0, text, n);
+        return;
+    }
     size_t size = space != NULL ? (size_t)(space - text) : n;
     const smtp_command *command = command_find(text, size);
     if ((command == NULL || command->flags & COMMAND_IDLE) && ++s->idle > s->config.max_idle) {
         bk_smtp_hang_up(s, "too many commands without mail");
         return;
     }
+    size_t at = n > size ? size + 1 : n;
     if (command == NULL) {
-        smtp_unknown(s, text, n);
+        if (command_asks(s, NULL))
+            command_ask(s, text, size, text + at, n - at);
+        else
+            smtp_unknown(s, text, n);
         return;
     }
-    size_t at = n > size ? size + 1 : n;
     command_call(s, command, text + at, n - at);
 }
 
@@ -321,6 +386,7 @@ static const char *line_fault(bk_smtp_session *s, char c) {
 /* A fault is told once and at once, so that whoever sends no CRLF at all hears why. */
 static void line_refuse(bk_smtp_session *s, const char *reply) {
     s->line.skipping = true;
+    s->prompted = false;
     if (s->mode == BK_SMTP_AUTH)
         bk_smtp_auth_end(s);
     bk_buffer_clear(s->machine.os, &s->line.kept);
@@ -343,7 +409,7 @@ static void line_end(bk_smtp_session *s, const char *data, size_t n) {
         n = line.kept.used;
     }
     if (!line.skipping)
-        (s->mode == BK_SMTP_AUTH ? bk_smtp_auth_line : command_run)(s, data, n - 2);
+        (s->sasl != NULL ? bk_smtp_auth_line : command_run)(s, data, n - 2);
     if (s->config.auth != NULL) /* there may be a password in it */
         bk_wipe(line.kept.data, line.kept.used);
     bk_buffer_clear(s->machine.os, &line.kept);
@@ -433,6 +499,7 @@ void bk_smtp_session_free(bk_smtp_session *s) {
     bk_buffer_clear(os, &s->line.kept);
     bk_dealloc(os, s->refused);
     bk_dealloc(os, s->verify);
+    bk_dealloc(os, s->command);
     bk_dealloc(os, s->login);
     bk_dealloc(os, s);
 }

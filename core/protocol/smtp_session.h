@@ -32,6 +32,7 @@ typedef enum bk_smtp_question {
     BK_SMTP_ASK_CHUNK,
     BK_SMTP_ASK_MESSAGE,
     BK_SMTP_ASK_VRFY,
+    BK_SMTP_ASK_COMMAND,
 } bk_smtp_question;
 
 /* Where in the data we are. Only a true CRLF leads to DATA_START. */
@@ -82,6 +83,8 @@ struct bk_smtp_session {
     bool visited;         /* the connect hook was asked: the disconnect hook is to be told */
     bool recipient_asked; /* about the place after the last recipient */
     char *verify;         /* what VRFY asks for */
+    char *command;        /* what the command hook is asked about: verb, NUL, argument */
+    bool prompted;        /* the next line is the answer to a prompt, for that hook */
     struct bk_sasl *sasl; /* an exchange is under way */
     char *login;          /* who has logged in; NULL: nobody */
     int64_t deadline;     /* of the session; 0: none */
@@ -100,6 +103,8 @@ void bk_smtp_session_free(bk_smtp_session *s);
 /* The greeting, and the reply to HELO and the like, when nobody has another. */
 void bk_smtp_greet(bk_smtp_session *s);
 void bk_smtp_helo_reply(bk_smtp_session *s);
+/* What the command hook said. */
+void bk_smtp_command_answered(bk_smtp_session *s, const char *reply);
 /* "421 …", and the end of the connection. */
 void bk_smtp_hang_up(bk_smtp_session *s, const char *why);
 

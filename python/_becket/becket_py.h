@@ -27,7 +27,8 @@
     X(_transport) X(context) X(loop) X(do_handshake) X(take) X(receive) X(handshake) X(read)       \
     X(write) X(end) X(_new_engine) X(_loop) X(_eof) X(_exception) X(_maybe_resume_transport)       \
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
-    X(open) X(query) X(datagram_received) X(error_received) X(_current_handle)
+    X(open) X(query) X(datagram_received) X(error_received) X(_current_handle)                    \
+    X(result) X(_done) X(add_done_callback)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -45,12 +46,14 @@ enum {
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
     PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *smtp_session_type, *smtp_envelope_type, *smtp_rules_type;
+    PyTypeObject *smtp_connection_type, *smtp_server_type;
     PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *connector_type, *connection_type, *datagram_type;
     PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
-    PyObject *own[OWN], *done;
+    PyObject *own[OWN], *done, *task_names;
     PyObject *future_type, *task_type, *buffered_protocol, *reader_protocol, *reader_type;
     PyObject *transport_socket, *socket_type, *extract_stack, *base_loop, *create_task;
     PyObject *logger, *gaierror, *sendfile_modes, *handle_class, *timer_handle_class;
@@ -91,6 +94,8 @@ typedef struct LoopObject {
     struct drive_waiter *waiters;
     bool reads_much; /* memory for that has been seen to */
     bool has_task_factory;
+    bool keeps_next;         /* what is next queued by call_soon() goes to … */
+    struct HandleObject *next; /* … this place: see loop_start_task() */
     BK_SHARED(bool) debug, ending;
     bool is_parents; /* this process is a child, forked when the loop was there */
     bool runs_all;   /* _run_once() is to make all turns of a run */
@@ -251,6 +256,9 @@ bool loop_take_fatal(LoopObject *loop); /* SystemExit and KeyboardInterrupt end 
 void loop_report(LoopObject *loop, const char *message, PyObject *transport, PyObject *protocol,
                  PyObject *handle); /* the exception that is set, to the handler */
 void loop_return_lent(LoopObject *loop);
+/* A task that has made its first step when this returns. Never from within a task. context may be
+   NULL: a copy of the current one. */
+PyObject *loop_start_task(LoopObject *loop, PyObject *coroutine, PyObject *context);
 /* fn(arg) on the loop's thread, from any; it takes the reference over. A loop that is closed makes
    the calls that are due, with `ending` set. -1 with an exception; RuntimeError: it is closed. */
 int loop_post(LoopObject *loop, bk_fn fn, PyObject *arg);
@@ -367,5 +375,11 @@ int add_core_api(PyObject *module);
 
 /* smtp.c */
 extern PyType_Spec smtp_spec;
+
+/* smtp_types.c */
+extern PyType_Spec smtp_session_spec, smtp_envelope_spec;
+
+/* smtp_handler.c */
+extern PyType_Spec smtp_rules_spec, smtp_connection_spec, smtp_server_spec;
 
 #endif

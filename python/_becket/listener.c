@@ -170,7 +170,8 @@ static void over(void *arg) {
 /* What has the connections: the table here, or what the core serves by itself. */
 static const bk_protocol *table_of(ListenerObject *self, const module_state *state) {
     const PyTypeObject *type = Py_TYPE(self->factory);
-    bool served = type == state->hand_type || type == state->echo_type || type == state->smtp_type;
+    bool served = type == state->hand_type || type == state->echo_type ||
+                  type == state->smtp_type || type == state->smtp_server_type;
     return served ? ((ServedObject *)self->factory)->protocol : &self->protocol;
 }
 

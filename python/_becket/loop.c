@@ -490,6 +490,11 @@ static PyObject *queued(HandleObject *h, int code) {
 static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssize_t n,
                                 PyObject *names) {
     HandleObject *h = make_handle(self, args, n, names, "call_soon");
+    if (h != NULL && self->keeps_next) {
+        self->keeps_next = false;
+        self->next = h; /* the queue's reference */
+        return (PyObject *)h;
+    }
     return h != NULL ? queued(h, queue(self, h)) : NULL;
 }
 
@@ -678,6 +683,25 @@ static PyObject *loop_create_task(LoopObject *self, PyObject *const *args, Py_ss
         memcpy(call + 1, args, (size_t)count * sizeof(PyObject *));
     PyObject *task = PyObject_Vectorcall(self->state->create_task, call, (size_t)n + 1, names);
     PyMem_Free(call);
+    return task;
+}
+
+/* The first step is what Task() queues; it is taken from there, and made at once. (Python 3.12 can do
+   that by itself.) */
+PyObject *loop_start_task(LoopObject *self, PyObject *coroutine, PyObject *context) {
+    PyObject *args[] = {NULL, coroutine, (PyObject *)self, context};
+    PyObject *names = self->state->task_names;
+    bool plain = !self->has_task_factory && !self->debug && context != NULL;
+    if (!plain)
+        return PyObject_CallMethod((PyObject *)self, "create_task", "O", coroutine);
+    self->keeps_next = true;
+    PyObject *task = PyObject_Vectorcall(self->state->task_type, args + 1,
+                                         1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+    HandleObject *h = self->next;
+    self->keeps_next = false;
+    self->next = NULL;
+    if (h != NULL)
+        handle_run(h);
     return task;
 }
 

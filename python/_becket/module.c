@@ -56,7 +56,8 @@ static int import_all(module_state *state) {
         if ((state->own[i] = reader_own_method(state, i)) == NULL)
             return -1;
     state->create_task = PyObject_GetAttrString(state->base_loop, "create_task");
-    return state->create_task == NULL ? -1 : 0;
+    state->task_names = Py_BuildValue("(ss)", "loop", "context");
+    return state->create_task == NULL || state->task_names == NULL ? -1 : 0;
 }
 
 static int intern_names(module_state *state) {
@@ -126,6 +127,11 @@ static int add_types(PyObject *module, module_state *state) {
     state->connection_type = add_type(module, &connection_spec, NULL);
     state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->smtp_session_type = add_type(module, &smtp_session_spec, NULL);
+    state->smtp_envelope_type = add_type(module, &smtp_envelope_spec, NULL);
+    state->smtp_rules_type = add_type(module, &smtp_rules_spec, NULL);
+    state->smtp_connection_type = add_type(module, &smtp_connection_spec, NULL);
+    state->smtp_server_type = add_type(module, &smtp_server_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
     state->away_type = add_type(module, &away_spec, NULL);
@@ -144,7 +150,9 @@ static int add_types(PyObject *module, module_state *state) {
                    state->connector_type && state->connection_type && state->tls_context_type &&
                    state->transport_head_type && state->accept_type && state->read_type &&
                    state->our_reader && state->our_reader_protocol && state->done &&
-                   state->gate_type && state->hand_type && state->away_type && state->echo_type
+                   state->smtp_session_type && state->smtp_envelope_type &&
+                   state->smtp_rules_type && state->smtp_connection_type &&
+                   state->smtp_server_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -172,7 +180,7 @@ static int add_notifiers(PyObject *module) {
 static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     if (intern_names(state) < 0 || import_all(state) < 0 || add_types(module, state) < 0 ||
-        add_notifiers(module) < 0 || add_core_api(module) < 0)
+        PyModule_AddObjectRef(module, "done", state->done) < 0 || add_notifiers(module) < 0 || add_core_api(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }
@@ -188,7 +196,9 @@ static int module_exec(PyObject *module) {
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
+    X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)         \
+    X(smtp_server_type)                                                                           \
+    X(task_names) X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
