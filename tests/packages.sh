@@ -31,6 +31,8 @@ look() {
     need postgresql has_postgresql
     need redis-server command -v redis-server
     need curl command -v curl
+    need chromium command -v chromium
+    need chromium-driver command -v chromedriver
     need openssl command -v openssl
     need libpython3-testsuite "${PYTHON:-python3}" -c 'import test.test_asyncio'
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1

@@ -71,6 +71,33 @@ enum {
     BK_MAILDIR_PATH_MAX = 3072,
     /* A name that exists already is somebody else's: how often to try another. */
     BK_MAILDIR_TRIES = 8,
+    /* Groups of messages that a loop stores at the same time: one is written while the disk is busy
+       with the other. More would only make them smaller. */
+    BK_MAILDIR_WRITERS = 2,
+    /* Messages in a group: each has a file open. */
+    BK_MAILDIR_GROUP = 32,
+    /* … from which on a group is synced by one call, which waits for all that other programs have
+       written, too. */
+    BK_MAILDIR_TOGETHER = 4,
+    /* Hours until a file in tmp/ is left over from a crash, as Maildir's page says. */
+    BK_MAILDIR_STALE_H = 36,
+
+    /* Of PBKDF2, for secrets made here: some 100 ms for whoever checks one, and for each guess of
+       whoever has stolen the file. A client that uses SCRAM takes as long. */
+    BK_SECRET_ITERATIONS = 100000,
+    /* The least that RFC 7677 allows; and more than anybody waits for. */
+    BK_SECRET_ITERATIONS_MIN = 4096,
+    BK_SECRET_ITERATIONS_MAX = 10000000,
+    /* Bytes: no longer one comes through a line of AUTH. */
+    BK_SECRET_PASSWORD_MAX = 1024,
+    /* Bytes of a file of users: 100,000 of them. It is read again while a server runs. */
+    BK_USERS_FILE_MAX = 16 * 1024 * 1024,
+    BK_USERS_NAME_MAX = 255,
+    /* Passwords that a loop's workers check at once: each is a processor's work, and half of the
+       workers are left for disks. */
+    BK_USERS_CHECKS = 2,
+    /* … and that wait for that: seconds, for the last. */
+    BK_USERS_WAITING = 64,
 };
 
 #endif

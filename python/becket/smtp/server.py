@@ -166,6 +166,7 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         if auth_required and not auth_require_tls:
             log.warning("auth_required == True but auth_require_tls == False")
         self.event_handler = handler
+        self.lmtp = lmtp
         self.hostname = hostname or served.own_hostname()
         self.__ident__ = ident or f"becket {becket.__version__}"
         self.data_size_limit = data_size_limit
@@ -418,8 +419,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return f"250 Syntax: {known[verb]}"
         return f"{'501' if verb else '250'} Supported commands: {' '.join(sorted(known))}"
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: BaseException) -> Any:
         """What the client hears of an exception in a hook."""
+        if isinstance(error, asyncio.CancelledError):
+            return "421 4.3.2 the server is ending"
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             return hook(error)
