@@ -68,7 +68,7 @@ class Script:
                 break
             while reply == "":
                 try:
-                    line = (await reader.readline()).decode()
+                    line = (await reader.readline()).decode(errors="replace")
                 except ConnectionError:
                     line = ""
                 if not line:
@@ -617,11 +617,14 @@ class Internet:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **hosts: Script) -> None:
         self.hosts, self.asked = hosts, []
         self.places: dict[str, str] = {}
-        monkeypatch.setattr(smtp.client._Delivery, "_endpoint", lambda _, host: self.place(host))
+        monkeypatch.setattr(
+            smtp.client._Delivery, "_endpoint", lambda _, host, tls: self.place(host, tls)
+        )
 
-    def place(self, host: str) -> str:
+    def place(self, host: str, tls: str) -> str:
         self.asked.append(host)
-        return self.places.get(host, self.places["nowhere"])
+        place = self.places.get(host, self.places["nowhere"])
+        return place if tls == "never" else place.replace("tcp:", "starttls:") + "?verify=none"
 
     async def __aenter__(self) -> Internet:
         self._stack = contextlib.AsyncExitStack()
@@ -694,6 +697,27 @@ def test_mx_all_are_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="has no domain"):
         becket.run(bad())
+
+
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+def test_mx_whose_tls_is_broken(monkeypatch, tls):
+    """What comes after 220 is no TLS."""
+    script = Script(EHLO="250-mx\n250 STARTTLS", STARTTLS="220 go")
+    net = Internet(monkeypatch, one=script)
+
+    async def run():
+        async with net:
+            who = ["c@one.example"]
+            return await smtp.send(message(), recipients=who, mx=lambda _: [], tls=tls)
+
+    if tls == "opportunistic":
+        assert becket.run(run()).accepted
+        assert script.connections == 2
+    else:
+        with pytest.raises(smtp.SMTPRecipientsRefused) as caught:
+            becket.run(run())
+        assert caught.value.recipients["c@one.example"][0] == 451
+        assert script.connections == 1
 
 
 # ---- becket send ----
