@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import smtplib
 import ssl
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from email.message import EmailMessage, Message
@@ -818,3 +821,26 @@ def test_command_tells_of_refusals(answers, status, said, capsys, tmp_path):
 
     assert becket.run(run()) == status
     assert said in capsys.readouterr().err
+
+
+# ---- The manual ----
+
+
+def test_programs_of_the_manual(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "send-mail.md"
+    programs = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    assert len(programs) == 2
+    with maildir_server(tmp_path / "m", "tcp://127.0.0.1:0") as (name,):
+        said = [
+            subprocess.run(
+                [sys.executable, "-W", "error", "-c", program, name],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            for program in programs
+        ]
+    assert said[0].stdout == "['you@there.example'] {}\n"
+    assert said[1].stdout.count("you@there.example: 250 2.0.0") == 3
+    assert not any(done.stderr for done in said)
+    assert len(list((tmp_path / "m" / "new").iterdir())) == 24
