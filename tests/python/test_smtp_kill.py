@@ -28,10 +28,11 @@ LANES = 2
 PATIENCE = 120.0  # of a machine under load, and of AddressSanitizer
 
 # A process that has imported all there is forks a server when it is told to: to start an
-# interpreter for each would take most of the time. `becket serve smtp` runs in it as it always does.
+# interpreter for each would take most of the time. `becket serve smtp` runs in it as always.
 NURSERY = """
 import json, os, signal, sys
-import becket, becket.cli, becket.commands.serve, becket.commands.smtp, becket.drivers, becket.served
+import becket, becket.cli, becket.drivers, becket.served
+import becket.commands.serve, becket.commands.smtp
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     pid = os.fork()

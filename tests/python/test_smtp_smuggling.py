@@ -18,9 +18,10 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-from command import PATIENCE, port_of, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from command import PATIENCE, port_of, serving
 
 # ---- The reader ----------------------------------------------------------------------------------
 
