@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import mail
 from peers import Peer, asyncore_command, calibrate_command
 from serving import Serving, Way
 
@@ -152,9 +153,26 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def accepts(endpoint: str) -> bool:
+    """Whether somebody listens there before long: of a server that does not say so."""
+    host, port = endpoint.removeprefix("tcp:").split(":")
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, int(port))).close()
+            return True
+        except OSError:
+            time.sleep(0.02)
+    return False
+
+
 @contextlib.contextmanager
 def started(
-    command: Sequence[str], endpoint: str, cores: Sequence[int], env: Mapping[str, str]
+    command: Sequence[str],
+    endpoint: str,
+    cores: Sequence[int],
+    env: Mapping[str, str],
+    silent: bool = False,
 ) -> Iterator[Server]:
     with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
         with on_core(*cores):
@@ -169,7 +187,7 @@ def started(
         stack.enter_context(process)
         stack.callback(kill_all, process)
         server = Server(process.pid, endpoint, errors)
-        if read_line(process, START_SECONDS).strip() != b"ready":
+        if not (accepts(endpoint) if silent else read_line(process, START_SECONDS) == b"ready\n"):
             raise Failure(f"the server did not start: {server.last_words()}")
         yield server
 
@@ -303,6 +321,17 @@ def serve(bench: Bench, peer: Peer, way: Way, cell: Serving) -> Sample:
     if cell.cores or cell.waits:
         del sample["busy"]
     return sample
+
+
+def mail_server(bench: Bench, label: str, cell: mail.MailCell) -> Sample:
+    """smtp-sink says nothing when it is ready, so it is asked."""
+    tls = label.endswith(mail.TLS)
+    endpoint = free_endpoint("tls" if tls else "tcp", bench.scratch)
+    listening = f"{endpoint}?{bench.pem}" if tls else endpoint
+    command = mail.command(label, bench.load.parent, listening) or []
+    silent = label == mail.SINK
+    with started(command, endpoint, [bench.server_core], {}, silent) as server:
+        return mail.measure(bench, server, cell)
 
 
 def asyncore(bench: Bench, loop: str, idle: int) -> Sample:

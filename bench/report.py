@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mail
 from measure import UNDISTURBED
 from peers import FLOORS, TLS_FLOOR
 from serving import CELLS, Serving, Target
@@ -34,6 +35,7 @@ TITLES = {
     "forks": "Handlers that compute for a millisecond, on two cores",
     "blocking": "Blocking handlers under an event loop: 50 active connections among silent ones",
     "serve": "becket.serve() beside loop.create_server()",
+    "smtp": "Mail: messages of 1 KiB, 50 sessions, dropped",
     "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
@@ -206,6 +208,11 @@ def serving_lines(cell: Serving, table: Table) -> list[str]:
     return [*serving_table(table, cell.unit), *lines, *([""] if lines else [])]
 
 
+def mail_lines(name: str, table: Table) -> list[str]:
+    lines = [line for target in mail.CELLS[name].targets if (line := target_line(target, table))]
+    return [*serving_table(table, "message"), *lines, *([""] if lines else [])]
+
+
 def idle_table(table: Table) -> list[str]:
     best = best_peer(table, "bytes")
     more, floor = floor_ratios(table, "bytes")
@@ -291,6 +298,8 @@ def cell_lines(name: str, table: Table) -> list[str]:
         lines += micro_table(table)
     elif group == "asyncore":
         lines += serving_table(table, "message")
+    elif name in mail.CELLS:
+        lines += mail_lines(name, table)
     elif name in CELLS:
         lines += serving_lines(CELLS[name], table)
     else:

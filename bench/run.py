@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mail
 import measure
 import peers
 import report
@@ -37,6 +38,7 @@ from peers import Peer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+BUILD = ROOT / "build" / "release" / "bench"
 KINDS = ("protocol", "buffered", "streams", "c")
 TLS_KIB = {"protocol": (1, 10, 100), "buffered": (1,), "streams": (1,), "c": (1, 100)}
 QUICK = (
@@ -152,6 +154,28 @@ class AsyncoreCell(Cell):
         return 0.5 + bench.seconds
 
 
+class MailCell(Cell):
+    """A cell of bench/mail.py; who takes part stands there."""
+
+    @property
+    def mail(self) -> mail.MailCell:
+        return mail.CELLS[self.name]
+
+    def contestants(self, present: list[Peer]) -> Iterator[Contestant]:
+        """becket and its like where they were asked for; smtp-sink, which is none, always."""
+        wanted = {peer.name for peer in present}
+        for label in mail.labels(self.mail, BUILD):
+            name = label.partition(",")[0].removesuffix(" (C)")
+            if name in wanted or name not in peers.known():
+                yield Contestant(label, Peer(label, "", (), ()), "")
+
+    def measure(self, bench: Bench, who: Contestant) -> Sample:
+        return measure.mail_server(bench, who.label, self.mail)
+
+    def estimate(self, bench: Bench) -> float:
+        return 1.5 + bench.seconds
+
+
 def all_cells() -> list[Cell]:
     cells = [
         Cell(f"{kind}/{transport}/{size}KiB", "echo", kind, transport, size * 1024)
@@ -166,6 +190,10 @@ def all_cells() -> list[Cell]:
             cells.append(Cell(f"{what}/tls", what, "all", "tls"))
     cells += [ServingCell(name, "serving", "") for name in serving.CELLS]
     cells.append(AsyncoreCell("asyncore", "asyncore", ""))
+    cells += [
+        MailCell(name, "mail", "", "tls" if cell.own else "tcp")
+        for name, cell in mail.CELLS.items()
+    ]
     return [*cells, Cell("micro", "micro", "python")]
 
 
@@ -352,7 +380,7 @@ def parse() -> argparse.Namespace:
         "--build",
         metavar="DIR",
         type=Path,
-        default=ROOT / "build" / "release" / "bench",
+        default=BUILD,
         help="where the C programs are (build/release/bench)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, default=HERE / "results")

@@ -13,7 +13,7 @@
 /* Returns the length of the text. */
 size_t bk_base64_encode(const void *data, size_t n, char *ret_text);
 /* Strict: whole quanta, padded, no bits left over, nothing else in it. ret_data: room for n / 4
-   * 3. Returns how many bytes they are; -EINVAL. */
+ * 3. Returns how many bytes they are; -EINVAL. */
 ssize_t bk_base64_decode(const char *text, size_t n, void *ret_data);
 
 #endif

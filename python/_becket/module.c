@@ -127,6 +127,7 @@ static int add_types(PyObject *module, module_state *state) {
     state->connection_type = add_type(module, &connection_spec, NULL);
     state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->smtp_client_type = add_type(module, &smtp_client_spec, NULL);
     state->smtp_session_type = add_type(module, &smtp_session_spec, NULL);
     state->smtp_envelope_type = add_type(module, &smtp_envelope_spec, NULL);
     state->smtp_rules_type = add_type(module, &smtp_rules_spec, NULL);
@@ -146,7 +147,7 @@ static int add_types(PyObject *module, module_state *state) {
     if (state->done_type != NULL)
         state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
-                   state->transport_type && state->listener_type && state->smtp_type &&
+                   state->transport_type && state->listener_type && state->smtp_type && state->smtp_client_type &&
                    state->connector_type && state->connection_type && state->tls_context_type &&
                    state->transport_head_type && state->accept_type && state->read_type &&
                    state->our_reader && state->our_reader_protocol && state->done &&
@@ -190,7 +191,7 @@ static int module_exec(PyObject *module) {
 /* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
     X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
-    X(transport_head_type) X(accept_type) X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+    X(transport_head_type) X(accept_type) X(smtp_type) X(smtp_client_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \

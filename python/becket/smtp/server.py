@@ -63,9 +63,7 @@ SYNTAX = {
 }
 
 
-def syntax(
-    text: str, extended: str | None = None, when: str | None = None
-) -> Callable[[_F], _F]:
+def syntax(text: str, extended: str | None = None, when: str | None = None) -> Callable[[_F], _F]:
     """A decorator for ``smtp_…`` methods: what HELP says of the command. *when* names an attribute
     without which HELP does not tell of it."""
 
@@ -246,8 +244,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         ehlo = self._hooks.get("EHLO")
         self._ehlo_arguments = 5 if ehlo is None else len(inspect.signature(ehlo).parameters)
         if self._ehlo_arguments not in (4, 5):
-            raise RuntimeError("Unsupported EHLO Hook: its arguments are server, session, "
-                               "envelope, hostname, responses")
+            raise RuntimeError(
+                "Unsupported EHLO Hook: its arguments are server, session, "
+                "envelope, hostname, responses"
+            )
 
     def _find_own_auth(self) -> dict[str, Any] | None:
         """Mechanisms, where any is not the core's."""
@@ -410,9 +410,7 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             name: method.__smtp_syntax__
             for name, method in self._commands.items()
             if hasattr(method, "__smtp_syntax__")
-            and (
-                method.__smtp_syntax_when__ is None or getattr(self, method.__smtp_syntax_when__)
-            )
+            and (method.__smtp_syntax_when__ is None or getattr(self, method.__smtp_syntax_when__))
         }
         known.update(SYNTAX)
         if self.tls_context is not None:
@@ -421,8 +419,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return f"250 Syntax: {known[verb]}"
         return f"{'501' if verb else '250'} Supported commands: {' '.join(sorted(known))}"
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: BaseException) -> Any:
         """What the client hears of an exception in a hook."""
+        if isinstance(error, asyncio.CancelledError):
+            return "421 4.3.2 the server is ending"
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             return hook(error)

@@ -1,0 +1,152 @@
+"""The mail cells: who takes part in each, and how they are measured.
+
+The load is smtp-source, which comes with Postfix: 50 sessions, messages of 1 KiB, a connection for
+each or the same ones again; and where TLS is compared with plain, bench/mail_load.c for both. The
+servers drop what they get. bench/run.py makes a cell of each entry of CELLS, bench/report.py shows
+whether the targets were met.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peers import HERE
+from serving import Target
+
+if TYPE_CHECKING:
+    from measure import Bench, Sample, Server
+
+SESSIONS = 50
+SERVER = HERE / "servers" / "mail_server.py"
+# What is imported for a library.
+LIBRARIES = {"becket": "becket", "aiosmtpd": "aiosmtpd", "twisted": "Twisted"}
+SBIN = ("/usr/sbin", "/usr/lib/postfix/sbin", "/sbin")
+PYTHON = ("becket", "aiosmtpd", "twisted")
+C = "becket (C)"
+SINK = "smtp-sink"
+PLAIN, TLS = ", plain", ", TLS"  # what ends a label
+
+
+@dataclass(frozen=True)
+class MailCell:
+    """*reused*: messages come on connections that are kept; *own*: the load is mail_load.c, and
+    labels say whether it is over TLS."""
+
+    labels: tuple[str, ...]
+    reused: bool
+    own: bool = False
+    targets: tuple[Target, ...] = ()
+
+
+def targets(sink: float) -> tuple[Target, ...]:
+    return (
+        Target(C, "rate", least=sink, ratio_to=SINK),
+        Target("becket", "rate", least=6, ratio_to="aiosmtpd"),
+        Target("becket", "rate", least=3, ratio_to="twisted"),
+    )
+
+
+ALL = (C, SINK, *PYTHON)
+CELLS = {
+    "smtp/new": MailCell(ALL, False, targets=targets(1.0)),
+    "smtp/reused": MailCell(ALL, True, targets=targets(1.2)),
+    "smtp/tls": MailCell(
+        (f"{C}{PLAIN}", f"{C}{TLS}", f"becket{PLAIN}", f"becket{TLS}"),
+        True,
+        own=True,
+        targets=(Target(f"{C}{TLS}", "rate", least=0.8, ratio_to=f"{C}{PLAIN}"),),
+    ),
+}
+
+
+def find(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path=":".join(SBIN))
+
+
+def command(label: str, build: Path, endpoint: str) -> list[str] | None:
+    """What starts this server there; None: it is not here."""
+    label = label.removesuffix(PLAIN).removesuffix(TLS)
+    if label == C:
+        program = build / "bench-becket-smtp"
+        return [str(program), endpoint] if program.exists() else None
+    if label == SINK:
+        sink = find("smtp-sink")
+        user = ["-u", "nobody"] if os.getuid() == 0 else []
+        return [sink, *user, endpoint.removeprefix("tcp:"), "1024"] if sink else None
+    try:
+        importlib.metadata.version(LIBRARIES[label])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return [sys.executable, str(SERVER), "--library", label, endpoint]
+
+
+def labels(cell: MailCell, build: Path) -> Iterator[str]:
+    """Those that are here."""
+    if cell.own or find("smtp-source"):
+        yield from (label for label in cell.labels if command(label, build, "tcp:") is not None)
+
+
+def load_command(cell: MailCell, build: Path, endpoint: str, count: int) -> list[str]:
+    if cell.own:
+        return [str(build / "bench-mail-load"), endpoint, str(SESSIONS), str(count)]
+    where = endpoint.removeprefix("tcp:")
+    keep = ["-d"] if cell.reused else []
+    program = find("smtp-source") or "smtp-source"
+    size = ["-s", str(SESSIONS), "-l", "1024", "-m", str(count)]
+    ends = ["-f", "a@b.example", "-t", "c@d.example", f"inet:{where}"]
+    return [program, *size, *keep, *ends]
+
+
+def cpu_of(pid: int) -> tuple[float, float]:
+    """User and system seconds so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    tick = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / tick, int(fields[12]) / tick
+
+
+def send(command: Sequence[str], core: int) -> tuple[float, float]:
+    """Seconds that it took, and that the load had its core."""
+    from measure import PATIENCE_SECONDS, Failure, on_core
+
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with on_core(core):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2, check=False
+        )
+    spent, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise Failure((done.stderr.strip() or f"status {done.returncode}")[:200])
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, busy
+
+
+def measure(bench: Bench, server: Server, cell: MailCell) -> Sample:
+    """A little load tells how much fills the window."""
+
+    def once(count: int) -> tuple[float, float]:
+        return send(load_command(cell, bench.load.parent, server.endpoint, count), bench.load_core)
+
+    trial = 10 * SESSIONS
+    count = max(trial, round(trial / once(trial)[0] * bench.seconds))
+    user, system = cpu_of(server.pid)
+    seconds, load = once(count)
+    user, system = (
+        now - then for now, then in zip(cpu_of(server.pid), (user, system), strict=True)
+    )
+    return {
+        "rate": count / seconds,
+        "user_us": user / count * 1e6,
+        "system_us": system / count * 1e6,
+        "cpu_us": (user + system) / count * 1e6,
+        "busy": max(load, user + system) / seconds,
+    }
