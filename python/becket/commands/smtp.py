@@ -1,4 +1,5 @@
-"""``becket serve smtp``: receives mail into a Maildir, and tells how to send it some.
+"""``becket serve smtp``: receives mail into a Maildir or another store, and tells how to send it
+some.
 
 Called by becket.commands.serve, and by ``becket demo``.
 """
@@ -10,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from becket.commands import new_parser, say
+from becket.commands import new_parser, say, stores
 from becket.commands.serving import EPILOG, add_options, make, serve
 
 
@@ -19,13 +20,16 @@ def add(protocols: Any) -> None:
     parser = new_parser(
         protocols,
         "smtp",
-        "Receives mail into a Maildir.",
-        description="Receive mail by SMTP and store each message as a file in DIR/new. A "
-        "message is acknowledged when it is safely on disk. Ctrl-C ends it.",
+        "Receives mail.",
+        description="Receive mail by SMTP, and store each message: as a file in DIR/new of a "
+        "Maildir, in an mbox file, or in memory with a web page; or give it to a command or to "
+        "another server. A message is acknowledged when it is safely there. Ctrl-C ends it.",
         epilog=EPILOG,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--maildir", required=True, metavar="DIR", help="made when it is missing")
+    places = parser.add_mutually_exclusive_group(required=True)
+    places.add_argument("--maildir", metavar="DIR", help="a file each; made when it is missing")
+    stores.add_stores(places, parser)
     add_settings(parser)
     # Each message is told of, so connections need not be; a client that idles between two messages
     # is not waited for.
@@ -105,6 +109,19 @@ def serve_mail(arguments: argparse.Namespace, announce: Callable[[list[str]], ob
     return status
 
 
+def serve_stored(arguments: argparse.Namespace, announce: Callable[[list[str]], object]) -> int:
+    """The same with another store."""
+    number = Counter(shared=arguments.driver.startswith("forks"))
+
+    def told(sender: str, recipients: list[str], size: int, reply: str) -> None:
+        count = f"{number()}: " if reply.startswith("2") else "refused: "
+        say(f"{count}from <{sender}> to {', '.join(recipients)}, {size} bytes: {reply}")
+
+    status = stores.serve_store(arguments, told, announce)
+    say(f"becket: ended; {number.value} message{'' if number.value == 1 else 's'} stored")
+    return status
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Receive mail at the endpoints."""
 
@@ -113,4 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"becket: SMTP at {endpoint}")
             tell_how_to_send(endpoint)
 
+    if arguments.maildir is None:
+        return serve_stored(arguments, announce)
+    stores.check(arguments)
     return serve_mail(arguments, announce)
