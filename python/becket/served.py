@@ -118,7 +118,8 @@ def registered() -> dict[str, Any]:
     return {entry.name: entry for entry in metadata.entry_points(group="becket.protocols")}
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
+    """What ``module:object`` names. ValueError."""
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -144,7 +145,7 @@ def _find_by_name(name: str, settings: dict[str, Any]) -> Served:
         reload = None if users is None else users.reload
         return Served("core", name, core=functools.partial(make, **settings), reload=reload)
     if ":" in name:
-        return find(_load(name), settings)
+        return find(load(name), settings)
     entry = registered().get(name)
     if entry is not None:
         return find(entry.load(), settings)
