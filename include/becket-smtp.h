@@ -263,8 +263,11 @@ typedef struct bk_smtp_client_config {
     /* Optional. The server is ready for mail: once, after all of greeting, TLS and AUTH. */
     void (*ready)(void *context, bk_smtp_client *client);
     /* Optional. The connection is gone; client is not to be used after it. why: 0 after quit;
-       negative. reply: the server's refusal that it ended with, or NULL. Messages not yet answered
-       have been told before. */
+       negative: -ECONNREFUSED, or later -ECONNRESET: the server's own words; -EACCES: AUTH was
+       refused; -EPROTONOSUPPORT: TLS is required, and not to be had; -ENOTSUP: no AUTH that is
+       known is offered; -EPERM: it would have been in clear; -EPROTO: what the server said is no
+       SMTP, or was not asked for; or the stream's. reply: the server's refusal that it ended with,
+       or NULL. Messages not yet answered have been told before. client NULL: it never connected. */
     void (*closed)(void *context, bk_smtp_client *client, int why, const char *reply);
 } bk_smtp_client_config;
 
@@ -275,6 +278,10 @@ typedef struct bk_smtp_result {
     int accepted; /* how many recipients have a 2xx */
     const char *const *replies;
     size_t reply_count;
+    /* The command that decided, of those to which the server replied: "MAIL", "RCPT" or "DATA"
+       (BDAT, too), its data included; NULL: it was not the server: the connection was lost, or the
+       server does not offer what the message needs. */
+    const char *decided;
 } bk_smtp_result;
 typedef void (*bk_smtp_sent)(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                              const bk_smtp_result *result);

@@ -28,6 +28,22 @@ enum {
     BK_SMTP_KEYWORDS_MAX = 640,
     /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
     BK_SMTP_PEER_MAX = 64,
+    /* A line of a reply that a client takes: four times what a server may send (4.5.3.1.5), for
+       many put whole web addresses into their refusals. */
+    BK_SMTP_RESPONSE_LINE_MAX = 2048,
+    /* … and how many, and how much together: EHLO's have some twenty. */
+    BK_SMTP_RESPONSE_LINES_MAX = 128,
+    BK_SMTP_RESPONSE_MAX = 16 * 1024,
+    /* Data is given to the runner in such pieces: as large as a stream's high-water mark. */
+    BK_SMTP_PIECE = 64 * 1024,
+    /* A piece between two dots that is smaller is copied: a reference costs more. */
+    BK_SMTP_PIECE_COPIED = 1024,
+    /* SCRAM: what a server may have a client do, on its loop. What is recommended for PBKDF2 with
+       SHA-256 (OWASP, 2023) takes some 0.2 s; servers of mail ask for 4,096 to 100,000. */
+    BK_SCRAM_ITERATIONS_MAX = 600 * 1000,
+    BK_SCRAM_SALT_MAX = 192,
+    /* Commands are gathered up to this, and sent together. */
+    BK_SMTP_GROUP = 4096,
     /* What the large mail providers accept. */
     BK_SMTP_MESSAGE_MAX = 25 * 1024 * 1024,
     /* The least that RFC 5321, 4.5.3.1.8 allows; clients send the rest as another message. */
