@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from becket.smtp.hop import ALONE, Hop, HopError, is_address
 from becket.smtp.hop import Reply as HopReply
-from becket.smtp.store import Reply, answer, traced
+from becket.smtp.store import Reply, answer, sender_of, traced
 
 logger = logging.getLogger("becket")
 
@@ -68,10 +68,25 @@ class Pool:
         self._keep = keep
         self._idle: dict[Hop, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._end: AsyncGenerator[None, None] | None = None
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        """A loop that ends closes its generators: that is how a pool hears of it."""
+        try:
+            yield
+        finally:
+            for hop, timer in self._idle.items():
+                timer.cancel()
+                hop.abort()
+            self._idle.clear()
+            await asyncio.sleep(0)  # they are told
 
     async def take(self, wait: float) -> tuple[Hop, bool]:
         """A connection, and whether it is a new one. TimeoutError: none is free in *wait* seconds.
         HopError: the next hop cannot be reached."""
+        if self._end is None:
+            self._end = self._until_the_end()
+            await anext(self._end)
         async with asyncio.timeout(wait):
             await self._free.acquire()
         try:
@@ -214,7 +229,7 @@ class Relay:
     ) -> str:
         """Begin a message there."""
         self._end(session)
-        address = address or ""
+        address = sender_of(address)
         if not is_address(address):
             return BAD_SENDER
         try:
