@@ -238,6 +238,44 @@ class Smtp:
     def close(self) -> None: ...
 
 @final
+class SmtpClient:
+    def __new__(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        endpoint: str,
+        *,
+        hostname: str | None = None,
+        lmtp: bool = False,
+        make_whole: bool = False,
+        tls: str = "opportunistic",
+        user: str | None = None,
+        password: str | None = None,
+        auth_in_clear: bool = False,
+        mechanism: str | None = None,
+        timeout: int = 0,
+        ready: Callable[[], object] | None = None,
+        closed: Callable[[int, str | None, Exception | None], object] | None = None,
+    ) -> Self: ...
+    def send(
+        self,
+        sender: str,
+        recipients: Sequence[str | tuple[str, int, str | None]],
+        data: Buffer,
+        *,
+        callback: Callable[[str | None, list[str]], object] | None = None,
+        body: int = 0,
+        utf8: bool = False,
+        require_tls: bool = False,
+        ret: int = 0,
+        envelope_id: str | None = None,
+        submitter: str | None = None,
+    ) -> None: ...
+    def quit(self) -> None: ...
+    def abort(self) -> None: ...
+    def offers(self, keyword: str, /) -> str | None: ...
+    def secure(self) -> bool: ...
+
+@final
 class SmtpUsers:
     def __new__(cls, path: str | PathLike[str], /) -> Self: ...
     def reload(self) -> None: ...
