@@ -120,12 +120,18 @@ def send(command: Sequence[str], core: int) -> tuple[float, float]:
 
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with on_core(core):
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2, check=False
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+    with process:
+        try:
+            _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Failure(f"the load had not ended after {PATIENCE_SECONDS} s") from None
     spent, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise Failure((done.stderr.strip() or f"status {done.returncode}")[:200])
+    if process.returncode:
+        raise Failure((complaint.strip() or f"status {process.returncode}")[:200])
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return spent, busy
 

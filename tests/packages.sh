@@ -24,6 +24,7 @@ look() {
     missing=
     need swaks command -v swaks
     need postfix command -v smtp-source
+    need dovecot-lmtpd test -x /usr/lib/dovecot/lmtp
     need wrk command -v wrk
     need haproxy command -v haproxy
     need systemd command -v systemd-analyze

@@ -89,12 +89,17 @@ def twisted_factory() -> Any:
 
 
 def run_twisted(endpoint: str) -> None:
-    from twisted.internet import reactor
+    from twisted.internet import epollreactor
+
+    epollreactor.install()
+    from twisted.internet import reactor as installed
 
     place: Place = listen(endpoint)
-    reactor.adoptStreamPort(place.sock.fileno(), place.sock.family, twisted_factory())  # type: ignore[attr-defined]
-    reactor.callWhenRunning(ready)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor: Any = installed
+    place.sock.setblocking(False)
+    reactor.adoptStreamPort(place.sock.fileno(), place.sock.family, twisted_factory())
+    reactor.callWhenRunning(ready)
+    reactor.run()
 
 
 WAYS: dict[str, Callable[[str], None]] = {

@@ -162,7 +162,7 @@ static void begin_mail(bk_smtp_client *c, bk_smtp_outgoing *o) {
         bk_smtp_client_say(c, "RSET\r\n");
         expect(c, o, 1);
     }
-    o->stage = BK_SMTP_SEND_MAIL + 1;
+    o->stage = BK_SMTP_SEND_RCPT;
     say_mail(c, o);
 }
 

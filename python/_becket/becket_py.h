@@ -30,6 +30,14 @@
     X(open) X(query) X(datagram_received) X(error_received) X(_current_handle) X(seconds)         \
     X(dataReceived) X(pauseProducing) X(resumeProducing) X(writeSequence) X(_raised) X(_ended)     \
     X(_broken) X(_all_sent) X(_fds_came) X(result) X(_done) X(add_done_callback)
+
+/* Types that derive from object alone, each with a name_spec and, in the module's state, a
+   name_type. */
+#define BK_TYPES(X)                                                                                \
+    X(loop) X(handle) X(listener) X(connection) X(connector) X(gate) X(hand) X(away) X(echo)       \
+    X(transport_head) X(accept) X(tls_context) X(read) X(done) X(delayed) X(timers) X(wire)        \
+    X(seal) X(smtp) X(smtp_session) X(smtp_envelope) X(smtp_rules) X(smtp_connection)              \
+    X(smtp_server) X(smtp_client) X(smtp_users)
 /* clang-format on */
 
 /* Methods of asyncio's streams that ours take the place of. */
@@ -45,14 +53,10 @@ enum {
 };
 
 typedef struct module_state {
-    PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
-    PyTypeObject *smtp_type, *smtp_client_type, *tls_context_type, *read_type, *done_type;
-    PyTypeObject *smtp_session_type, *smtp_envelope_type, *smtp_rules_type;
-    PyTypeObject *smtp_connection_type, *smtp_server_type;
-    PyTypeObject *transport_head_type, *accept_type;
-    PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
-    PyTypeObject *connector_type, *connection_type, *datagram_type;
-    PyTypeObject *delayed_type;
+#define BK_TYPE_FIELD(name) PyTypeObject *name##_type;
+    BK_TYPES(BK_TYPE_FIELD)
+#undef BK_TYPE_FIELD
+    PyTypeObject *timer_handle_type, *transport_type, *datagram_type;
     PyObject *incomplete_read, *limit_overrun;      /* of asyncio */
     PyTypeObject *our_reader, *our_reader_protocol; /* derived from asyncio's */
     PyObject *own[OWN], *done, *task_names;
@@ -394,10 +398,11 @@ int add_core_api(PyObject *module);
 extern PyType_Spec smtp_spec;
 
 /* smtp_types.c */
-extern PyType_Spec smtp_session_spec, smtp_envelope_spec;
+extern PyType_Spec smtp_session_spec, smtp_envelope_spec, smtp_users_spec;
 
 /* smtp_handler.c */
 extern PyType_Spec smtp_rules_spec, smtp_connection_spec, smtp_server_spec;
+
 /* smtp_client.c */
 extern PyType_Spec smtp_client_spec;
 PyObject *smtp_client_of(const bk_stream *s);

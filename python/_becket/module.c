@@ -5,6 +5,8 @@
  */
 #include "becket_py.h"
 
+#include "smtp.h"
+
 module_state *state_of_type(PyTypeObject *type) {
     PyObject *module = PyType_GetModuleByDef(type, &becket_module);
     return module == NULL ? NULL : PyModule_GetState(module);
@@ -76,13 +78,6 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec, PyObject *bas
     return type;
 }
 
-/* One that nothing here refers to. */
-static int add_plain(PyObject *module, PyType_Spec *spec) {
-    PyTypeObject *type = add_type(module, spec, NULL);
-    Py_XDECREF((PyObject *)type);
-    return type == NULL ? -1 : 0;
-}
-
 /* asyncio's start_tls() asks a transport for this. */
 static int mark_compatible(PyObject *type) {
     return PyObject_SetAttrString(type, "_start_tls_compatible", Py_True);
@@ -122,49 +117,19 @@ static int add_transport_types(PyObject *module, module_state *state) {
 }
 
 static int add_types(PyObject *module, module_state *state) {
-    state->loop_type = add_type(module, &loop_spec, NULL);
-    state->handle_type = add_type(module, &handle_spec, NULL);
-    state->timer_handle_type =
-        state->handle_type == NULL
-            ? NULL
-            : add_type(module, &timer_handle_spec, (PyObject *)state->handle_type);
-    if (add_transport_types(module, state) < 0)
+    bool all = true;
+#define BK_ADD(name) all = all && (state->name##_type = add_type(module, &name##_spec, NULL));
+    BK_TYPES(BK_ADD)
+#undef BK_ADD
+    if (!all || add_transport_types(module, state) < 0)
         return -1;
-    state->listener_type = add_type(module, &listener_spec, NULL);
-    state->connection_type = add_type(module, &connection_spec, NULL);
-    state->connector_type = add_type(module, &connector_spec, NULL);
-    state->smtp_type = add_type(module, &smtp_spec, NULL);
-    state->smtp_session_type = add_type(module, &smtp_session_spec, NULL);
-    state->smtp_envelope_type = add_type(module, &smtp_envelope_spec, NULL);
-    state->smtp_rules_type = add_type(module, &smtp_rules_spec, NULL);
-    state->smtp_connection_type = add_type(module, &smtp_connection_spec, NULL);
-    state->smtp_server_type = add_type(module, &smtp_server_spec, NULL);
-    state->smtp_client_type = add_type(module, &smtp_client_spec, NULL);
-    state->delayed_type = add_type(module, &delayed_spec, NULL);
-    state->gate_type = add_type(module, &gate_spec, NULL);
-    state->hand_type = add_type(module, &hand_spec, NULL);
-    state->away_type = add_type(module, &away_spec, NULL);
-    state->echo_type = add_type(module, &echo_spec, NULL);
-    state->tls_context_type = add_type(module, &tls_context_spec, NULL);
-    state->transport_head_type = add_type(module, &transport_head_spec, NULL);
-    state->accept_type = add_type(module, &accept_spec, NULL);
-    state->read_type = add_type(module, &read_spec, NULL);
-    state->done_type = add_type(module, &done_spec, NULL);
+    PyObject *handle = (PyObject *)state->handle_type;
+    state->timer_handle_type = add_type(module, &timer_handle_spec, handle);
     state->our_reader = add_type(module, &reader_spec, state->reader_type);
     state->our_reader_protocol = add_type(module, &reader_protocol_spec, state->reader_protocol);
-    if (state->done_type != NULL)
-        state->done = state->done_type->tp_alloc(state->done_type, 0);
-    return state->loop_type && state->handle_type && state->timer_handle_type &&
-                   state->transport_type && state->listener_type && state->smtp_type &&
-                   state->connector_type && state->connection_type && state->tls_context_type &&
-                   state->transport_head_type && state->accept_type && state->read_type &&
-                   state->our_reader && state->our_reader_protocol && state->done &&
-                   state->smtp_session_type && state->smtp_envelope_type &&
-                   state->smtp_rules_type && state->smtp_connection_type &&
-                   state->smtp_server_type && state->smtp_client_type && state->gate_type &&
-                   state->hand_type && state->away_type && state->echo_type &&
-                   state->delayed_type && add_plain(module, &timers_spec) == 0 &&
-                   add_plain(module, &wire_spec) == 0 && add_plain(module, &seal_spec) == 0
+    state->done = state->done_type->tp_alloc(state->done_type, 0);
+    return state->timer_handle_type && state->our_reader && state->our_reader_protocol &&
+                   state->done
                ? 0
                : -1;
 }
@@ -198,19 +163,15 @@ static int module_exec(PyObject *module) {
     return PyModule_AddStringConstant(module, "__version__", bk_version());
 }
 
-/* All that the module's state refers to, but for names and methods. (clang-format would lay the
-   list out anew each time.) */
+/* All that the module's state refers to, but for BK_TYPES, names and methods. (clang-format would
+   lay the list out anew each time.) */
 /* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
-    X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
-    X(transport_head_type) X(accept_type) X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+    X(timer_handle_type) X(transport_type) X(future_type) X(task_type) X(buffered_protocol)        \
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
-    X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
-    X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
-    X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
-    X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)          \
-    X(smtp_server_type) X(smtp_client_type) X(delayed_type) X(task_names) X(echo_type)             \
+    X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(our_reader)                        \
+    X(our_reader_protocol) X(done) X(gaierror) X(incomplete_read) X(limit_overrun) X(task_names)   \
     X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
@@ -218,6 +179,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     module_state *state = PyModule_GetState(module);
 #define BK_VISIT(field) Py_VISIT(state->field);
     BK_OBJECTS(BK_VISIT)
+#undef BK_VISIT
+#define BK_VISIT(name) Py_VISIT(state->name##_type);
+    BK_TYPES(BK_VISIT)
 #undef BK_VISIT
     for (int i = 0; i < OWN; i++)
         Py_VISIT(state->own[i]);
@@ -229,6 +193,9 @@ static int module_clear(PyObject *module) {
     handles_free(state);
 #define BK_FORGET(field) Py_CLEAR(state->field);
     BK_OBJECTS(BK_FORGET)
+#undef BK_FORGET
+#define BK_FORGET(name) Py_CLEAR(state->name##_type);
+    BK_TYPES(BK_FORGET)
 #undef BK_FORGET
 #define BK_FORGET(name) Py_CLEAR(state->str_##name);
     BK_NAMES(BK_FORGET)
@@ -266,6 +233,8 @@ static PyMethodDef module_methods[] = {
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
     {"_supervisor_tell", supervisor_tell, METH_O, NULL},
     {"_parse_endpoint", endpoint_parse, METH_O, NULL},
+    {"_make_secret", smtp_make_secret, METH_O, NULL},
+    {"_verify_secret", smtp_verify_secret, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

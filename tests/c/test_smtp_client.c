@@ -885,7 +885,7 @@ static void bounds_what_scram_asks_for(void) {
         "cj1BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUElaHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscz1X"
         "MjJaYUowU05ZN3NvRXNVRWpiNmdRPT0saT0w",
         "cj1BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUElaHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscz1X"
-        "MjJaYUowU05ZN3NvRXNVRWpiNmdRPT0saT02MDAwMDE=",
+        "MjJaYUowU05ZN3NvRXNVRWpiNmdRPT0saT0xMDAwMDE=",
         "cj1BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUElaHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscz1X"
         "MjJaYUowU05ZN3NvRXNVRWpiNmdRPT0saT05OTk5OTk5OTk5OTk5OTk5OTk5OQ==",
         "cj1BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUElaHZZRHBXVWEyUmFUQ0FmdXhGSWxqKWhObEYkazAscz0s"
@@ -1289,6 +1289,94 @@ static void logs_in_to_our_server(void) {
         }
 }
 
+/* ---- On streams ---- */
+
+static bk_loop *loop;
+static bool over;
+
+static void stream_ready(void *context, bk_smtp_client *client) {
+    bk_os *os = context;
+    now.client = client;
+    tell("ready\n");
+    bk_smtp_message *m = message_of(os, "a@b|d@e|x\n");
+    if (m != NULL && bk_smtp_client_send(client, m, heard_sent, &now) < 0)
+        bk_smtp_message_free(m);
+    bk_smtp_client_quit(client);
+}
+
+static void stream_over(void *context, bk_smtp_client *client, int why, const char *reply) {
+    (void)context;
+    now.client = client;
+    heard_closed(NULL, client, why, reply);
+    if (client == NULL)
+        tell("never connected\n");
+    over = true;
+}
+
+static void hear_nothing(void *arg, int code, const char *text) {
+    (void)arg, (void)code, (void)text;
+}
+
+/* A client of our server, through a memory: endpoint; or of nobody. */
+static void over_streams(bk_os *os, const char *endpoint) {
+    bk_smtp_client_config client = {.size = sizeof client,
+                                    .flags = BK_SMTP_MAKE_WHOLE,
+                                    .context = os,
+                                    .ready = stream_ready,
+                                    .closed = stream_over};
+    bk_loop_options options = {.size = sizeof options, .os = os, .log = hear_nothing};
+    bk_protocol *server_side = NULL, *client_side = NULL;
+    server_setup();
+    now = (rig){0};
+    over = false;
+    stored_size = 0;
+    if (bk_loop_new(&options, &loop) < 0)
+        return;
+    bool begun = bk_smtp_protocol_new(&server_config, os, &server_side) == 0 &&
+                 bk_smtp_client_protocol_new(&client, os, &client_side) == 0 &&
+                 bk_listen(loop, "memory:mail", server_side, NULL, NULL) == 0 &&
+                 bk_connect(loop, endpoint, client_side, NULL, NULL, NULL) == 0;
+    for (int i = 0; begun && !over && i < 1000; i++)
+        (void)bk_loop_turn(loop, 10 * BK_MILLISECOND);
+    CHECK(!begun || over);
+    CHECK_INT(bk_loop_free(loop), 0);
+    bk_machine_protocol_free(client_side);
+    bk_machine_protocol_free(server_side);
+}
+
+static void runs_on_streams(void) {
+    over_streams(&fixed, "memory:mail");
+    CHECK_STR(now.told, "ready\na@b: " KEPT "\nclosed well\n");
+    CHECK_STR(stored, "a@b|d@e||x\r\n\n");
+    over_streams(&fixed, "memory:nobody");
+    CHECK(strncmp(now.told, "closed ", 7) == 0 && strstr(now.told, "never connected") != NULL);
+}
+
+static void runs_on_streams_that_fail(void) {
+    static const faults_kind kinds[] = {FAULTS_NO_MEMORY, FAULTS_ERROR};
+    for (int i = 0; i < COUNT(kinds); i++)
+        for (long n = 1;; n++) {
+            faults_open(&world, &fixed);
+            faults_arm(&world, kinds[i], n);
+            over_streams(faults_os(&world), "memory:mail");
+            long calls = faults_disarm(&world);
+            CHECK_INT(faults_leaks(&world, NULL), 0);
+            faults_close(&world);
+            if (calls < n)
+                break;
+        }
+}
+
+static void checks_its_protocol(void) {
+    bk_protocol *p;
+    bk_smtp_client_config bad = config;
+    CHECK_INT(bk_smtp_client_protocol_new(NULL, &fixed, &p), -EINVAL);
+    CHECK_INT(bk_smtp_client_protocol_new(&config, NULL, &p), -EINVAL);
+    CHECK_INT(bk_smtp_client_protocol_new(&config, &fixed, NULL), -EINVAL);
+    bad.hostname = "";
+    CHECK_INT(bk_smtp_client_protocol_new(&bad, &fixed, &p), -EINVAL);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(greets),
@@ -1314,6 +1402,9 @@ int main(int argc, char **argv) {
         CASE(checks_arguments),
         CASE(talks_to_our_server),
         CASE(talks_to_less),
+        CASE(runs_on_streams),
+        CASE(runs_on_streams_that_fail),
+        CASE(checks_its_protocol),
         CASE(talks_lmtp),
         CASE(logs_in_to_our_server),
     };

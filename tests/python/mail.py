@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import smtplib
 import socket
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from email.message import EmailMessage
 from typing import Any
 
 from aiosmtpd.controller import Controller
+
+from becket.smtp import Server
 
 PATIENCE = 100  # seconds: a guard against a hang
 
@@ -39,16 +42,28 @@ class Session:
 
 
 @contextmanager
-def serving(handler: Any) -> Iterator[int]:
-    """aiosmtpd with that handler, in a thread; its port."""
+def serving(handler: Any, **settings: Any) -> Iterator[int]:
+    """A server with that handler, in a thread; its port."""
+    with Server(handler, "tcp://127.0.0.1:0", drain=0.0, **settings) as server:
+        yield int(server.endpoints[0].rpartition(":")[2])
+
+
+@contextmanager
+def serving_by_aiosmtpd(handler: Any, loop: Any = None) -> Iterator[int]:
+    """The same by aiosmtpd."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    controller = Controller(handler, hostname="127.0.0.1", port=port, ready_timeout=PATIENCE)
+    controller = Controller(
+        handler, loop=loop, hostname="127.0.0.1", port=port, ready_timeout=PATIENCE
+    )
     controller.start()
     try:
         yield port
     finally:
         controller.stop()
+
+
+SERVERS = [serving, serving_by_aiosmtpd]
 
 
 def send(port: int, message: EmailMessage | bytes, sender: str = "me@a.org") -> None:
@@ -74,3 +89,15 @@ def letter(subject: str = "hello", text: str = "Hello.\n", html: str = "") -> Em
     if html:
         message.add_alternative(html, subtype="html")
     return message
+
+
+TRACE = re.compile(
+    rb"Received: from \S+ \(\[\S+\]\)\r?\n\tby \S+ with \w+(\r?\n\tfor <\S*>)?;\r?\n\t[^\r\n]+\r?\n"
+)
+
+
+def untraced(content: bytes) -> bytes:
+    """A message without the header that we put in front."""
+    found = TRACE.match(content)
+    assert found, content[:300]
+    return content[found.end() :]

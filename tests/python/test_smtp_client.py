@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import smtplib
 import ssl
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from email.message import EmailMessage, Message
@@ -26,23 +29,24 @@ from becket.smtp.replies import ending
 DATA = b"Subject: x\r\n\r\nHello.\r\n"
 
 
+ANSWERS = {
+    "": "220 mx",
+    "EHLO": "250-mx\n250-PIPELINING\n250-8BITMIME\n250-SMTPUTF8\n250 DSN",
+    "LHLO": "250-mx\n250 PIPELINING",
+    "MAIL": "250 2.1.0 sender ok",
+    "RCPT": "250 2.1.5 recipient ok",
+    "DATA": "354 go on",
+    ".": "250 2.0.0 taken",
+    "RSET": "250 2.0.0 ok",
+    "QUIT": "221 2.0.0 bye",
+}
+
+
 class Script:
     """A server that answers each command by its first word, and keeps what it heard."""
 
-    ANSWERS = {
-        "": "220 mx",
-        "EHLO": "250-mx\n250-PIPELINING\n250-8BITMIME\n250-SMTPUTF8\n250 DSN",
-        "LHLO": "250-mx\n250 PIPELINING",
-        "MAIL": "250 2.1.0 sender ok",
-        "RCPT": "250 2.1.5 recipient ok",
-        "DATA": "354 go on",
-        ".": "250 2.0.0 taken",
-        "RSET": "250 2.0.0 ok",
-        "QUIT": "221 2.0.0 bye",
-    }
-
     def __init__(self, **answers: str) -> None:
-        self.answers = self.ANSWERS | {k.replace("END", "."): v for k, v in answers.items()}
+        self.answers = ANSWERS | {k.replace("END", "."): v for k, v in answers.items()}
         self.heard: list[str] = []
         self.connections = 0
         self.tasks: list[Any] = []
@@ -67,7 +71,7 @@ class Script:
                 break
             while reply == "":
                 try:
-                    line = (await reader.readline()).decode()
+                    line = (await reader.readline()).decode(errors="replace")
                 except ConnectionError:
                     line = ""
                 if not line:
@@ -301,7 +305,7 @@ def test_a_server_that_says_nothing(no_leaks):
 
     async def connect():
         async with script.at() as endpoint:
-            with pytest.raises(TimeoutError, match="not ready for mail in 0.1 seconds"):
+            with pytest.raises(TimeoutError, match=r"not ready for mail in 0\.1 seconds"):
                 await smtp.Client(endpoint, connect_timeout=0.1).connect()
 
     becket.run(connect())
@@ -537,7 +541,9 @@ def test_messages_as_bytes():
     old = Message()
     old["Subject"] = "x"
     old.set_payload("a\nb\rc\n")
-    assert outgoing.as_bytes(old, utf8=False, eight_bit=False) == b"Subject: x\r\n\r\na\r\nb\r\nc\r\n"
+    assert (
+        outgoing.as_bytes(old, utf8=False, eight_bit=False) == b"Subject: x\r\n\r\na\r\nb\r\nc\r\n"
+    )
     assert b"Subject: x" in outgoing.as_bytes(old, utf8=True, eight_bit=True)
     assert outgoing.needs_utf8("a@b", ["ä@c"]) and not outgoing.needs_utf8("a@b", ["c@d"])
 
@@ -614,11 +620,14 @@ class Internet:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **hosts: Script) -> None:
         self.hosts, self.asked = hosts, []
         self.places: dict[str, str] = {}
-        monkeypatch.setattr(smtp.client._Delivery, "_endpoint", lambda _, host: self.place(host))
+        monkeypatch.setattr(
+            smtp.client._Delivery, "_endpoint", lambda _, host, tls: self.place(host, tls)
+        )
 
-    def place(self, host: str) -> str:
+    def place(self, host: str, tls: str) -> str:
         self.asked.append(host)
-        return self.places.get(host, self.places["nowhere"])
+        place = self.places.get(host, self.places["nowhere"])
+        return place if tls == "never" else place.replace("tcp:", "starttls:") + "?verify=none"
 
     async def __aenter__(self) -> Internet:
         self._stack = contextlib.AsyncExitStack()
@@ -693,6 +702,27 @@ def test_mx_all_are_refused(monkeypatch):
         becket.run(bad())
 
 
+@pytest.mark.parametrize("tls", ["opportunistic", "required"])
+def test_mx_whose_tls_is_broken(monkeypatch, tls):
+    """What comes after 220 is no TLS."""
+    script = Script(EHLO="250-mx\n250 STARTTLS", STARTTLS="220 go")
+    net = Internet(monkeypatch, one=script)
+
+    async def run():
+        async with net:
+            who = ["c@one.example"]
+            return await smtp.send(message(), recipients=who, mx=lambda _: [], tls=tls)
+
+    if tls == "opportunistic":
+        assert becket.run(run()).accepted
+        assert script.connections == 2
+    else:
+        with pytest.raises(smtp.SMTPRecipientsRefused) as caught:
+            becket.run(run())
+        assert caught.value.recipients["c@one.example"][0] == 451
+        assert script.connections == 1
+
+
 # ---- becket send ----
 
 
@@ -714,7 +744,7 @@ def test_command_makes_a_message(inbox, tmp_path, capsys):
     assert main(["send", where, *words, "--header", "X-One: two"]) == 0
     (text,) = stored()
     assert "To: c@d.example, e@f.example\n" in text and "X-One: two" in text
-    assert "Message-ID: <" in text and "filename=\"a.txt\"" in text
+    assert "Message-ID: <" in text and 'filename="a.txt"' in text
     assert capsys.readouterr().out == (
         "c@d.example: accepted: 250 2.0.0 message accepted\n"
         "e@f.example: accepted: 250 2.0.0 message accepted\n"
@@ -791,3 +821,26 @@ def test_command_tells_of_refusals(answers, status, said, capsys, tmp_path):
 
     assert becket.run(run()) == status
     assert said in capsys.readouterr().err
+
+
+# ---- The manual ----
+
+
+def test_programs_of_the_manual(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "send-mail.md"
+    programs = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    assert len(programs) == 2
+    with maildir_server(tmp_path / "m", "tcp://127.0.0.1:0") as (name,):
+        said = [
+            subprocess.run(
+                [sys.executable, "-W", "error", "-c", program, name],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            for program in programs
+        ]
+    assert said[0].stdout == "['you@there.example'] {}\n"
+    assert said[1].stdout.count("you@there.example: 250 2.0.0") == 3
+    assert not any(done.stderr for done in said)
+    assert len(list((tmp_path / "m" / "new").iterdir())) == 24

@@ -19,7 +19,7 @@ import becket
 from becket.smtp import command
 from becket.smtp.command import REPLIES, Command
 from becket.smtp.store import one_reply
-from mail import PATIENCE, Envelope, Session, letter, lines, send, serving
+from mail import PATIENCE, SERVERS, Envelope, Session, letter, lines, send, untraced
 
 Make = Callable[..., Command]
 
@@ -52,7 +52,8 @@ def tell(tmp_path: Path) -> tuple[list[str], Callable[[], list[Any]]]:
     program.write_text(TELL)
 
     def read() -> list[Any]:
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        told = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [[a, b, untraced(c.encode("latin-1")).decode("latin-1")] for a, b, c in told]
 
     return [sys.executable, str(program), str(log)], read
 
@@ -63,12 +64,15 @@ def deliver(
     sender: str | None = "me@a.org",
     recipients: tuple[str, ...] = ("you@b.org",),
     session: Any = None,
+    server: Any = None,
 ) -> Any:
     envelope = Envelope(content, sender, recipients)
-    return asyncio.run(handler.handle_DATA(None, session or Session(), envelope))
+    return asyncio.run(handler.handle_DATA(server, session or Session(), envelope))
 
 
-class Lmtp(Session):
+class Lmtp:
+    """A server."""
+
     lmtp = True
 
 
@@ -147,7 +151,7 @@ def test_a_shell_when_asked_for(make: Make, tmp_path: Path) -> None:
     handler = make(f'{{ echo "$SENDER"; echo "$RECIPIENT"; cat; }} | tr a-z A-Z >{out}', shell=True)
     hostile = f'"$(touch {trap})`touch {trap}`"@a.org'
     assert deliver(handler, b"text\r\n", hostile, ("a@b", "c@d")) == command.OK
-    assert out.read_text() == f"{hostile}\na@b\nc@d\ntext\n".upper()
+    assert out.read_text().startswith(f"{hostile}\na@b\nc@d\nReceived: ".upper())
     assert not trap.exists()
 
 
@@ -158,7 +162,7 @@ def test_addresses_that_may_be_taken_for_something_else(
     run, read = tell
     handler = make([*run, "$SENDER", "$RECIPIENT"], each_recipient=True)
     assert deliver(handler, sender=address) == command.BAD_SENDER
-    replies = deliver(handler, recipients=(address, "a@b"), session=Lmtp())
+    replies = deliver(handler, recipients=(address, "a@b"), server=Lmtp)
     assert replies == [command.BAD_RECIPIENT, command.OK]
     assert [arguments for arguments, _, _ in read()] == [["me@a.org", "a@b"]]
 
@@ -331,10 +335,10 @@ def test_each_recipient_has_an_answer(make: Make) -> None:
                    each_recipient=True)  # fmt: skip
     recipients = ("a@x", "b@x", "c@x", "a@y")
     replies = [REPLIES[67], command.FAILED, command.OK, REPLIES[67]]
-    assert deliver(handler, recipients=recipients, session=Lmtp()) == replies
+    assert deliver(handler, recipients=recipients, server=Lmtp) == replies
     assert deliver(handler, recipients=recipients) == command.FAILED
     assert deliver(handler, recipients=("a@x", "c@x")) == REPLIES[67]
-    assert deliver(make("true"), recipients=("a@x", "c@x"), session=Lmtp()) == [command.OK] * 2
+    assert deliver(make("true"), recipients=("a@x", "c@x"), server=Lmtp) == [command.OK] * 2
 
 
 @pytest.mark.parametrize(
@@ -349,10 +353,11 @@ def test_the_worst_stands_for_all(replies: list[str], one: str) -> None:
     assert one_reply(replies) == one
 
 
-def test_under_a_server(make: Make, tell: Any) -> None:
+@pytest.mark.parametrize("serve", SERVERS)
+def test_under_a_server(make: Make, tell: Any, serve: Any) -> None:
     run, read = tell
     message = letter("sent", "Text.\n")
-    with serving(make([*run, "$RECIPIENT"])) as port:
+    with serve(make([*run, "$RECIPIENT"])) as port:
         send(port, message)
     [[arguments, _, received]] = read()
     assert arguments == ["you@b.org"]

@@ -11,7 +11,7 @@ import pytest
 
 from becket.smtp import mime
 from becket.smtp.memory import Change, Memory
-from mail import Envelope, Session, letter, send, serving
+from mail import SERVERS, Envelope, Session, letter, send
 
 
 def deliver(memory: Memory, content: bytes | str, sender: str | None = "me@a.org") -> str:
@@ -21,9 +21,10 @@ def deliver(memory: Memory, content: bytes | str, sender: str | None = "me@a.org
 # ---- The store -----------------------------------------------------------------------------------
 
 
-def test_a_message_that_was_sent_is_there() -> None:
+@pytest.mark.parametrize("serve", SERVERS)
+def test_a_message_that_was_sent_is_there(serve: Any) -> None:
     memory = Memory()
-    with serving(memory) as port:
+    with serve(memory) as port:
         send(port, letter("over the wire"))
     [message] = memory.messages()
     assert message.parsed["Subject"] == "over the wire"

@@ -1,5 +1,6 @@
-"""Sending mail: ``Client`` is a connection, ``Pool`` several, ``send()`` one message, to a server or
-to those that a lookup of MX records names. The dialogue is the core's (``_becket.SmtpClient``).
+"""Sending mail: ``Client`` is a connection, ``Pool`` several; ``send()`` sends one message, to a
+server or to those that a lookup of MX records names. The dialogue is the core's
+(``_becket.SmtpClient``).
 """
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from email.message import Message
 from types import TracebackType
 from typing import Any, Literal, TypedDict, Unpack, cast
@@ -20,15 +22,14 @@ from becket.smtp.replies import (
     Reply,
     SendResult,
     SMTPConnectError,
+    SMTPException,
     SMTPRecipientsRefused,
     SMTPServerDisconnected,
     ending,
 )
 
 Tls = Literal["opportunistic", "required", "never"]
-MxLookup = Callable[
-    [str], "Iterable[tuple[int, str]] | Awaitable[Iterable[tuple[int, str]]]"
-]
+MxLookup = Callable[[str], "Iterable[tuple[int, str]] | Awaitable[Iterable[tuple[int, str]]]"]
 
 _NOTIFY = {"NEVER": 1, "SUCCESS": 2, "FAILURE": 4, "DELAY": 8}
 _BODY = {"7BIT": 0, "8BITMIME": 1, "BINARYMIME": 2}
@@ -218,7 +219,10 @@ class Client:
         return await self.connect()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if kind is None:
             await self.quit()
@@ -277,7 +281,8 @@ class Client:
 
         ValueError: an address, the data or an option is wrong. When nobody will get it:
         SMTPSenderRefused, SMTPRecipientsRefused, SMTPDataError, SMTPNotSupportedError, or
-        SMTPServerDisconnected, each with a ``result``.
+        SMTPServerDisconnected, each with a ``result``. A message whose task is cancelled may be
+        sent all the same.
         """
         if isinstance(recipients, str):
             recipients = [recipients]
@@ -359,13 +364,13 @@ class Pool:
     def __init__(self, endpoint: str, *, size: int = 4, **options: Unpack[ClientOptions]) -> None:
         if size < 1:
             raise ValueError(f"size: {size!r} is less than one")
-        self._make = lambda: Client(endpoint, **options)
+        self._make: Callable[[], Client] = lambda: Client(endpoint, **options)
         self._free: list[Client] = []
         self._places = asyncio.Semaphore(size)
         self._closed = False
 
     @contextlib.asynccontextmanager
-    async def client(self) -> Any:
+    async def client(self) -> AsyncIterator[Client]:
         """One of them, connected, for the time of the ``async with``."""
         async with self._places:
             if self._closed:
@@ -391,14 +396,14 @@ class Pool:
     async def send_message(self, message: Message, **options: Any) -> SendResult:
         """As Client.send_message()."""
         async with self.client() as client:
-            return cast(SendResult, await client.send_message(message, **options))
+            return await client.send_message(message, **options)
 
     async def send(
         self, sender: str, recipients: str | Sequence[str], data: bytes, **options: Any
     ) -> SendResult:
         """As Client.send()."""
         async with self.client() as client:
-            return cast(SendResult, await client.send(sender, recipients, data, **options))
+            return await client.send(sender, recipients, data, **options)
 
     async def close(self) -> None:
         """End those that are free; those in use end when they are given back."""
@@ -432,7 +437,8 @@ async def send(
     function, sync or async, that is given a domain and returns its MX records, as
     ``[(preference, host)]``: for each domain of the recipients its hosts are tried in turn, the
     lowest preference first; the domain itself, where there is no record. OSError from it: for now
-    nobody there gets it.
+    nobody there gets it. A host whose TLS does not work gets it in plain when *tls* is
+    opportunistic.
 
     *sender*, *recipients*, *message_options*: as of Client.send_message(); the rest as of Client.
     Raises as those do; with *mx*, SMTPRecipientsRefused when nobody will get it.
@@ -525,32 +531,40 @@ class _Delivery:
     async def _to_one_of(
         self, hosts: list[str], domain: str, who: list[str]
     ) -> Mapping[str, Reply]:
-        last = Reply(451, "4.4.1", f"{domain}: no host could be reached")
-        for host in hosts:
-            endpoint = self._endpoint(host)
-            try:
-                async with Client(endpoint, **self._options) as client:
-                    return await client.send_message(
-                        self._message,
-                        sender=self._sender,
-                        recipients=who,
-                        **self._message_options,
-                    )
-            except SMTPConnectError as error:
-                last = error.reply
-            except SMTPServerDisconnected as error:
-                if error.result is not None:  # it may have got it: not twice
-                    return error.result
-                last = Reply(451, "4.4.2", f"{host}: {error}")
-            except OSError as error:  # SMTPException is one
-                result = getattr(error, "result", None)
-                if result is not None:
-                    return cast(SendResult, result)
-                last = Reply(451, "4.4.1", f"{host}: {error}")
-        return dict.fromkeys(who, last)
-
-    def _endpoint(self, host: str) -> str:
+        reply = Reply(451, "4.4.1", f"{domain}: no host could be reached")
         tls = self._options.get("tls", "opportunistic")
+        for host in hosts:
+            try:
+                return await self._to_host(host, tls, who)
+            except ssl.SSLError as error:
+                reply = Reply(451, "4.7.5", f"{host}: {error}")
+                if tls != "opportunistic":
+                    continue
+            except SMTPConnectError as error:
+                reply = error.reply
+                continue
+            except OSError as error:  # SMTPException is one
+                reply = Reply(451, "4.4.1", f"{host}: {error}")
+                continue
+            with contextlib.suppress(OSError):  # rather in plain than not at all
+                return await self._to_host(host, "never", who)
+        return dict.fromkeys(who, reply)
+
+    async def _to_host(self, host: str, tls: Tls, who: list[str]) -> Mapping[str, Reply]:
+        """OSError: no message was begun, and another host may be tried."""
+        options = ClientOptions(**{**self._options, "tls": tls})
+        try:
+            async with Client(self._endpoint(host, tls), **options) as client:
+                return await client.send_message(
+                    self._message, sender=self._sender, recipients=who, **self._message_options
+                )
+        except SMTPException as error:
+            result = getattr(error, "result", None)
+            if result is None:
+                raise
+            return cast(SendResult, result)
+
+    def _endpoint(self, host: str, tls: Tls) -> str:
         return endpoint_of((host, 25), tls)
 
 

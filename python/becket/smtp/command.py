@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any
 
-from becket.smtp.store import Reply, answer, content_of, login_of, peer_of, text_of
+from becket.smtp.store import Reply, answer, login_of, peer_of, sender_of, text_of, traced
 
 logger = logging.getLogger("becket")
 
@@ -119,10 +119,10 @@ class Command:
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Reply:
         """Deliver a message."""
-        content = content_of(envelope)
+        content = traced(server, session, envelope)
         if not self._crlf:
             content = content.replace(b"\r\n", b"\n")
-        sender = text_of(envelope.mail_from)
+        sender = sender_of(text_of(envelope.mail_from))
         recipients = [text_of(each) for each in envelope.rcpt_tos]
         about = {
             "SENDER": sender,
@@ -133,7 +133,7 @@ class Command:
         groups = [[each] for each in recipients] if self._each_recipient else [recipients]
         work = [self._deliver(content, about, group) for group in groups]
         replies = await asyncio.gather(*work)
-        return answer(session, replies if self._each_recipient else replies * len(recipients))
+        return answer(server, replies if self._each_recipient else replies * len(recipients))
 
     async def _deliver(self, content: bytes, about: dict[str, str], recipients: list[str]) -> str:
         if _is_dangerous(about["SENDER"]):

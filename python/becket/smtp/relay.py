@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,11 @@ from weakref import WeakKeyDictionary, finalize
 
 from becket.smtp.hop import ALONE, Hop, HopError, is_address
 from becket.smtp.hop import Reply as HopReply
-from becket.smtp.store import Reply, answer, content_of
+from becket.smtp.store import Reply, answer, sender_of, traced
 
 logger = logging.getLogger("becket")
 
-MAX_HOPS = 100  # Received: headers; more mean a loop (RFC 5321, 6.3)
+MAX_HOPS = 100  # Received: headers, with ours; more mean a loop (RFC 5321, 6.3)
 MAX_MESSAGES = 100  # of a connection
 
 UNREACHABLE = "451 4.4.1 the next hop cannot be reached: try again later"
@@ -68,10 +68,25 @@ class Pool:
         self._keep = keep
         self._idle: dict[Hop, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._end: AsyncGenerator[None, None] | None = None
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        """A loop that ends closes its generators: that is how a pool hears of it."""
+        try:
+            yield
+        finally:
+            for hop, timer in self._idle.items():
+                timer.cancel()
+                hop.abort()
+            self._idle.clear()
+            await asyncio.sleep(0)  # they are told
 
     async def take(self, wait: float) -> tuple[Hop, bool]:
         """A connection, and whether it is a new one. TimeoutError: none is free in *wait* seconds.
         HopError: the next hop cannot be reached."""
+        if self._end is None:
+            self._end = self._until_the_end()
+            await anext(self._end)
         async with asyncio.timeout(wait):
             await self._free.acquire()
         try:
@@ -214,7 +229,7 @@ class Relay:
     ) -> str:
         """Begin a message there."""
         self._end(session)
-        address = address or ""
+        address = sender_of(address)
         if not is_address(address):
             return BAD_SENDER
         try:
@@ -292,20 +307,20 @@ class Relay:
         transaction = self._transactions.get(session)
         everybody = len(envelope.rcpt_tos)
         if transaction is None or transaction.hop is None:
-            return answer(session, [LOST] * everybody)
-        content = content_of(envelope)
+            return answer(server, [LOST] * everybody)
+        content = traced(server, session, envelope)
         try:
             refusal = _refuse(transaction.hop, content, transaction.binary)
             if refusal:
-                return answer(session, [refusal] * everybody)
+                return answer(server, [refusal] * everybody)
             replies = await transaction.hop.data(content, binary=transaction.binary)
         except HopError as error:
             logger.warning("relay: %s", str(error))  # without its frames
-            return answer(session, [LOST] * everybody)
+            return answer(server, [LOST] * everybody)
         finally:
             self._end(session)
         told = [passed_on(reply) for reply in replies]
-        return answer(session, told if len(told) == everybody else told * everybody)
+        return answer(server, told if len(told) == everybody else told * everybody)
 
     async def handle_RSET(self, server: Any, session: Any, envelope: Any) -> str:
         """Forget the message."""
