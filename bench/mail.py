@@ -2,8 +2,9 @@
 
 The load is smtp-source, which comes with Postfix: 50 sessions, messages of 1 KiB, a connection for
 each or the same ones again; and where TLS is compared with plain, bench/mail_load.c for both. The
-servers drop what they get. bench/run.py makes a cell of each entry of CELLS, bench/report.py shows
-whether the targets were met.
+servers drop what they get, but for the cell whose server stores it, beside what one who waits for
+the disk after each message could store. bench/run.py makes a cell of each entry of CELLS,
+bench/report.py shows whether the targets were met.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,18 +36,21 @@ SBIN = ("/usr/sbin", "/usr/lib/postfix/sbin", "/sbin")
 PYTHON = ("becket", "aiosmtpd", "twisted")
 C = "becket (C)"
 SINK = "smtp-sink"
-PLAIN, TLS = ", plain", ", TLS"  # what ends a label
+PLAIN, TLS, MAILDIR = ", plain", ", TLS", ", Maildir"  # what ends a label
+ONE = "one fsync at a time"
 
 
 @dataclass(frozen=True)
 class MailCell:
     """*reused*: messages come on connections that are kept; *own*: the load is mail_load.c, and
-    labels say whether it is over TLS."""
+    labels say whether it is over TLS. *stored*: messages are on disk when they are answered."""
 
     labels: tuple[str, ...]
     reused: bool
     own: bool = False
     targets: tuple[Target, ...] = ()
+    sessions: int = SESSIONS
+    stored: bool = False
 
 
 def targets(sink: float) -> tuple[Target, ...]:
@@ -66,6 +71,13 @@ CELLS = {
         own=True,
         targets=(Target(f"{C}{TLS}", "rate", least=0.8, ratio_to=f"{C}{PLAIN}"),),
     ),
+    "smtp/maildir": MailCell(
+        (f"{C}{MAILDIR}", ONE),
+        True,
+        targets=(Target(f"{C}{MAILDIR}", "rate", least=2, ratio_to=ONE),),
+        sessions=20,
+        stored=True,
+    ),
 }
 
 
@@ -75,7 +87,9 @@ def find(name: str) -> str | None:
 
 def command(label: str, build: Path, endpoint: str) -> list[str] | None:
     """What starts this server there; None: it is not here."""
-    label = label.removesuffix(PLAIN).removesuffix(TLS)
+    if label == ONE:
+        return []  # it is no server
+    label = label.removesuffix(PLAIN).removesuffix(TLS).removesuffix(MAILDIR)
     if label == C:
         program = build / "bench-becket-smtp"
         return [str(program), endpoint] if program.exists() else None
@@ -98,11 +112,11 @@ def labels(cell: MailCell, build: Path) -> Iterator[str]:
 
 def load_command(cell: MailCell, build: Path, endpoint: str, count: int) -> list[str]:
     if cell.own:
-        return [str(build / "bench-mail-load"), endpoint, str(SESSIONS), str(count)]
+        return [str(build / "bench-mail-load"), endpoint, str(cell.sessions), str(count)]
     where = endpoint.removeprefix("tcp:")
     keep = ["-d"] if cell.reused else []
     program = find("smtp-source") or "smtp-source"
-    size = ["-s", str(SESSIONS), "-l", "1024", "-m", str(count)]
+    size = ["-s", str(cell.sessions), "-l", "1024", "-m", str(count)]
     ends = ["-f", "a@b.example", "-t", "c@d.example", f"inet:{where}"]
     return [program, *size, *keep, *ends]
 
@@ -142,17 +156,38 @@ def measure(bench: Bench, server: Server, cell: MailCell) -> Sample:
     def once(count: int) -> tuple[float, float]:
         return send(load_command(cell, bench.load.parent, server.endpoint, count), bench.load_core)
 
-    trial = 10 * SESSIONS
+    trial = 10 * cell.sessions
     count = max(trial, round(trial / once(trial)[0] * bench.seconds))
     user, system = cpu_of(server.pid)
     seconds, load = once(count)
     user, system = (
         now - then for now, then in zip(cpu_of(server.pid), (user, system), strict=True)
     )
-    return {
+    sample = {
         "rate": count / seconds,
         "user_us": user / count * 1e6,
         "system_us": system / count * 1e6,
         "cpu_us": (user + system) / count * 1e6,
-        "busy": max(load, user + system) / seconds,
     }
+    # Who waits for a disk has his core to himself for nothing.
+    return sample if cell.stored else {**sample, "busy": max(load, user + system) / seconds}
+
+
+def one_at_a_time(bench: Bench) -> Sample:
+    """How many messages a second a store writes that does one after the other what a Maildir asks
+    for: write, fsync, rename, fsync of the folder."""
+    with tempfile.TemporaryDirectory(dir=bench.scratch) as name:
+        tmp, new = Path(name, "tmp"), Path(name, "new")
+        tmp.mkdir()
+        new.mkdir()
+        folder = os.open(new, os.O_RDONLY)
+        count, start = 0, time.monotonic()
+        while (spent := time.monotonic() - start) < bench.seconds:
+            with open(tmp / str(count), "xb", buffering=0) as file:
+                file.write(bytes(1400))
+                os.fsync(file)
+            os.rename(tmp / str(count), new / str(count))
+            os.fsync(folder)
+            count += 1
+        os.close(folder)
+    return {"rate": count / spent}

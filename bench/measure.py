@@ -325,13 +325,17 @@ def serve(bench: Bench, peer: Peer, way: Way, cell: Serving) -> Sample:
 
 def mail_server(bench: Bench, label: str, cell: mail.MailCell) -> Sample:
     """smtp-sink says nothing when it is ready, so it is asked."""
+    if label == mail.ONE:
+        return mail.one_at_a_time(bench)
     tls = label.endswith(mail.TLS)
     endpoint = free_endpoint("tls" if tls else "tcp", bench.scratch)
     listening = f"{endpoint}?{bench.pem}" if tls else endpoint
     command = mail.command(label, bench.load.parent, listening) or []
     silent = label == mail.SINK
-    with started(command, endpoint, [bench.server_core], {}, silent) as server:
-        return mail.measure(bench, server, cell)
+    with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
+        env = {"BENCH_MAILDIR": f"{folder}/box"} if cell.stored else {}
+        with started(command, endpoint, [bench.server_core], env, silent) as server:
+            return mail.measure(bench, server, cell)
 
 
 def asyncore(bench: Bench, loop: str, idle: int) -> Sample:

@@ -1,5 +1,5 @@
 /* A mail server on becket's C interface, for the benchmark: it takes every message and drops it, as Postfix's smtp-sink
- * does.
+ * does; or stores it in the Maildir that BENCH_MAILDIR names.
  */
 #include "../endpoint.h"
 
@@ -24,16 +24,23 @@ static int listen_tls(bk_loop *loop, const endpoint *at, const bk_protocol *smtp
     return r;
 }
 
+static int protocol_new(bk_loop *loop, bk_protocol **ret_protocol) {
+    const char *maildir = getenv("BENCH_MAILDIR");
+    bk_smtp_config config = {.size = sizeof config, .message = maildir ? NULL : drop};
+    if (maildir)
+        return bk_smtp_maildir_new(loop, &config, maildir, NULL, NULL, ret_protocol);
+    return bk_smtp_protocol_new(&config, bk_loop_os(loop), ret_protocol);
+}
+
 int main(int argc, char **argv) {
     char version[32];
     snprintf(version, sizeof version, "becket %s", bk_version());
     endpoint at = endpoint_argument(argc, argv, version);
-    bk_smtp_config config = {.size = sizeof config, .message = drop};
     bk_protocol *smtp;
     bk_loop *loop;
     int r = bk_loop_new(NULL, &loop);
     if (r >= 0)
-        r = bk_smtp_protocol_new(&config, bk_loop_os(loop), &smtp);
+        r = protocol_new(loop, &smtp);
     if (r >= 0)
         r = at.pem ? listen_tls(loop, &at, smtp) : bk_listen_fd(loop, endpoint_bind(&at), smtp, NULL);
     if (r < 0) {

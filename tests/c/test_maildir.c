@@ -11,6 +11,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -383,7 +384,7 @@ enum { MANY = 40 };
 typedef struct crowd {
     bk_loop *loop;
     int told, stored, failed;
-    char names[MANY][BK_MAILDIR_NAME], texts[MANY][20];
+    char names[MANY][BK_MAILDIR_NAME], texts[MANY][24];
     struct iovec parts[MANY];
 } crowd;
 
@@ -478,6 +479,113 @@ static void stores_many_together(void) {
     CHECK(atomic_load(&os.folder_syncs) <= MANY / 2);
     CHECK(atomic_load(&os.group_syncs) > 0);
     CHECK(atomic_load(&os.file_syncs) < MANY / 2);
+    teardown();
+}
+
+/* What a crash would take away now: files that were written and not synced, and names in new/ that
+   were given and not synced. */
+typedef struct careful_os {
+    bk_os os;
+    pthread_mutex_t lock;
+    ino_t written[MANY], renamed[MANY];
+    int wrong;
+} careful_os;
+
+static ino_t inode_of(int fd, const char *path) {
+    struct stat st = {0};
+    CHECK((path != NULL ? stat(path, &st) : fstat(fd, &st)) == 0);
+    return st.st_ino;
+}
+
+static void note(ino_t *set, ino_t inode, ino_t becomes) {
+    int i = 0;
+    while (i < MANY && set[i] != inode)
+        i++;
+    if (i < MANY)
+        set[i] = becomes;
+}
+
+static bool noted(const ino_t *set, ino_t inode) {
+    for (int i = 0; i < MANY; i++)
+        if (set[i] == inode)
+            return true;
+    return false;
+}
+
+static ssize_t careful_write(bk_os *os, int fd, const struct iovec *v, int n) {
+    careful_os *c = (careful_os *)os;
+    if (bk_os_default()->fd_kind(bk_os_default(), fd) == BK_FD_FILE) { /* not the loop's pipe */
+        pthread_mutex_lock(&c->lock);
+        note(c->written, 0, inode_of(fd, NULL));
+        pthread_mutex_unlock(&c->lock);
+    }
+    return bk_os_default()->write(bk_os_default(), fd, v, n);
+}
+
+static int careful_fsync(bk_os *os, int fd) {
+    careful_os *c = (careful_os *)os;
+    struct stat st = {0};
+    CHECK_INT(fstat(fd, &st), 0);
+    pthread_mutex_lock(&c->lock);
+    if (S_ISDIR(st.st_mode))
+        memset(c->renamed, 0, sizeof c->renamed);
+    else
+        note(c->written, st.st_ino, 0);
+    pthread_mutex_unlock(&c->lock);
+    return 0;
+}
+
+static int careful_sync_all(bk_os *os, int fd) {
+    careful_os *c = (careful_os *)os;
+    (void)fd;
+    pthread_mutex_lock(&c->lock);
+    memset(c->written, 0, sizeof c->written);
+    pthread_mutex_unlock(&c->lock);
+    return 0;
+}
+
+static int careful_rename(bk_os *os, const char *from, const char *to) {
+    careful_os *c = (careful_os *)os;
+    ino_t inode = inode_of(-1, from);
+    pthread_mutex_lock(&c->lock);
+    c->wrong += noted(c->written, inode);
+    int r = bk_os_default()->rename(bk_os_default(), from, to);
+    note(c->renamed, 0, inode);
+    pthread_mutex_unlock(&c->lock);
+    return r;
+}
+
+static careful_os *careful;
+
+static void told_carefully(void *arg, int code, const char *name) {
+    char path[1024];
+    one_told(arg, code, name);
+    path_of(path, sizeof path, "new", name);
+    pthread_mutex_lock(&careful->lock);
+    careful->wrong += noted(careful->renamed, inode_of(-1, path));
+    pthread_mutex_unlock(&careful->lock);
+}
+
+/* Nothing is in new/ that is not synced, and nothing is told as stored whose name is not. */
+static void syncs_before_it_goes_on(void) {
+    careful_os os = {.os = *bk_os_default(), .lock = PTHREAD_MUTEX_INITIALIZER};
+    crowd c = {0};
+    bk_maildir *d = NULL;
+    careful = &os;
+    os.os.write = careful_write;
+    os.os.fsync = careful_fsync;
+    os.os.sync_all = careful_sync_all;
+    os.os.rename = careful_rename;
+    setup();
+    c.loop = loop_over(&os.os);
+    CHECK_INT(bk_maildir_open(&os.os, dir, NULL, &d), 0);
+    struct iovec one = part("x");
+    for (int i = 0; i < MANY; i++)
+        CHECK_INT(bk_maildir_deliver_soon(d, c.loop, &one, 1, told_carefully, &c), 0);
+    bk_maildir_close(d);
+    CHECK_INT(bk_loop_free(c.loop), 0);
+    CHECK_INT(c.stored, MANY);
+    CHECK_INT(os.wrong, 0);
     teardown();
 }
 
@@ -900,6 +1008,7 @@ int main(int argc, char **argv) {
         CASE(delivers_in_a_worker),
         CASE(stores_many_together),
         CASE(one_fails_alone),
+        CASE(syncs_before_it_goes_on),
         CASE(syncs_one_by_one_where_it_must),
         CASE(groups_survive_errors),
         CASE(groups_survive_interruptions),
