@@ -892,7 +892,7 @@ def test_a_page_that_lost_its_server_says_so(chromium: Any) -> None:
     memory.add(letter("meanwhile").as_bytes(), "", [])
     with Page(memory).running(endpoint):
         browser.wait_listed("meanwhile")
-        assert browser.text("#live") == "Live"
+        browser.until(lambda: browser.text("#live") == "Live")
         chromium.get("about:blank")
 
 
