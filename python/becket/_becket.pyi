@@ -238,6 +238,44 @@ class Smtp:
     def close(self) -> None: ...
 
 @final
+class SmtpClient:
+    def __new__(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        endpoint: str,
+        *,
+        hostname: str | None = None,
+        lmtp: bool = False,
+        make_whole: bool = False,
+        tls: str = "opportunistic",
+        user: str | None = None,
+        password: str | None = None,
+        auth_in_clear: bool = False,
+        mechanism: str | None = None,
+        timeout: int = 0,
+        ready: Callable[[], object] | None = None,
+        closed: Callable[[int, str | None, Exception | None], object] | None = None,
+    ) -> Self: ...
+    def send(
+        self,
+        sender: str,
+        recipients: Sequence[str | tuple[str, int, str | None]],
+        data: Buffer,
+        *,
+        callback: Callable[[str | None, list[str]], object] | None = None,
+        body: int = 0,
+        utf8: bool = False,
+        require_tls: bool = False,
+        ret: int = 0,
+        envelope_id: str | None = None,
+        submitter: str | None = None,
+    ) -> None: ...
+    def quit(self) -> None: ...
+    def abort(self) -> None: ...
+    def offers(self, keyword: str, /) -> str | None: ...
+    def secure(self) -> bool: ...
+
+@final
 class SmtpUsers:
     def __new__(cls, path: str | PathLike[str], /) -> Self: ...
     def reload(self) -> None: ...
@@ -262,6 +300,7 @@ class SmtpRules:
 class SmtpServer:
     def __new__(cls, loop: asyncio.AbstractEventLoop, pattern: SmtpConnection, /) -> Self: ...
 
+@disjoint_base
 class Session:
     peer: Any
     ssl: dict[str, Any] | None
@@ -273,9 +312,8 @@ class Session:
     login_data: Any
     authenticated: bool | None
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
-    def __getattr__(self, name: str, /) -> Any: ...
-    def __setattr__(self, name: str, value: Any, /) -> None: ...
 
+@disjoint_base
 class Envelope:
     mail_from: str | None
     mail_options: list[str]
@@ -284,9 +322,9 @@ class Envelope:
     original_content: bytes | None
     rcpt_tos: list[str]
     rcpt_options: list[str]
-    def __getattr__(self, name: str, /) -> Any: ...
-    def __setattr__(self, name: str, value: Any, /) -> None: ...
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
+@disjoint_base
 class SmtpConnection:
     loop: asyncio.AbstractEventLoop
     transport: Any
