@@ -442,6 +442,12 @@ def test_the_commands_of_the_documentation(site: Site) -> None:
         assert done.returncode == 0, (command, done)
 
 
+def test_the_program_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "mail-page.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    exec(program, {})
+
+
 # ---- In a browser --------------------------------------------------------------------------------
 
 
