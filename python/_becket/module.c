@@ -5,6 +5,8 @@
  */
 #include "becket_py.h"
 
+#include "smtp.h"
+
 module_state *state_of_type(PyTypeObject *type) {
     PyObject *module = PyType_GetModuleByDef(type, &becket_module);
     return module == NULL ? NULL : PyModule_GetState(module);
@@ -133,6 +135,7 @@ static int add_types(PyObject *module, module_state *state) {
     state->smtp_rules_type = add_type(module, &smtp_rules_spec, NULL);
     state->smtp_connection_type = add_type(module, &smtp_connection_spec, NULL);
     state->smtp_server_type = add_type(module, &smtp_server_spec, NULL);
+    state->smtp_users_type = add_type(module, &smtp_users_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
     state->away_type = add_type(module, &away_spec, NULL);
@@ -153,7 +156,7 @@ static int add_types(PyObject *module, module_state *state) {
                    state->our_reader && state->our_reader_protocol && state->done &&
                    state->smtp_session_type && state->smtp_envelope_type &&
                    state->smtp_rules_type && state->smtp_connection_type &&
-                   state->smtp_server_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
+                   state->smtp_server_type && state->smtp_users_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -198,7 +201,7 @@ static int module_exec(PyObject *module) {
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
     X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)         \
-    X(smtp_server_type)                                                                           \
+    X(smtp_server_type) X(smtp_users_type)                                                                           \
     X(task_names) X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
@@ -254,6 +257,8 @@ static PyMethodDef module_methods[] = {
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
     {"_supervisor_tell", supervisor_tell, METH_O, NULL},
     {"_parse_endpoint", endpoint_parse, METH_O, NULL},
+    {"_make_secret", smtp_make_secret, METH_O, NULL},
+    {"_verify_secret", smtp_verify_secret, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -38,6 +38,7 @@ typedef struct SmtpRulesObject {
     PyObject_HEAD PyObject *settings; /* has the texts of config */
     PyObject *hooks[HOOKS];           /* bound methods; NULL: it has none */
     bk_smtp_config config;
+    smtp_policy policy;
     unsigned asks;
     int decode_data, utf8;
     const module_state *state;
@@ -63,7 +64,7 @@ typedef struct SmtpConnectionObject {
     smtp_question question; /* that the handler owes an answer to */
     bool failing;           /* … and it was to describe its exception */
     bool gone, secure, calling, gathering;
-    bool in_task; /* within a task's call: no other may be stepped */
+    bool in_task;   /* within a task's call: no other may be stepped */
     unsigned moved; /* goes on with every byte, for the time-out */
 } SmtpConnectionObject;
 
@@ -164,7 +165,8 @@ static SmtpConnectionObject *connection_of(void *context, bk_smtp_session *s) {
 
 static const SmtpRulesObject *rules_of(void *context, bk_smtp_session *s) {
     const SmtpConnectionObject *c = bk_smtp_user(s);
-    return c != NULL ? c->rules : ((SmtpConnectionObject *)((SmtpServerObject *)context)->pattern)->rules;
+    return c != NULL ? c->rules
+                     : ((SmtpConnectionObject *)((SmtpServerObject *)context)->pattern)->rules;
 }
 
 /* ---- Session and envelope ---- */
@@ -232,7 +234,8 @@ static PyObject *session_of(SmtpConnectionObject *c) {
 static bool keeps_case(const char *word, size_t n) {
     static const char *const words[] = {"ENVID=", "ORCPT=", "AUTH="};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (n >= strlen(words[i]) && PyOS_strnicmp(word, words[i], (Py_ssize_t)strlen(words[i])) == 0)
+        if (n >= strlen(words[i]) &&
+            PyOS_strnicmp(word, words[i], (Py_ssize_t)strlen(words[i])) == 0)
             return true;
     return false;
 }
@@ -464,8 +467,9 @@ static PyObject *task_new(SmtpConnectionObject *c, PyObject *awaitable) {
 /* c->task is to tell when it is done. */
 static int follow_task(SmtpConnectionObject *c, const module_state *state) {
     PyObject *done = PyObject_GetAttr((PyObject *)c, state->str__done);
-    PyObject *result =
-        done == NULL ? NULL : PyObject_CallMethodOneArg(c->task, state->str_add_done_callback, done);
+    PyObject *result = done == NULL
+                           ? NULL
+                           : PyObject_CallMethodOneArg(c->task, state->str_add_done_callback, done);
     Py_XDECREF(done);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -480,7 +484,8 @@ static int start_task(SmtpConnectionObject *c, PyObject *awaitable) {
     if (task == NULL)
         return -1;
     Py_XSETREF(c->task, task);
-    PyObject *done = at_once ? PyObject_CallMethodNoArgs(task, state->str_done) : Py_NewRef(Py_False);
+    PyObject *done =
+        at_once ? PyObject_CallMethodNoArgs(task, state->str_done) : Py_NewRef(Py_False);
     Py_XDECREF(done);
     if (done != Py_True)
         return done == NULL ? -1 : follow_task(c, state);
@@ -513,11 +518,24 @@ static void settle(SmtpConnectionObject *c, PyObject *result) {
 
 /* ---- The core's hooks ---- */
 
+/* Whoever has logged in by the file of users, of which the handler was not asked. */
+static int take_login(const SmtpConnectionObject *c, SmtpSessionObject *session) {
+    const char *name = c->core == NULL ? NULL : bk_smtp_login_name(c->core);
+    if (name == NULL || session->authenticated != NULL)
+        return 0;
+    session->authenticated = Py_NewRef(Py_True);
+    session->auth_data = text_of(name);
+    session->login_data = Py_XNewRef(session->auth_data);
+    return session->auth_data == NULL ? -1 : 0;
+}
+
 /* hook(server, session, envelope, …) */
 static PyObject *call_hook(SmtpConnectionObject *c, int which, const bk_smtp_message *m,
                            PyObject *third, PyObject *fourth) {
     PyObject *session = session_of(c), *envelope = envelope_of(c, m);
     if (session == NULL || envelope == NULL)
+        return NULL;
+    if (c->rules->policy.users != NULL && take_login(c, (SmtpSessionObject *)session) < 0)
         return NULL;
     PyObject *args[] = {(PyObject *)c, Py_NewRef(session), Py_NewRef(envelope), third, fourth};
     size_t n = third == NULL ? 3 : 5;
@@ -575,6 +593,10 @@ static void hook_auth(void *context, bk_smtp_session *s, const bk_smtp_login *lo
     SmtpConnectionObject *c = connection_of(context, s);
     if (c == NULL)
         return;
+    if (c->rules->policy.users != NULL) {
+        smtp_policy_auth(&c->rules->policy, c->ours, s, login);
+        return;
+    }
     if (login->password == NULL) { /* SCRAM, of which a handler that wants passwords knows none */
         bk_smtp_answer_secret(s, NULL);
         return;
@@ -584,7 +606,8 @@ static void hook_auth(void *context, bk_smtp_session *s, const bk_smtp_login *lo
                        login->authorize));
 }
 
-/* With a hook, whether the sender, or the recipient, is taken is for that to say in the envelope. */
+/* With a hook, whether the sender, or the recipient, is taken is for that to say in the envelope.
+ */
 static const char *envelope_lacks(const SmtpConnectionObject *c, bool recipient) {
     SmtpEnvelopeObject *e = (SmtpEnvelopeObject *)c->envelope;
     if (e == NULL)
@@ -640,6 +663,8 @@ static void hook_rcpt(void *context, bk_smtp_session *s, const bk_smtp_message *
     const char *lacks = c == NULL ? NULL : envelope_lacks(c, false);
     if (is_over(context, s, "RCPT"))
         return;
+    if (lacks == NULL)
+        lacks = smtp_policy_refusal(&rules_of(context, s)->policy, s, recipient);
     if (lacks != NULL || rules_of(context, s)->hooks[HOOK_RCPT] == NULL) {
         if (lacks == NULL && c != NULL && c->envelope != NULL &&
             envelope_add((SmtpEnvelopeObject *)c->envelope, recipient) < 0) {
@@ -679,8 +704,9 @@ static int take_content(const SmtpRulesObject *rules, SmtpEnvelopeObject *e,
         Py_XSETREF(e->content, Py_NewRef(bytes));
         return 0;
     }
-    PyObject *text = rules->utf8 ? PyUnicode_DecodeUTF8(m->data, (Py_ssize_t)m->size, "surrogateescape")
-                                 : PyUnicode_DecodeASCII(m->data, (Py_ssize_t)m->size, NULL);
+    PyObject *text = rules->utf8
+                         ? PyUnicode_DecodeUTF8(m->data, (Py_ssize_t)m->size, "surrogateescape")
+                         : PyUnicode_DecodeASCII(m->data, (Py_ssize_t)m->size, NULL);
     if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
         PyErr_Clear();
         *ret_refusal = "554 5.6.1 Error: strict ASCII mode";
@@ -791,11 +817,11 @@ static void set_hooks(bk_smtp_config *config) {
 
 /* SmtpRules(settings, data, mail, rcpt, asks, decode_data, utf8) */
 static PyObject *rules_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
-    PyObject *settings, *hooks[HOOKS];
+    PyObject *settings, *hooks[HOOKS], *users = NULL, *accept = NULL;
     unsigned asks;
     int decode_data, utf8;
-    if (!PyArg_ParseTuple(args, "O!OOOIpp:SmtpRules", &PyDict_Type, &settings, &hooks[0], &hooks[1],
-                          &hooks[2], &asks, &decode_data, &utf8))
+    if (!PyArg_ParseTuple(args, "O!OOOIpp|OO:SmtpRules", &PyDict_Type, &settings, &hooks[0],
+                          &hooks[1], &hooks[2], &asks, &decode_data, &utf8, &users, &accept))
         return NULL;
     SmtpRulesObject *self = (SmtpRulesObject *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -811,7 +837,8 @@ static PyObject *rules_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     set_hooks(&self->config);
     if (asks & ASKS_AUTH)
         self->config.auth = hook_auth;
-    if (self->settings == NULL || smtp_settings(self->settings, &self->config) < 0)
+    if (self->settings == NULL || smtp_settings(self->settings, &self->config) < 0 ||
+        smtp_policy_set(state_of_type(type), &self->policy, users, accept) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -834,6 +861,7 @@ static void rules_dealloc(SmtpRulesObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     rules_clear(self);
+    smtp_policy_clear(&self->policy);
     Py_CLEAR(self->settings);
     type->tp_free(self);
     Py_DECREF(type);

@@ -5,13 +5,15 @@ handlers of becket.smtp that they name. Called by becket.commands.smtp.
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from becket.commands import say
+from becket.commands import rules, say
 from becket.commands.serving import read_settings, serve, show_log
 from becket.server import LIMITS
+from becket.smtp.store import sender_of
 
 MIB = 1024 * 1024
 Told = Callable[[str, list[str], int, str], object]
@@ -23,6 +25,12 @@ def add_stores(stores: Any, parser: argparse.ArgumentParser) -> None:
     stores.add_argument("--mbox", metavar="FILE", help="append mail to a file, in mbox format")
     stores.add_argument("--deliver", metavar="COMMAND", help="run a command for each message")
     stores.add_argument("--relay", metavar="ENDPOINT", help="pass mail on to another server")
+    stores.add_argument("--drop", action="store_true", help="keep nothing")
+    stores.add_argument(
+        "--handler",
+        metavar="MODULE:CLASS",
+        help="give mail to a handler in Python; a class, or a function that makes one",
+    )
     more = parser.add_argument_group("stores")
     more.add_argument(
         "--web",
@@ -46,7 +54,6 @@ def add_stores(stores: Any, parser: argparse.ArgumentParser) -> None:
         ("deliver-each", "a process for each recipient, not for each message"),
         ("deliver-shell", "the command is one for sh, and finds $SENDER in its environment"),
         ("relay-lmtp", "the other server speaks LMTP"),
-        ("lmtp", "speak LMTP here (not with --maildir)"),
     ):
         more.add_argument(f"--{name}", action="store_true", help=help)
 
@@ -55,8 +62,6 @@ def check(arguments: argparse.Namespace) -> None:
     """ValueError for options that do not go together."""
     if arguments.web and not arguments.memory:
         raise ValueError("--web: there is a page for --memory alone")
-    if arguments.lmtp and arguments.maildir:
-        raise ValueError("--lmtp: a Maildir is served by SMTP alone")
     if arguments.memory and arguments.driver.startswith("forks"):
         raise ValueError(f"--memory: {arguments.driver} would have a memory in each process")
 
@@ -73,6 +78,10 @@ def handler_of(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
             mbox = Mbox(arguments.mbox)
             stack.callback(mbox.close)
             yield mbox, f"mail is appended to {mbox.path}"
+        elif arguments.drop:
+            yield Drop(), "mail is dropped"
+        elif arguments.handler:
+            yield _imported(arguments.handler), f"mail is given to {arguments.handler}"
         elif arguments.deliver:
             yield _command(arguments, stack), f"mail is given to {arguments.deliver}"
         else:
@@ -116,6 +125,29 @@ def _command(arguments: argparse.Namespace, stack: ExitStack) -> Any:
     return command
 
 
+def _imported(name: str) -> Any:
+    """What a user's module has, without arguments. ValueError."""
+    import os
+    import sys
+
+    from becket.served import load
+
+    if ":" not in name:
+        raise ValueError(f"--handler: {name!r} is not MODULE:CLASS")
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # as `python -m`
+    found = load(name)
+    return found() if callable(found) else found
+
+
+class Drop:
+    """Keeps nothing."""
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        """Say that it is well."""
+        return "250 2.0.0 message dropped"
+
+
 class Telling:
     """A handler that is another one, and tells of each message what was answered."""
 
@@ -125,16 +157,29 @@ class Telling:
         for name in dir(handler):
             if name.startswith("handle_"):
                 setattr(self, name, getattr(handler, name))
-        deliver = handler.handle_DATA
+        deliver = getattr(handler, "handle_DATA", Drop().handle_DATA)
 
         async def handle_DATA(server: Any, session: Any, envelope: Any) -> Any:
-            reply = await deliver(server, session, envelope)
+            reply = deliver(server, session, envelope)
+            if inspect.isawaitable(reply):
+                reply = await reply
             size = len(envelope.content or b"")
-            text = reply if isinstance(reply, str) else "; ".join(reply)
-            told(envelope.mail_from or "", list(envelope.rcpt_tos), size, text)
+            told(sender_of(envelope.mail_from), list(envelope.rcpt_tos), size, text_of(reply))
             return reply
 
         self.handle_DATA = handle_DATA
+
+
+def text_of(reply: Any) -> str:
+    """What a handler answered, for people."""
+    if reply is None:
+        return "250"
+    if isinstance(reply, bytes):
+        return reply.decode(errors="replace")
+    if isinstance(reply, str):
+        return reply
+    replies = reply.values() if isinstance(reply, dict) else reply
+    return "; ".join(map(text_of, replies))
 
 
 def serve_store(
@@ -155,7 +200,7 @@ def serve_store(
             access_log=None if arguments.access_log == "off" else arguments.access_log,
             hostname=arguments.hostname,
             data_size_limit=arguments.max_message or 25 * MIB,
-            lmtp=arguments.lmtp,
+            **rules.handler_settings(arguments),
             **{name: getattr(arguments, name) for name in LIMITS},
             **read_settings(arguments.set),
         )

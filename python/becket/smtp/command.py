@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any
 
-from becket.smtp.store import Reply, answer, login_of, peer_of, text_of, traced
+from becket.smtp.store import Reply, answer, login_of, peer_of, sender_of, text_of, traced
 
 logger = logging.getLogger("becket")
 
@@ -122,7 +122,7 @@ class Command:
         content = traced(server, session, envelope)
         if not self._crlf:
             content = content.replace(b"\r\n", b"\n")
-        sender = text_of(envelope.mail_from)
+        sender = sender_of(text_of(envelope.mail_from))
         recipients = [text_of(each) for each in envelope.rcpt_tos]
         about = {
             "SENDER": sender,

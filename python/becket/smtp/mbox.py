@@ -30,7 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from becket.smtp.store import TRY_AGAIN, traced
+from becket.smtp.store import TRY_AGAIN, sender_of, traced
 
 logger = logging.getLogger("becket")
 
@@ -320,7 +320,7 @@ class Mbox:
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         """Store a message."""
-        sender = envelope.mail_from or ""
+        sender = sender_of(envelope.mail_from)
         content = traced(server, session, envelope)
         try:
             await asyncio.wrap_future(self.deliver(sender, content))

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from email.message import EmailMessage
 from typing import Any
 
-from becket.smtp.store import content_of, login_of, peer_of, text_of
+from becket.smtp.store import content_of, login_of, peer_of, sender_of, text_of
 
 MIB = 1024 * 1024
 
@@ -91,7 +91,7 @@ class Memory:
             return f"552 5.3.4 the message is larger than the store: {self._max_bytes} bytes"
         message = self.add(
             content,
-            text_of(envelope.mail_from),
+            sender_of(text_of(envelope.mail_from)),
             map(text_of, envelope.rcpt_tos),
             peer=peer_of(session),
             helo=text_of(getattr(session, "host_name", None)),

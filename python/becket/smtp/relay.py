@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from becket.smtp.hop import ALONE, Hop, HopError, is_address
 from becket.smtp.hop import Reply as HopReply
-from becket.smtp.store import Reply, answer, traced
+from becket.smtp.store import Reply, answer, sender_of, traced
 
 logger = logging.getLogger("becket")
 
@@ -229,7 +229,7 @@ class Relay:
     ) -> str:
         """Begin a message there."""
         self._end(session)
-        address = address or ""
+        address = sender_of(address)
         if not is_address(address):
             return BAD_SENDER
         try:

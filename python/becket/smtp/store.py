@@ -84,6 +84,11 @@ def answer(server: Any, replies: Sequence[str]) -> Reply:
     return list(replies) if getattr(server, "lmtp", False) else one_reply(replies)
 
 
+def sender_of(address: str | None) -> str:
+    """A sender as it is between < and >; handlers get "<>" for the empty one, as aiosmtpd's do."""
+    return "" if address is None or address == "<>" else address
+
+
 def text_of(value: Any) -> str:
     """What a session or an envelope has, as text; "" for nothing."""
     if isinstance(value, bytes):
