@@ -100,7 +100,8 @@ def test_to_dovecot_by_lmtp(folder):
             port = int(server.endpoints[0].rpartition(":")[2])
             with smtplib.SMTP("127.0.0.1", port, "client.example.org", PATIENCE) as client:
                 for name, data in shapes.items():
-                    client.sendmail(f"{name}@a.example", ["jane@test.example", "joe@test.example"], data)
+                    recipients = ["jane@test.example", "joe@test.example"]
+                    client.sendmail(f"{name}@a.example", recipients, data)
         expected = digest({n: d.replace(b"\r\n", b"\n") for n, d in shapes.items()})
         for user in ("jane", "joe"):
             assert digest(read(behind.messages(user))) == expected
