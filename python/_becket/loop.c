@@ -708,8 +708,8 @@ static PyObject *loop_create_task(LoopObject *self, PyObject *const *args, Py_ss
     return task;
 }
 
-/* The first step is what Task() queues; it is taken from there, and made at once. (Python 3.12 can do
-   that by itself.) */
+/* The first step is what Task() queues; it is taken from there, and made at once. (Python 3.12 can
+   do that by itself.) */
 PyObject *loop_start_task(LoopObject *self, PyObject *coroutine, PyObject *context) {
     PyObject *args[] = {NULL, coroutine, (PyObject *)self, context};
     PyObject *names = self->state->task_names;

@@ -64,7 +64,7 @@ typedef struct SmtpConnectionObject {
     smtp_question question; /* that the handler owes an answer to */
     bool failing;           /* … and it was to describe its exception */
     bool gone, secure, calling, gathering;
-    bool in_task; /* within a task's call: no other may be stepped */
+    bool in_task;   /* within a task's call: no other may be stepped */
     unsigned moved; /* goes on with every byte, for the time-out */
 } SmtpConnectionObject;
 
@@ -165,7 +165,8 @@ static SmtpConnectionObject *connection_of(void *context, bk_smtp_session *s) {
 
 static const SmtpRulesObject *rules_of(void *context, bk_smtp_session *s) {
     const SmtpConnectionObject *c = bk_smtp_user(s);
-    return c != NULL ? c->rules : ((SmtpConnectionObject *)((SmtpServerObject *)context)->pattern)->rules;
+    return c != NULL ? c->rules
+                     : ((SmtpConnectionObject *)((SmtpServerObject *)context)->pattern)->rules;
 }
 
 /* ---- Session and envelope ---- */
@@ -233,7 +234,8 @@ static PyObject *session_of(SmtpConnectionObject *c) {
 static bool keeps_case(const char *word, size_t n) {
     static const char *const words[] = {"ENVID=", "ORCPT=", "AUTH="};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (n >= strlen(words[i]) && PyOS_strnicmp(word, words[i], (Py_ssize_t)strlen(words[i])) == 0)
+        if (n >= strlen(words[i]) &&
+            PyOS_strnicmp(word, words[i], (Py_ssize_t)strlen(words[i])) == 0)
             return true;
     return false;
 }
@@ -465,8 +467,9 @@ static PyObject *task_new(SmtpConnectionObject *c, PyObject *awaitable) {
 /* c->task is to tell when it is done. */
 static int follow_task(SmtpConnectionObject *c, const module_state *state) {
     PyObject *done = PyObject_GetAttr((PyObject *)c, state->str__done);
-    PyObject *result =
-        done == NULL ? NULL : PyObject_CallMethodOneArg(c->task, state->str_add_done_callback, done);
+    PyObject *result = done == NULL
+                           ? NULL
+                           : PyObject_CallMethodOneArg(c->task, state->str_add_done_callback, done);
     Py_XDECREF(done);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -481,7 +484,8 @@ static int start_task(SmtpConnectionObject *c, PyObject *awaitable) {
     if (task == NULL)
         return -1;
     Py_XSETREF(c->task, task);
-    PyObject *done = at_once ? PyObject_CallMethodNoArgs(task, state->str_done) : Py_NewRef(Py_False);
+    PyObject *done =
+        at_once ? PyObject_CallMethodNoArgs(task, state->str_done) : Py_NewRef(Py_False);
     Py_XDECREF(done);
     if (done != Py_True)
         return done == NULL ? -1 : follow_task(c, state);
@@ -602,7 +606,8 @@ static void hook_auth(void *context, bk_smtp_session *s, const bk_smtp_login *lo
                        login->authorize));
 }
 
-/* With a hook, whether the sender, or the recipient, is taken is for that to say in the envelope. */
+/* With a hook, whether the sender, or the recipient, is taken is for that to say in the envelope.
+ */
 static const char *envelope_lacks(const SmtpConnectionObject *c, bool recipient) {
     SmtpEnvelopeObject *e = (SmtpEnvelopeObject *)c->envelope;
     if (e == NULL)
@@ -699,8 +704,9 @@ static int take_content(const SmtpRulesObject *rules, SmtpEnvelopeObject *e,
         Py_XSETREF(e->content, Py_NewRef(bytes));
         return 0;
     }
-    PyObject *text = rules->utf8 ? PyUnicode_DecodeUTF8(m->data, (Py_ssize_t)m->size, "surrogateescape")
-                                 : PyUnicode_DecodeASCII(m->data, (Py_ssize_t)m->size, NULL);
+    PyObject *text = rules->utf8
+                         ? PyUnicode_DecodeUTF8(m->data, (Py_ssize_t)m->size, "surrogateescape")
+                         : PyUnicode_DecodeASCII(m->data, (Py_ssize_t)m->size, NULL);
     if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
         PyErr_Clear();
         *ret_refusal = "554 5.6.1 Error: strict ASCII mode";

@@ -21,8 +21,8 @@ static int session_init(SmtpSessionObject *self, PyObject *args, PyObject *kwarg
 }
 
 #define SESSION_OBJECTS(X)                                                                         \
-    X(dict) X(peer) X(ssl) X(host_name) X(loop) X(proxy_data) X(auth_data) X(login_data)           \
-    X(authenticated)
+    X(dict)                                                                                        \
+    X(peer) X(ssl) X(host_name) X(loop) X(proxy_data) X(auth_data) X(login_data) X(authenticated)
 
 static int session_traverse(SmtpSessionObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
@@ -47,8 +47,7 @@ static void session_dealloc(SmtpSessionObject *self) {
     Py_DECREF(type);
 }
 
-#define SESSION_MEMBER(name, doc)                                                                  \
-    { #name, T_OBJECT, offsetof(SmtpSessionObject, name), 0, doc }
+#define SESSION_MEMBER(name, doc) {#name, T_OBJECT, offsetof(SmtpSessionObject, name), 0, doc}
 
 static PyMemberDef session_members[] = {
     SESSION_MEMBER(peer, "The client's address, as sockets have it."),
@@ -142,8 +141,7 @@ static void envelope_dealloc(SmtpEnvelopeObject *self) {
     Py_DECREF(type);
 }
 
-#define ENVELOPE_MEMBER(name, doc)                                                                 \
-    { #name, T_OBJECT, offsetof(SmtpEnvelopeObject, name), 0, doc }
+#define ENVELOPE_MEMBER(name, doc) {#name, T_OBJECT, offsetof(SmtpEnvelopeObject, name), 0, doc}
 
 static PyMemberDef envelope_members[] = {
     ENVELOPE_MEMBER(mail_from, "The sender; \"<>\" for a notification; None: not yet said."),
@@ -157,7 +155,7 @@ static PyMemberDef envelope_members[] = {
 };
 
 #define ENVELOPE_LIST(name, doc)                                                                   \
-    { #name, list_get, list_set, doc, (void *)offsetof(SmtpEnvelopeObject, name) }
+    {#name, list_get, list_set, doc, (void *)offsetof(SmtpEnvelopeObject, name)}
 
 static PyGetSetDef envelope_getset[] = {
     ENVELOPE_LIST(mail_options, "The parameters of MAIL."),
@@ -286,9 +284,9 @@ static PyObject *users_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     if (!PyArg_ParseTuple(args, "O:SmtpUsers", &path) || !PyUnicode_FSConverter(path, &bytes))
         return NULL;
     SmtpUsersObject *self = (SmtpUsersObject *)type->tp_alloc(type, 0);
-    int code = self == NULL ? 0
-                            : bk_users_open(bk_os_default(), PyBytes_AS_STRING(bytes),
-                                            &self->users, &line);
+    int code = self == NULL
+                   ? 0
+                   : bk_users_open(bk_os_default(), PyBytes_AS_STRING(bytes), &self->users, &line);
     Py_DECREF(bytes);
     if (self == NULL || code >= 0)
         return (PyObject *)self;
@@ -397,12 +395,10 @@ PyObject *smtp_make_secret(PyObject *Py_UNUSED(module), PyObject *password) {
     if (plain == NULL)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "password: a str is needed");
     int code;
-    Py_BEGIN_ALLOW_THREADS
-    code = bk_secret_make(bk_os_default(), plain, 0, &secret);
-    Py_END_ALLOW_THREADS
-    if (code == -EINVAL)
-        return PyErr_Format(PyExc_ValueError, "a password has 1 to 1024 bytes, and no control "
-                                              "character");
+    Py_BEGIN_ALLOW_THREADS code = bk_secret_make(bk_os_default(), plain, 0, &secret);
+    Py_END_ALLOW_THREADS if (code == -EINVAL) return PyErr_Format(
+        PyExc_ValueError, "a password has 1 to 1024 bytes, and no control "
+                          "character");
     if (code < 0) {
         loop_raise(code);
         return NULL;
@@ -419,8 +415,6 @@ PyObject *smtp_verify_secret(PyObject *Py_UNUSED(module), PyObject *args) {
     if (bk_secret_parse(text, &secret) < 0)
         return PyErr_Format(PyExc_ValueError, "that is no SCRAM-SHA-256$...");
     int good;
-    Py_BEGIN_ALLOW_THREADS
-    good = bk_secret_verify(&secret, password);
-    Py_END_ALLOW_THREADS
-    return PyBool_FromLong(good);
+    Py_BEGIN_ALLOW_THREADS good = bk_secret_verify(&secret, password);
+    Py_END_ALLOW_THREADS return PyBool_FromLong(good);
 }

@@ -300,6 +300,7 @@ class SmtpRules:
 class SmtpServer:
     def __new__(cls, loop: asyncio.AbstractEventLoop, pattern: SmtpConnection, /) -> Self: ...
 
+@disjoint_base
 class Session:
     peer: Any
     ssl: dict[str, Any] | None
@@ -311,9 +312,8 @@ class Session:
     login_data: Any
     authenticated: bool | None
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
-    def __getattr__(self, name: str, /) -> Any: ...
-    def __setattr__(self, name: str, value: Any, /) -> None: ...
 
+@disjoint_base
 class Envelope:
     mail_from: str | None
     mail_options: list[str]
@@ -322,9 +322,9 @@ class Envelope:
     original_content: bytes | None
     rcpt_tos: list[str]
     rcpt_options: list[str]
-    def __getattr__(self, name: str, /) -> Any: ...
-    def __setattr__(self, name: str, value: Any, /) -> None: ...
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
+@disjoint_base
 class SmtpConnection:
     loop: asyncio.AbstractEventLoop
     transport: Any

@@ -442,6 +442,12 @@ def test_the_commands_of_the_documentation(site: Site) -> None:
         assert done.returncode == 0, (command, done)
 
 
+def test_the_program_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "mail-page.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    exec(program, {})
+
+
 # ---- In a browser --------------------------------------------------------------------------------
 
 
@@ -886,7 +892,7 @@ def test_a_page_that_lost_its_server_says_so(chromium: Any) -> None:
     memory.add(letter("meanwhile").as_bytes(), "", [])
     with Page(memory).running(endpoint):
         browser.wait_listed("meanwhile")
-        assert browser.text("#live") == "Live"
+        browser.until(lambda: browser.text("#live") == "Live")
         chromium.get("about:blank")
 
 

@@ -402,9 +402,7 @@ def test_pipelined_hooks_in_order(served):
         sock.sendall(b"HELO c\r\n")
         lines.readline()
         for _ in range(2):
-            sock.sendall(
-                b"MAIL FROM:<a@b.c>\r\nRCPT TO:<1@b.c>\r\nRCPT TO:<2@b.c>\r\nDATA\r\n"
-            )
+            sock.sendall(b"MAIL FROM:<a@b.c>\r\nRCPT TO:<1@b.c>\r\nRCPT TO:<2@b.c>\r\nDATA\r\n")
             assert [lines.readline()[:3] for _ in range(4)] == ["250", "250", "250", "354"]
             sock.sendall(b"x\r\n.\r\n")
             assert lines.readline()[:3] == "250"
@@ -535,7 +533,8 @@ def test_auth_aborted(served):
 
 
 def test_command_of_ones_own(served):
-    """"Subclassing", in its manual."""
+    """ "Subclassing", in its manual."""
+
     class MyServer(served.smtp.SMTP):
         @served.smtp.syntax("PING [ignored]")
         async def smtp_PING(self, arg):
@@ -560,7 +559,7 @@ def free_port() -> int:
 
 
 def test_mailbox_handler(served, tmp_path):
-    """"The Mailbox Handler"."""
+    """ "The Mailbox Handler"."""
     import mailbox
     from operator import itemgetter
 
@@ -664,7 +663,7 @@ def test_authenticated_relayer(served):
 
 @pytest.mark.parametrize("kind", ["aiosmtpd", "controller", "asyncio"])
 def test_unthreaded_controller(kind):
-    """"Unthreaded Controllers": the loop is the program's."""
+    """ "Unthreaded Controllers": the loop is the program's."""
     served = Served(kind)
     loop = becket.EventLoop() if kind == "controller" else asyncio.new_event_loop()
     handler = Keep()
@@ -908,21 +907,25 @@ def test_nothing_is_left_to_the_collector(ours):
     assert len(left) <= 3 * 2 + 1, (left, handler)  # of a client that has just gone
 
 
-@pytest.mark.parametrize("settings, error", [
-    ({"hostname": "no host"}, ValueError),
-    ({"hostname": 7}, TypeError),
-    ({"max_recipients": -1}, ValueError),
-    ({"max_recipients": "many"}, TypeError),
-    ({"no_such_thing": 1}, TypeError),
-    ({"ident": "two\nlines"}, ValueError),
-    ({"proxy_protocol_timeout": 3.0}, ValueError),
-    ({"tls_context": None}, TypeError),
-    ({"driver": "threads:2"}, ValueError),
-])
+@pytest.mark.parametrize(
+    "settings, error",
+    [
+        ({"hostname": "no host"}, ValueError),
+        ({"hostname": 7}, TypeError),
+        ({"max_recipients": -1}, ValueError),
+        ({"max_recipients": "many"}, TypeError),
+        ({"no_such_thing": 1}, TypeError),
+        ({"ident": "two\nlines"}, ValueError),
+        ({"proxy_protocol_timeout": 3.0}, ValueError),
+        ({"tls_context": None}, TypeError),
+        ({"driver": "threads:2"}, ValueError),
+    ],
+)
 def test_wrong_settings(settings, error):
     name = next(iter(settings))
-    with pytest.raises(error, match=name), becket.smtp.Server(
-        Keep(), "tcp://127.0.0.1:0", **settings
+    with (
+        pytest.raises(error, match=name),
+        becket.smtp.Server(Keep(), "tcp://127.0.0.1:0", **settings),
     ):
         pass
 

@@ -19,7 +19,7 @@ from interop.processes import Server
 from mail import PATIENCE, letter, send, serving, untraced
 
 SAID = (
-    r"becket: (SMTP|page) at .*|  (try|or): .*|becket: mail is .*|becket: ended; .*"
+    r"becket: (SMTP|LMTP|page) at .*|  (try|or): .*|becket: mail is .*|becket: ended; .*"
     r"|(\d+|refused): from <.*> to .*, \d+ bytes: .*"
 )
 
@@ -30,7 +30,7 @@ def store(*options: object, expected: str = "", **more: int) -> Iterator[tuple[S
     arguments = ("serve", "smtp", *options, "tcp://127.0.0.1:0")
     server = Server("-m", "becket", *arguments, expected=f"{SAID}|{expected}", **more)
     with server:
-        port = server.wait_for(r"SMTP at tcp://127\.0\.0\.1:(\d+)")[1]
+        port = server.wait_for(r"[SL]MTP at tcp://127\.0\.0\.1:(\d+)")[1]
         server.wait_for("Ctrl-C")
         yield server, int(port)
 
@@ -106,11 +106,10 @@ def test_lmtp_to_lmtp() -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ([], "one of the arguments --maildir --memory --mbox --deliver --relay is required"),
+        ([], "one of the arguments --maildir --memory --mbox --deliver --relay --drop --handler"),
         (["--memory", "--mbox", "x"], "not allowed with argument"),
         (["--mbox", "x", "--web", "tcp://:0"], "--web: there is a page for --memory alone"),
         (["--memory", "--driver", "forks:2"], "--memory: forks:2 would have a memory in each"),
-        (["--maildir", "x", "--lmtp"], "--lmtp: a Maildir is served by SMTP alone"),
         (["--deliver", "a $X"], "command: there is no $X; there are $SENDER"),
         (["--memory", "--memory-messages", "0"], "max_messages and max_bytes: at least 1"),
         (["--memory", "--web", "nonsense"], "nonsense"),

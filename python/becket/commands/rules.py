@@ -63,9 +63,9 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """ValueError for options that cannot be right together."""
     if arguments.auth_required and not arguments.users:
-        raise ValueError("--auth-required: nobody could log in; --users names a file of those who may")
+        raise ValueError("--auth-required: nobody could log in; --users names those who may")
     tls = ("tls", "starttls")
-    plain = [e for e in arguments.endpoints if not e.partition(":")[0].partition("+")[0] in tls]
+    plain = [e for e in arguments.endpoints if e.partition(":")[0].partition("+")[0] not in tls]
     if arguments.require_tls and plain:
         raise ValueError(f"--require-tls: {plain[0]} has no TLS; starttls+{plain[0]}?cert=… has")
 

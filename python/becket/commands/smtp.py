@@ -14,7 +14,6 @@ from typing import Any
 from becket.commands import new_parser, rules, say, stores
 from becket.commands.serving import EPILOG, add_options, make, serve
 
-
 EXAMPLES = """\
 examples:
   becket serve smtp --memory --web tcp://127.0.0.1:8025 tcp://127.0.0.1:2525

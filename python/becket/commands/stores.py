@@ -178,7 +178,8 @@ def text_of(reply: Any) -> str:
         return reply.decode(errors="replace")
     if isinstance(reply, str):
         return reply
-    return "; ".join(text_of(each) for each in (reply.values() if hasattr(reply, "values") else reply))
+    replies = reply.values() if isinstance(reply, dict) else reply
+    return "; ".join(map(text_of, replies))
 
 
 def serve_store(

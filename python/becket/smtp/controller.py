@@ -109,6 +109,7 @@ class BaseThreadedController(BaseController):
     """A controller whose loop runs in a thread of its own."""
 
     _thread: threading.Thread | None = None
+    _error: Exception | None = None
 
     def __init__(
         self,
@@ -143,7 +144,8 @@ class BaseThreadedController(BaseController):
         for client in list(self._clients):
             if getattr(client, "transport", None) is not None:
                 client.transport.abort()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+        this = asyncio.current_task()
+        tasks = [task for task in asyncio.all_tasks() if task is not this]
         if tasks:
             await asyncio.wait(tasks)
         await asyncio.sleep(0)
@@ -156,7 +158,7 @@ class BaseThreadedController(BaseController):
         """
         assert self._thread is None, "SMTP daemon already running"
         ready = threading.Event()
-        self._error: Exception | None = None
+        self._error = None
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
         self._thread.start()
         if not ready.wait(self.ready_timeout):
@@ -164,7 +166,10 @@ class BaseThreadedController(BaseController):
                 "SMTP server failed to start within allotted time. This might happen if the system "
                 "is too busy. Try increasing the `ready_timeout` parameter."
             )
-        if self._error is not None:
+        self._thread_failed()
+
+    def _thread_failed(self) -> None:
+        if self._error is not None and self._thread is not None:
             self._thread.join()
             raise self._error
 

@@ -10,7 +10,7 @@ import mailbox
 import os
 import smtplib
 import sys
-from abc import ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 from argparse import ArgumentParser
 from email.message import Message as EmailMessage
 from typing import Any, TextIO
@@ -113,7 +113,7 @@ class Sink:
         return cls()
 
 
-class MessageBase(metaclass=ABCMeta):
+class MessageBase:
     """Makes messages of the email package."""
 
     def __init__(self, message_class: type[EmailMessage] | None = None) -> None:
@@ -124,18 +124,18 @@ class MessageBase(metaclass=ABCMeta):
         data = envelope.content
         make: Any = self.message_class or EmailMessage
         if isinstance(data, bytes | bytearray):
-            message = email.message_from_bytes(data, make)
+            message: EmailMessage = email.message_from_bytes(data, make)
         elif isinstance(data, str):
             message = email.message_from_string(data, make)
         else:
             raise TypeError(f"Expected str or bytes, got {type(data)}")
         message["X-Peer"] = str(session.peer)
-        message["X-MailFrom"] = envelope.mail_from
+        message["X-MailFrom"] = str(envelope.mail_from)
         message["X-RcptTo"] = ", ".join(envelope.rcpt_tos)
         return message
 
 
-class Message(MessageBase, metaclass=ABCMeta):
+class Message(MessageBase, ABC):
     """Gives messages of the email package to ``handle_message()``, which a subclass has."""
 
     async def handle_DATA(self, server: Any, session: Session, envelope: Envelope) -> str:
@@ -148,7 +148,7 @@ class Message(MessageBase, metaclass=ABCMeta):
         """What is to be done with a message."""
 
 
-class AsyncMessage(MessageBase, metaclass=ABCMeta):
+class AsyncMessage(MessageBase, ABC):
     """The same with a coroutine function ``handle_message()``."""
 
     def __init__(

@@ -169,11 +169,9 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             raise TypeError("users: there is an authenticator, too; one of them can decide")
         if proxy_protocol_timeout is not None:
             raise ValueError(
-                "proxy_protocol_timeout: PROXY headers are read at endpoints of becket.smtp.Server, "
-                "such as tcp://:25?proxy=10.0.0.0/8"
+                "proxy_protocol_timeout: becket.smtp.Server reads PROXY headers at its endpoints, "
+                "such as tcp://:25?proxy=require&proxy_from=10.0.0.0/8"
             )
-        if auth_required and not auth_require_tls:
-            log.warning("auth_required == True but auth_require_tls == False")
         self.event_handler = handler
         self.lmtp = lmtp
         self.users = users
@@ -323,14 +321,18 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
                 return hook(self, session, self.envelope, hostname)
             session.host_name = hostname
             return f"250 {self.hostname}"
-        lines = keywords.split("\n")
-        if self.users is None:
-            lines = [line for line in lines if not line.startswith("AUTH ")]
-        if self.users is None and self._has_auth() and (session.ssl is not None or not self._auth_require_tls):
+        return self._ehlo(session, hostname, self._offer(session, keywords.split("\n")))
+
+    def _offer(self, session: _becket.Session, lines: list[str]) -> list[str]:
+        """The lines of EHLO with the mechanisms that this handler knows."""
+        if self.users is not None:
+            return lines  # which know more than a handler: SCRAM
+        lines = [line for line in lines if not line.startswith("AUTH ")]
+        if self._has_auth() and (session.ssl is not None or not self._auth_require_tls):
             names = self._own_auth if self._own_auth is not None else {"LOGIN", "PLAIN"}
             offered = " ".join(sorted(set(names) - self._excluded))
             lines += [f"AUTH {offered}"] if offered else []
-        return self._ehlo(session, hostname, lines)
+        return lines
 
     def _ehlo(self, session: _becket.Session, hostname: str, lines: list[str]) -> Any:
         hook = self._hooks.get("EHLO")

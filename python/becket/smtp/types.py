@@ -5,9 +5,26 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from becket._becket import Envelope, Session
+from becket import _becket
+
+if TYPE_CHECKING:
+
+    class Session(_becket.Session):
+        """What is known of a client. It may be given other attributes."""
+
+        def __getattr__(self, name: str, /) -> Any: ...
+        def __setattr__(self, name: str, value: Any, /) -> None: ...
+
+    class Envelope(_becket.Envelope):
+        """A message that arrives. It may be given other attributes."""
+
+        def __getattr__(self, name: str, /) -> Any: ...
+        def __setattr__(self, name: str, value: Any, /) -> None: ...
+
+else:
+    Session, Envelope = _becket.Session, _becket.Envelope
 
 __all__ = [
     "MISSING",
@@ -82,4 +99,4 @@ class ProxyData(NamedTuple):
 
 
 AuthCallbackType = Callable[[str, bytes, bytes], bool]
-AuthenticatorType = Callable[[Any, Session, Envelope, str, Any], Any]
+AuthenticatorType = Callable[[Any, Any, Any, str, Any], Any]
