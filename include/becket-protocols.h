@@ -44,6 +44,10 @@ typedef struct bk_machine_ops {
     /* Optional. In place of all but free: the server has no room for one more (BK_ELIMIT), or is
        ending (-ESHUTDOWN). Send what there is to say; nobody hears of a peer without an answer. */
     void (*refuse)(bk_machine *m, int why);
+    /* Optional. More is queued than the runner likes (1), or no more (0): when to stop and go on
+       sending what nobody asked for just now. A machine that has this is given what arrives
+       meanwhile, too. Called from within bk_machine_send(), among others. */
+    void (*blocked)(bk_machine *m, int on);
 } bk_machine_ops;
 
 /* What whoever runs a machine does for it. Functions yet to come go at the end: one that a table
@@ -80,6 +84,7 @@ struct bk_machine {
     unsigned flags;
     char *held; /* arrived while it was not ready */
     size_t held_used, held_size;
+    int why; /* for free: why the connection is gone, if the runner knows; else 0 */
 };
 
 /* For machines. send: 0; -EPIPE after close; -ENOMEM. */

@@ -201,8 +201,8 @@ BK_API int bk_smtp_protocol_new(const bk_smtp_config *config, bk_os *os,
 
 /*
  * What is kept of a password: RFC 5803's text "SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey",
- * as PostgreSQL and Dovecot write it, or a libxcrypt hash where crypt() is there. Checking a
- * password takes as long as it is meant to (some 100 ms): in a worker, never on a loop.
+ * as PostgreSQL and Dovecot write it. Checking a password takes as long as it is meant to (some 100
+ * ms): in a worker, never on a loop. Passwords are bytes: those beyond ASCII are not normalised.
  */
 struct bk_secret {
     unsigned iterations;
@@ -212,7 +212,8 @@ struct bk_secret {
 
 enum { BK_SECRET_TEXT = 256 }; /* room for it as text */
 
-/* iterations 0: the default. Blocks. */
+/* iterations 0: the default. -EINVAL for fewer than 4096 or more than 10 million, and for a
+   password that is empty, longer than 1024 bytes, or has a control character in it. Blocks. */
 BK_API int bk_secret_make(bk_os *os, const char *password, unsigned iterations,
                           bk_secret *ret_secret);
 BK_API int bk_secret_parse(const char *text, bk_secret *ret_secret); /* -EINVAL */
@@ -222,15 +223,20 @@ BK_API int bk_secret_verify(const bk_secret *secret, const char *password); /* 1
 
 /*
  * Users and what is kept of their passwords, from a file: a line "name:secret" each, "#" begins a
- * comment. Read again by bk_users_reload(). Thread-safe.
+ * line of comment. Names are UTF-8, without spaces and control characters. A file that is wrong
+ * anywhere is refused, and what was read before stays. Thread-safe.
  */
 typedef struct bk_users bk_users;
-/* -EINVAL: *ret_line is where. */
+/* -EINVAL: line *ret_line is none; -EEXIST: its name was there before; -EFBIG: more than 16 MiB.
+   For other failures *ret_line is 0; it may be NULL. Blocks, as far as reading a file does. */
 BK_API int bk_users_open(bk_os *os, const char *path, bk_users **ret_users, unsigned *ret_line);
 BK_API int bk_users_reload(bk_users *users, unsigned *ret_line);
+/* Checks under way go on. NULL is not an error. */
 BK_API void bk_users_close(bk_users *users);
 BK_API int bk_users_find(bk_users *users, const char *name, bk_secret *ret_secret); /* -ENOENT */
-/* An auth hook's whole answer: SCRAM from the file, other passwords checked in a worker. */
+/* An auth hook's whole answer: SCRAM from the file, other passwords checked in a worker; "454" when
+   more log in at once than can be checked. Each may be himself alone. A user who is not there is
+   refused after the same time. In the thread of loop, which is the session's. */
 BK_API void bk_users_auth(bk_users *users, bk_loop *loop, bk_smtp_session *s,
                           const bk_smtp_login *login);
 
@@ -257,8 +263,11 @@ typedef struct bk_smtp_client_config {
     /* Optional. The server is ready for mail: once, after all of greeting, TLS and AUTH. */
     void (*ready)(void *context, bk_smtp_client *client);
     /* Optional. The connection is gone; client is not to be used after it. why: 0 after quit;
-       negative. reply: the server's refusal that it ended with, or NULL. Messages not yet answered
-       have been told before. */
+       negative: -ECONNREFUSED, or later -ECONNRESET: the server's own words; -EACCES: AUTH was
+       refused; -EPROTONOSUPPORT: TLS is required, and not to be had; -ENOTSUP: no AUTH that is
+       known is offered; -EPERM: it would have been in clear; -EPROTO: what the server said is no
+       SMTP, or was not asked for; or the stream's. reply: the server's refusal that it ended with,
+       or NULL. Messages not yet answered have been told before. client NULL: it never connected. */
     void (*closed)(void *context, bk_smtp_client *client, int why, const char *reply);
 } bk_smtp_client_config;
 
@@ -269,6 +278,10 @@ typedef struct bk_smtp_result {
     int accepted; /* how many recipients have a 2xx */
     const char *const *replies;
     size_t reply_count;
+    /* The command that decided, of those to which the server replied: "MAIL", "RCPT" or "DATA"
+       (BDAT, too), its data included; NULL: it was not the server: the connection was lost, or the
+       server does not offer what the message needs. */
+    const char *decided;
 } bk_smtp_result;
 typedef void (*bk_smtp_sent)(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                              const bk_smtp_result *result);
@@ -315,10 +328,15 @@ BK_API void bk_maildir_close(bk_maildir *maildir);
 BK_API int bk_maildir_deliver(bk_maildir *maildir, const struct iovec *parts, int count,
                               char ret_name[BK_MAILDIR_NAME]);
 
+/* Remove what a crash, ours or another program's, has left in tmp/ for 36 hours. Blocks. */
+BK_API int bk_maildir_clean(bk_maildir *maildir);
+
 typedef void (*bk_maildir_done)(void *arg, int code, const char *name); /* name: NULL on failure */
 
-/* The same in one of the loop's workers, and then done() on the loop. The bytes must stay good, and
-   the loop must live, until then. On failure done() is not called. */
+/* The same in the loop's workers, and then done() on the loop, in whose thread this is called. What
+   arrives together is stored together, in groups, so that many messages share what the disk takes
+   for one; each fails or not alone. The bytes must stay good, and the loop must live, until then.
+   On failure done() is not called. */
 BK_API int bk_maildir_deliver_soon(bk_maildir *maildir, bk_loop *loop, const struct iovec *parts,
                                    int count, bk_maildir_done done, void *arg);
 
@@ -329,10 +347,10 @@ typedef void (*bk_smtp_stored)(void *arg, const char *name, const bk_smtp_messag
 
 /*
  * Receive mail and store it; a message that cannot be stored is refused for now (452 when space has
- * run out, else 451) and the client keeps it. Unless BK_SMTP_NO_TRACE, a message begins with
- * Return-Path: and Received:. config may be NULL; its message hook must be. The mail and rcpt hooks
- * get its context. stored may be NULL. For endpoints of this loop alone, whose workers store. Free
- * it by bk_machine_protocol_free().
+ * run out, else 451) and the client keeps it. What crashes have left in tmp/ is removed. Unless
+ * BK_SMTP_NO_TRACE, a message begins with Return-Path: and Received:. config may be NULL; its
+ * message and chunk hooks must be. The others get its context. stored may be NULL. For endpoints of
+ * this loop alone, whose workers store. Free it by bk_machine_protocol_free().
  */
 BK_API int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
                                bk_smtp_stored stored, void *arg, bk_protocol **ret_protocol);

@@ -129,6 +129,7 @@ typedef struct bk_file_info {
     int is_socket, is_directory;
     int64_t bytes;
     int64_t device, inode; /* together they tell whether it is still the same one */
+    int64_t modified;      /* since 1970-01-01 UTC, in nanoseconds */
 } bk_file_info;
 
 typedef struct bk_thread {
@@ -245,6 +246,13 @@ struct bk_os {
        but a peer's word that it took none of the earlier is told once, and may be lost so. */
     int (*recv_many)(bk_os *os, int fd, bk_message *messages, int n);
     int (*send_many)(bk_os *os, int fd, const bk_message *messages, int n);
+
+    /* Files again; those a system lacks are NULL. list: call each(arg, name) for all that is in a
+       folder, but "." and "..". sync_all: all that was written to the file system that fd is on is
+       on disk; fails if any of it could not be written since fd was opened, -ENOTSUP where that
+       would not be told. */
+    int (*list)(bk_os *os, const char *path, void (*each)(void *arg, const char *name), void *arg);
+    int (*sync_all)(bk_os *os, int fd);
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */

@@ -24,12 +24,15 @@ look() {
     missing=
     need swaks command -v swaks
     need postfix command -v smtp-source
+    need dovecot-lmtpd test -x /usr/lib/dovecot/lmtp
     need wrk command -v wrk
     need haproxy command -v haproxy
     need systemd command -v systemd-analyze
     need postgresql has_postgresql
     need redis-server command -v redis-server
     need curl command -v curl
+    need chromium command -v chromium
+    need chromium-driver command -v chromedriver
     need openssl command -v openssl
     need libpython3-testsuite "${PYTHON:-python3}" -c 'import test.test_asyncio'
     need libnet-ssleay-perl perl -MNet::SSLeay -e 1

@@ -7,6 +7,7 @@
 #include "core/limits.h"
 #include "core/os/os.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -26,6 +27,8 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
 #endif
 
 #define RESULT(call)                                                                               \
@@ -372,9 +375,45 @@ static int posix_file_info(bk_os *os, const char *path, bk_file_info *ret_info) 
                                .is_directory = S_ISDIR(info.st_mode),
                                .bytes = info.st_size,
                                .device = (int64_t)info.st_dev,
-                               .inode = (int64_t)info.st_ino};
+                               .inode = (int64_t)info.st_ino,
+                               .modified = (int64_t)info.st_mtime * BK_SECOND};
     return 0;
 }
+
+static int posix_list(bk_os *os, const char *path, void (*each)(void *arg, const char *name),
+                      void *arg) {
+    (void)os;
+    DIR *dir = opendir(path);
+    if (dir == NULL)
+        return -errno;
+    struct dirent *entry;
+    while (errno = 0, (entry = readdir(dir)) != NULL)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            each(arg, entry->d_name);
+    int code = -errno;
+    closedir(dir);
+    return code;
+}
+
+#if defined(__linux__)
+/* Where syncfs() is known to mean it: it has told of failures since Linux 5.8, and network's and
+   user space's file systems need not have passed it on. */
+static int posix_sync_all(bk_os *os, int fd) {
+    (void)os;
+    static const unsigned long known[] = {0xef53 /* ext4 */, 0x58465342 /* XFS */,
+                                          0x9123683e /* Btrfs */};
+    struct utsname system;
+    struct statfs info;
+    int major, minor;
+    if (uname(&system) < 0 || sscanf(system.release, "%d.%d", &major, &minor) != 2 || major < 5 ||
+        (major == 5 && minor < 8) || fstatfs(fd, &info) < 0)
+        return -ENOTSUP;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if ((unsigned long)info.f_type == known[i])
+            RESULT(syncfs(fd));
+    return -ENOTSUP;
+}
+#endif
 
 /* ---- Threads and signals ---- */
 
@@ -758,6 +797,10 @@ static bk_os posix = {
     .close_on_exec = posix_close_on_exec,
     .recv_many = posix_recv_many,
     .send_many = posix_send_many,
+    .list = posix_list,
+#if defined(__linux__)
+    .sync_all = posix_sync_all,
+#endif
 };
 
 bk_os *bk_os_default(void) {

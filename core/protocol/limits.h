@@ -28,6 +28,22 @@ enum {
     BK_SMTP_KEYWORDS_MAX = 640,
     /* [1.2.3.4] or [IPv6:…], with the longest IPv6 address. */
     BK_SMTP_PEER_MAX = 64,
+    /* A line of a reply that a client takes: four times what a server may send (4.5.3.1.5), for
+       many put whole web addresses into their refusals. */
+    BK_SMTP_RESPONSE_LINE_MAX = 2048,
+    /* … and how many, and how much together: EHLO's have some twenty. */
+    BK_SMTP_RESPONSE_LINES_MAX = 128,
+    BK_SMTP_RESPONSE_MAX = 16 * 1024,
+    /* Data is given to the runner in such pieces: as large as a stream's high-water mark. */
+    BK_SMTP_PIECE = 64 * 1024,
+    /* A piece between two dots that is smaller is copied: a reference costs more. */
+    BK_SMTP_PIECE_COPIED = 1024,
+    /* SCRAM: what a server may have a client do, on its loop: it stands still for some 0.15 s. Those
+       of mail ask for 4,096 (RFC 7677) to 65,536; with one that asks for more, choose PLAIN. */
+    BK_SCRAM_ITERATIONS_MAX = 100 * 1000,
+    BK_SCRAM_SALT_MAX = 192,
+    /* Commands are gathered up to this, and sent together. */
+    BK_SMTP_GROUP = 4096,
     /* What the large mail providers accept. */
     BK_SMTP_MESSAGE_MAX = 25 * 1024 * 1024,
     /* The least that RFC 5321, 4.5.3.1.8 allows; clients send the rest as another message. */
@@ -55,6 +71,33 @@ enum {
     BK_MAILDIR_PATH_MAX = 3072,
     /* A name that exists already is somebody else's: how often to try another. */
     BK_MAILDIR_TRIES = 8,
+    /* Groups of messages that a loop stores at the same time: one is written while the disk is busy
+       with the other. More would only make them smaller. */
+    BK_MAILDIR_WRITERS = 2,
+    /* Messages in a group: each has a file open. */
+    BK_MAILDIR_GROUP = 32,
+    /* … from which on a group is synced by one call, which waits for all that other programs have
+       written, too. */
+    BK_MAILDIR_TOGETHER = 4,
+    /* Hours until a file in tmp/ is left over from a crash, as Maildir's page says. */
+    BK_MAILDIR_STALE_H = 36,
+
+    /* Of PBKDF2, for secrets made here: some 100 ms for whoever checks one, and for each guess of
+       whoever has stolen the file. A client that uses SCRAM takes as long. */
+    BK_SECRET_ITERATIONS = 100000,
+    /* The least that RFC 7677 allows; and more than anybody waits for. */
+    BK_SECRET_ITERATIONS_MIN = 4096,
+    BK_SECRET_ITERATIONS_MAX = 10000000,
+    /* Bytes: no longer one comes through a line of AUTH. */
+    BK_SECRET_PASSWORD_MAX = 1024,
+    /* Bytes of a file of users: 100,000 of them. It is read again while a server runs. */
+    BK_USERS_FILE_MAX = 16 * 1024 * 1024,
+    BK_USERS_NAME_MAX = 255,
+    /* Passwords that a loop's workers check at once: each is a processor's work, and half of the
+       workers are left for disks. */
+    BK_USERS_CHECKS = 2,
+    /* … and that wait for that: seconds, for the last. */
+    BK_USERS_WAITING = 64,
 };
 
 #endif

@@ -248,7 +248,9 @@ void bk_machine_end(bk_machine *m) {
 void bk_machine_block(bk_machine *m, int on) {
     if (m == NULL)
         return;
-    if (on)
+    if (BK_HAS(m->ops, blocked))
+        m->ops->blocked(m, on);
+    else if (on)
         m->flags |= MACHINE_BLOCKED;
     else
         m->flags &= ~(unsigned)MACHINE_BLOCKED;

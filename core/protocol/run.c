@@ -139,10 +139,10 @@ void bk_run_writable(bk_stream *s) {
 
 void bk_run_closed(bk_stream *s, int why) {
     bk_machine *m = bk_stream_user(s);
-    (void)why;
     if (m == NULL) /* opened() was never called, or made none */
         return;
     bk_stream_set_user(s, NULL);
+    m->why = why;
     bk_machine_free(m);
     run_release(run_factory(bk_stream_protocol(s)));
 }

@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 typedef struct mail_store {
+    bk_work cleaning;
     bk_os *os;
     bk_loop *loop;
     bk_maildir *maildir;
@@ -38,16 +39,55 @@ static void store_release(void *arg) {
     bk_dealloc(store->os, store);
 }
 
-static void store_mail(void *context, bk_smtp_session *session, const bk_smtp_message *envelope) {
+/* ---- The program's hooks, with their own context ---- */
+
+static void store_connect(void *context, bk_smtp_session *s) {
     const bk_smtp_config *c = &((mail_store *)context)->config;
-    c->mail(c->context, session, envelope);
+    c->connect(c->context, s);
 }
 
-static void store_rcpt(void *context, bk_smtp_session *session, const bk_smtp_message *envelope,
+static void store_helo(void *context, bk_smtp_session *s) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->helo(c->context, s);
+}
+
+static void store_auth(void *context, bk_smtp_session *s, const bk_smtp_login *login) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->auth(c->context, s, login);
+}
+
+static void store_mail(void *context, bk_smtp_session *s, const bk_smtp_message *envelope) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->mail(c->context, s, envelope);
+}
+
+static void store_rcpt(void *context, bk_smtp_session *s, const bk_smtp_message *envelope,
                        const bk_smtp_recipient *recipient) {
     const bk_smtp_config *c = &((mail_store *)context)->config;
-    c->rcpt(c->context, session, envelope, recipient);
+    c->rcpt(c->context, s, envelope, recipient);
 }
+
+static void store_data(void *context, bk_smtp_session *s, const bk_smtp_message *envelope) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->data(c->context, s, envelope);
+}
+
+static void store_vrfy(void *context, bk_smtp_session *s, const char *address) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->vrfy(c->context, s, address);
+}
+
+static void store_reset(void *context, bk_smtp_session *s) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->reset(c->context, s);
+}
+
+static void store_disconnect(void *context, bk_smtp_session *s) {
+    const bk_smtp_config *c = &((mail_store *)context)->config;
+    c->disconnect(c->context, s);
+}
+
+/* ---- Storing ---- */
 
 /* The end of a job, whatever it came to. The session is answered last: it may go on at once. */
 static void job_end(void *arg, int code, const char *name) {
@@ -97,6 +137,42 @@ static void store_message(void *context, bk_smtp_session *session, bk_smtp_messa
         job_end(job, r, NULL);
 }
 
+/* ---- Making it ---- */
+
+static void clean_run(bk_work *work) {
+    (void)bk_maildir_clean(((mail_store *)work)->maildir);
+}
+
+static void clean_done(bk_work *work) {
+    store_release(work);
+}
+
+/* Nothing depends on it: where it cannot be done now, it is the next time. */
+static void store_clean(mail_store *store) {
+    store->cleaning.run = clean_run;
+    store->cleaning.done = clean_done;
+    atomic_fetch_add(&store->users, 1);
+    if (bk_work_start(store->loop, &store->cleaning) < 0)
+        store_release(store);
+}
+
+static bk_smtp_config config_over(mail_store *store) {
+    bk_smtp_config c = store->config;
+    c.size = sizeof c;
+    c.context = store;
+    c.connect = c.connect != NULL ? store_connect : NULL;
+    c.helo = c.helo != NULL ? store_helo : NULL;
+    c.auth = c.auth != NULL ? store_auth : NULL;
+    c.mail = c.mail != NULL ? store_mail : NULL;
+    c.rcpt = c.rcpt != NULL ? store_rcpt : NULL;
+    c.data = c.data != NULL ? store_data : NULL;
+    c.message = store_message;
+    c.vrfy = c.vrfy != NULL ? store_vrfy : NULL;
+    c.reset = c.reset != NULL ? store_reset : NULL;
+    c.disconnect = c.disconnect != NULL ? store_disconnect : NULL;
+    return c;
+}
+
 static int store_new(bk_loop *loop, const bk_smtp_config *config, const char *path,
                      mail_store **ret_store) {
     bk_os *os = bk_loop_os(loop);
@@ -123,21 +199,18 @@ int bk_smtp_maildir_new(bk_loop *loop, const bk_smtp_config *config, const char 
     mail_store *store = NULL;
     if (loop == NULL || path == NULL || ret_protocol == NULL ||
         (config != NULL && config->size < sizeof config->size) ||
-        (config != NULL && BK_HAS(config, message)))
+        (config != NULL && (BK_HAS(config, message) || BK_HAS(config, chunk))))
         return -EINVAL;
     int r = store_new(loop, config, path, &store);
     if (r < 0)
         return r;
     store->stored = stored;
     store->arg = arg;
-    bk_smtp_config smtp = store->config;
-    smtp.size = sizeof smtp;
-    smtp.context = store;
-    smtp.mail = smtp.mail != NULL ? store_mail : NULL;
-    smtp.rcpt = smtp.rcpt != NULL ? store_rcpt : NULL;
-    smtp.message = store_message;
+    bk_smtp_config smtp = config_over(store);
     r = bk_smtp_protocol_over(&smtp, store->os, store_release, ret_protocol);
     if (r < 0)
         store_release(store);
+    else
+        store_clean(store);
     return r;
 }

@@ -45,9 +45,9 @@ enum {
 
 typedef struct module_state {
     PyTypeObject *loop_type, *handle_type, *timer_handle_type, *transport_type, *listener_type;
-    PyTypeObject *smtp_type, *tls_context_type, *read_type, *done_type;
+    PyTypeObject *smtp_type, *smtp_client_type, *tls_context_type, *read_type, *done_type;
     PyTypeObject *smtp_session_type, *smtp_envelope_type, *smtp_rules_type;
-    PyTypeObject *smtp_connection_type, *smtp_server_type;
+    PyTypeObject *smtp_connection_type, *smtp_server_type, *smtp_users_type;
     PyTypeObject *transport_head_type, *accept_type;
     PyTypeObject *gate_type, *hand_type, *away_type, *echo_type;
     PyTypeObject *connector_type, *connection_type, *datagram_type;
@@ -377,9 +377,13 @@ int add_core_api(PyObject *module);
 extern PyType_Spec smtp_spec;
 
 /* smtp_types.c */
-extern PyType_Spec smtp_session_spec, smtp_envelope_spec;
+extern PyType_Spec smtp_session_spec, smtp_envelope_spec, smtp_users_spec;
 
 /* smtp_handler.c */
 extern PyType_Spec smtp_rules_spec, smtp_connection_spec, smtp_server_spec;
+
+/* smtp_client.c */
+extern PyType_Spec smtp_client_spec;
+PyObject *smtp_client_of(const bk_stream *s);
 
 #endif

@@ -389,6 +389,8 @@ static int loop_traverse(LoopObject *self, visitproc visit, void *arg) {
     for (const bk_stream *s = core->streams; s != NULL; s = s->next)
         if (transport_is_ours(s) || connector_of(s) != NULL)
             Py_VISIT((PyObject *)s->user);
+        else if (smtp_client_of(s) != NULL)
+            Py_VISIT(smtp_client_of(s));
     for (const bk_datagram *d = core->datagrams; d != NULL; d = d->next)
         if (datagram_is_ours(d))
             Py_VISIT((PyObject *)d->user);

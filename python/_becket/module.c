@@ -5,6 +5,8 @@
  */
 #include "becket_py.h"
 
+#include "smtp.h"
+
 module_state *state_of_type(PyTypeObject *type) {
     PyObject *module = PyType_GetModuleByDef(type, &becket_module);
     return module == NULL ? NULL : PyModule_GetState(module);
@@ -127,11 +129,13 @@ static int add_types(PyObject *module, module_state *state) {
     state->connection_type = add_type(module, &connection_spec, NULL);
     state->connector_type = add_type(module, &connector_spec, NULL);
     state->smtp_type = add_type(module, &smtp_spec, NULL);
+    state->smtp_client_type = add_type(module, &smtp_client_spec, NULL);
     state->smtp_session_type = add_type(module, &smtp_session_spec, NULL);
     state->smtp_envelope_type = add_type(module, &smtp_envelope_spec, NULL);
     state->smtp_rules_type = add_type(module, &smtp_rules_spec, NULL);
     state->smtp_connection_type = add_type(module, &smtp_connection_spec, NULL);
     state->smtp_server_type = add_type(module, &smtp_server_spec, NULL);
+    state->smtp_users_type = add_type(module, &smtp_users_spec, NULL);
     state->gate_type = add_type(module, &gate_spec, NULL);
     state->hand_type = add_type(module, &hand_spec, NULL);
     state->away_type = add_type(module, &away_spec, NULL);
@@ -146,13 +150,13 @@ static int add_types(PyObject *module, module_state *state) {
     if (state->done_type != NULL)
         state->done = state->done_type->tp_alloc(state->done_type, 0);
     return state->loop_type && state->handle_type && state->timer_handle_type &&
-                   state->transport_type && state->listener_type && state->smtp_type &&
+                   state->transport_type && state->listener_type && state->smtp_type && state->smtp_client_type &&
                    state->connector_type && state->connection_type && state->tls_context_type &&
                    state->transport_head_type && state->accept_type && state->read_type &&
                    state->our_reader && state->our_reader_protocol && state->done &&
                    state->smtp_session_type && state->smtp_envelope_type &&
                    state->smtp_rules_type && state->smtp_connection_type &&
-                   state->smtp_server_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
+                   state->smtp_server_type && state->smtp_users_type && state->gate_type && state->hand_type && state->away_type && state->echo_type
                ? 0
                : -1;
 }
@@ -190,14 +194,14 @@ static int module_exec(PyObject *module) {
 /* clang-format off */
 #define BK_OBJECTS(X)                                                                              \
     X(loop_type) X(handle_type) X(timer_handle_type) X(transport_type) X(listener_type)            \
-    X(transport_head_type) X(accept_type) X(smtp_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
+    X(transport_head_type) X(accept_type) X(smtp_type) X(smtp_client_type) X(tls_context_type) X(future_type) X(task_type) X(buffered_protocol)              \
     X(reader_protocol) X(reader_type) X(transport_socket) X(socket_type) X(extract_stack)          \
     X(create_task) X(base_loop) X(logger) X(ssl_object) X(ssl_want_read) X(openssl_version)        \
     X(tls_error_code) X(tls_exception_of) X(tls_core_context) X(read_type) X(done_type)            \
     X(our_reader) X(our_reader_protocol) X(done) X(gaierror) X(connector_type)                     \
     X(connection_type) X(incomplete_read) X(limit_overrun) X(gate_type) X(hand_type) X(away_type)  \
     X(smtp_session_type) X(smtp_envelope_type) X(smtp_rules_type) X(smtp_connection_type)         \
-    X(smtp_server_type)                                                                           \
+    X(smtp_server_type) X(smtp_users_type)                                                                           \
     X(task_names) X(echo_type) X(datagram_type) X(sendfile_modes) X(handle_class) X(timer_handle_class)
 /* clang-format on */
 
@@ -253,6 +257,8 @@ static PyMethodDef module_methods[] = {
     {"_tls_engines", tls_core_engines, METH_NOARGS, NULL},
     {"_supervisor_tell", supervisor_tell, METH_O, NULL},
     {"_parse_endpoint", endpoint_parse, METH_O, NULL},
+    {"_make_secret", smtp_make_secret, METH_O, NULL},
+    {"_verify_secret", smtp_verify_secret, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

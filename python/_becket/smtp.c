@@ -4,14 +4,27 @@
  */
 #include "becket_py.h"
 
-#include <becket-smtp.h>
+#include "smtp.h"
 
 typedef struct SmtpObject {
     SERVED_HEAD; /* protocol is of bk_smtp_maildir_new() */
     bk_listener **listeners;
     Py_ssize_t listener_count;
     PyObject *stored;
+    smtp_policy policy;
 } SmtpObject;
+
+static void check_login(void *context, bk_smtp_session *s, const bk_smtp_login *login) {
+    const SmtpObject *self = context;
+    smtp_policy_auth(&self->policy, self->loop, s, login);
+}
+
+static void check_recipient(void *context, bk_smtp_session *s, const bk_smtp_message *envelope,
+                            const bk_smtp_recipient *recipient) {
+    const SmtpObject *self = context;
+    (void)envelope;
+    bk_smtp_answer(s, smtp_policy_refusal(&self->policy, s, recipient));
+}
 
 static PyObject *recipients_of(const bk_smtp_message *message) {
     PyObject *list = PyList_New((Py_ssize_t)message->recipient_count);
@@ -62,33 +75,58 @@ static int open_protocol(SmtpObject *self, const bk_smtp_config *config, const c
     return 0;
 }
 
+/* Connections refer to this object as long as the loop lives. */
+static int start(SmtpObject *self, PyObject *settings, const char *path) {
+    bk_smtp_config config = {.size = sizeof config,
+                             .context = self,
+                             .auth = self->policy.users != NULL ? check_login : NULL,
+                             .rcpt = self->policy.accept != NULL ? check_recipient : NULL};
+    if (smtp_settings(settings, &config) < 0 || open_protocol(self, &config, path) < 0)
+        return -1;
+    return loop_keep(self->loop, (PyObject *)self);
+}
+
+/* kwargs without name, whose value is *ret_value, borrowed from kwargs. */
+static int take_keyword(PyObject *rest, PyObject *kwargs, const char *name, PyObject **ret_value) {
+    *ret_value = kwargs == NULL ? NULL : PyDict_GetItemString(kwargs, name);
+    return *ret_value == NULL ? 0 : PyDict_DelItemString(rest, name);
+}
+
+typedef struct Wanted {
+    PyObject *loop, *path, *hostname, *settings; /* path and settings are ours */
+    PyObject *stored, *users, *accept;
+} Wanted;
+
+static int parse(PyObject *args, PyObject *kwargs, const module_state *state, Wanted *w) {
+    *w = (Wanted){.hostname = Py_None};
+    if (!PyArg_ParseTuple(args, "O!O&|O:Smtp", state->loop_type, &w->loop, PyUnicode_FSConverter,
+                          &w->path, &w->hostname))
+        return -1;
+    w->settings = kwargs == NULL ? PyDict_New() : PyDict_Copy(kwargs);
+    if (w->settings == NULL || take_keyword(w->settings, kwargs, "stored", &w->stored) < 0 ||
+        take_keyword(w->settings, kwargs, "users", &w->users) < 0 ||
+        take_keyword(w->settings, kwargs, "accept", &w->accept) < 0)
+        return -1;
+    return w->hostname == Py_None ? 0 : PyDict_SetItemString(w->settings, "hostname", w->hostname);
+}
+
 static PyObject *smtp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"loop", "maildir", "hostname", "max_message", "stored", NULL};
     module_state *state = state_of_type(type);
-    PyObject *loop, *path, *callback = Py_None;
-    const char *hostname = NULL;
-    Py_ssize_t max_message = 0;
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(
-                             args, kwargs, "O!O&|z$nO:Smtp", names, state->loop_type, &loop,
-                             PyUnicode_FSConverter, &path, &hostname, &max_message, &callback))
-        return NULL;
     SmtpObject *self = NULL;
-    if (max_message < 0)
-        PyErr_Format(PyExc_ValueError, "max_message: %zd is negative; bytes, or 0 for the default",
-                     max_message);
-    else if (loop_check_open((LoopObject *)loop) == 0)
+    Wanted w;
+    if (state == NULL)
+        return NULL;
+    if (parse(args, kwargs, state, &w) == 0 && loop_check_open((LoopObject *)w.loop) == 0)
         self = (SmtpObject *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        self->loop = (LoopObject *)Py_NewRef(loop);
-        self->stored = Py_NewRef(callback);
-        bk_smtp_config config = {
-            .size = sizeof config, .hostname = hostname, .max_message = (size_t)max_message};
-        /* Connections refer to this object as long as the loop lives. */
-        if (open_protocol(self, &config, PyBytes_AS_STRING(path)) < 0 ||
-            loop_keep(self->loop, (PyObject *)self) < 0)
+        self->loop = (LoopObject *)Py_NewRef(w.loop);
+        self->stored = Py_XNewRef(w.stored);
+        if (smtp_policy_set(state, &self->policy, w.users, w.accept) < 0 ||
+            start(self, w.settings, PyBytes_AS_STRING(w.path)) < 0)
             Py_CLEAR(self);
     }
-    Py_DECREF(path);
+    Py_XDECREF(w.path);
+    Py_XDECREF(w.settings);
     return (PyObject *)self;
 }
 
@@ -151,6 +189,7 @@ static void smtp_dealloc(SmtpObject *self) {
     PyObject_GC_UnTrack(self);
     end_smtp(self);
     smtp_clear(self);
+    smtp_policy_clear(&self->policy);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -177,7 +216,8 @@ static PyMethodDef smtp_methods[] = {
 };
 
 static PyType_Slot smtp_slots[] = {
-    {Py_tp_doc, "Smtp(loop, maildir, hostname=None, *, max_message=0, stored=None)\n\n"
+    {Py_tp_doc, "Smtp(loop, maildir, hostname=None, *, stored=None, users=None, accept=None, "
+                "**settings)\n\n"
                 "Receives mail into a Maildir. stored(name, sender, recipients, size) is called on "
                 "the loop for each message, before it is acknowledged."},
     {Py_tp_new, smtp_new},

@@ -38,6 +38,7 @@ typedef struct SmtpRulesObject {
     PyObject_HEAD PyObject *settings; /* has the texts of config */
     PyObject *hooks[HOOKS];           /* bound methods; NULL: it has none */
     bk_smtp_config config;
+    smtp_policy policy;
     unsigned asks;
     int decode_data, utf8;
     const module_state *state;
@@ -513,11 +514,24 @@ static void settle(SmtpConnectionObject *c, PyObject *result) {
 
 /* ---- The core's hooks ---- */
 
+/* Whoever has logged in by the file of users, of which the handler was not asked. */
+static int take_login(const SmtpConnectionObject *c, SmtpSessionObject *session) {
+    const char *name = c->core == NULL ? NULL : bk_smtp_login_name(c->core);
+    if (name == NULL || session->authenticated != NULL)
+        return 0;
+    session->authenticated = Py_NewRef(Py_True);
+    session->auth_data = text_of(name);
+    session->login_data = Py_XNewRef(session->auth_data);
+    return session->auth_data == NULL ? -1 : 0;
+}
+
 /* hook(server, session, envelope, …) */
 static PyObject *call_hook(SmtpConnectionObject *c, int which, const bk_smtp_message *m,
                            PyObject *third, PyObject *fourth) {
     PyObject *session = session_of(c), *envelope = envelope_of(c, m);
     if (session == NULL || envelope == NULL)
+        return NULL;
+    if (c->rules->policy.users != NULL && take_login(c, (SmtpSessionObject *)session) < 0)
         return NULL;
     PyObject *args[] = {(PyObject *)c, Py_NewRef(session), Py_NewRef(envelope), third, fourth};
     size_t n = third == NULL ? 3 : 5;
@@ -575,6 +589,10 @@ static void hook_auth(void *context, bk_smtp_session *s, const bk_smtp_login *lo
     SmtpConnectionObject *c = connection_of(context, s);
     if (c == NULL)
         return;
+    if (c->rules->policy.users != NULL) {
+        smtp_policy_auth(&c->rules->policy, c->ours, s, login);
+        return;
+    }
     if (login->password == NULL) { /* SCRAM, of which a handler that wants passwords knows none */
         bk_smtp_answer_secret(s, NULL);
         return;
@@ -640,6 +658,8 @@ static void hook_rcpt(void *context, bk_smtp_session *s, const bk_smtp_message *
     const char *lacks = c == NULL ? NULL : envelope_lacks(c, false);
     if (is_over(context, s, "RCPT"))
         return;
+    if (lacks == NULL)
+        lacks = smtp_policy_refusal(&rules_of(context, s)->policy, s, recipient);
     if (lacks != NULL || rules_of(context, s)->hooks[HOOK_RCPT] == NULL) {
         if (lacks == NULL && c != NULL && c->envelope != NULL &&
             envelope_add((SmtpEnvelopeObject *)c->envelope, recipient) < 0) {
@@ -791,11 +811,11 @@ static void set_hooks(bk_smtp_config *config) {
 
 /* SmtpRules(settings, data, mail, rcpt, asks, decode_data, utf8) */
 static PyObject *rules_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
-    PyObject *settings, *hooks[HOOKS];
+    PyObject *settings, *hooks[HOOKS], *users = NULL, *accept = NULL;
     unsigned asks;
     int decode_data, utf8;
-    if (!PyArg_ParseTuple(args, "O!OOOIpp:SmtpRules", &PyDict_Type, &settings, &hooks[0], &hooks[1],
-                          &hooks[2], &asks, &decode_data, &utf8))
+    if (!PyArg_ParseTuple(args, "O!OOOIpp|OO:SmtpRules", &PyDict_Type, &settings, &hooks[0],
+                          &hooks[1], &hooks[2], &asks, &decode_data, &utf8, &users, &accept))
         return NULL;
     SmtpRulesObject *self = (SmtpRulesObject *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -811,7 +831,8 @@ static PyObject *rules_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUS
     set_hooks(&self->config);
     if (asks & ASKS_AUTH)
         self->config.auth = hook_auth;
-    if (self->settings == NULL || smtp_settings(self->settings, &self->config) < 0)
+    if (self->settings == NULL || smtp_settings(self->settings, &self->config) < 0 ||
+        smtp_policy_set(state_of_type(type), &self->policy, users, accept) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -834,6 +855,7 @@ static void rules_dealloc(SmtpRulesObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     rules_clear(self);
+    smtp_policy_clear(&self->policy);
     Py_CLEAR(self->settings);
     type->tp_free(self);
     Py_DECREF(type);

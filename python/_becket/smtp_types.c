@@ -263,3 +263,164 @@ int smtp_settings(PyObject *dict, bk_smtp_config *config) {
     }
     return 0;
 }
+
+/* ---- Users ---- */
+
+static PyObject *users_failed(PyObject *path, int code, unsigned line) {
+    if (line > 0)
+        return PyErr_Format(PyExc_ValueError, "%S, line %u: %s", path, line,
+                            code == -EEXIST ? "there was such a user before"
+                                            : "name:SCRAM-SHA-256$... is needed; `becket passwd` "
+                                              "makes one");
+    PyObject *e = PyObject_CallFunction(PyExc_OSError, "isO", -code, bk_strerror(code), path);
+    if (e != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(e), e);
+    Py_XDECREF(e);
+    return NULL;
+}
+
+/* Users(path) */
+static PyObject *users_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
+    PyObject *path, *bytes;
+    unsigned line = 0;
+    if (!PyArg_ParseTuple(args, "O:SmtpUsers", &path) || !PyUnicode_FSConverter(path, &bytes))
+        return NULL;
+    SmtpUsersObject *self = (SmtpUsersObject *)type->tp_alloc(type, 0);
+    int code = self == NULL ? 0
+                            : bk_users_open(bk_os_default(), PyBytes_AS_STRING(bytes),
+                                            &self->users, &line);
+    Py_DECREF(bytes);
+    if (self == NULL || code >= 0)
+        return (PyObject *)self;
+    Py_DECREF((PyObject *)self);
+    return users_failed(path, code, line);
+}
+
+static PyObject *users_reload(SmtpUsersObject *self, PyObject *Py_UNUSED(ignored)) {
+    unsigned line = 0;
+    int code = bk_users_reload(self->users, &line);
+    PyObject *name = code < 0 ? PyUnicode_FromString("the file of users") : NULL;
+    if (code >= 0)
+        Py_RETURN_NONE;
+    if (name != NULL)
+        (void)users_failed(name, code, line);
+    Py_XDECREF(name);
+    return NULL;
+}
+
+static void users_dealloc(SmtpUsersObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    bk_users_close(self->users);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef users_methods[] = {
+    {"reload", (PyCFunction)users_reload, METH_NOARGS,
+     "reload()\n\nRead the file again; when it is wrong, what was read before stays."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot users_slots[] = {
+    {Py_tp_doc, "SmtpUsers(path): users and what is kept of their passwords. ValueError names the "
+                "line that is wrong."},
+    {Py_tp_new, users_new},
+    {Py_tp_dealloc, users_dealloc},
+    {Py_tp_methods, users_methods},
+    {0, NULL},
+};
+
+PyType_Spec smtp_users_spec = {
+    .name = "becket._becket.SmtpUsers",
+    .basicsize = sizeof(SmtpUsersObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = users_slots,
+};
+
+/* ---- Who may do what ---- */
+
+int smtp_policy_set(module_state *state, smtp_policy *policy, PyObject *users, PyObject *accept) {
+    if (users != NULL && users != Py_None && Py_TYPE(users) != state->smtp_users_type) {
+        PyErr_Format(PyExc_TypeError, "users: SmtpUsers are needed, not %R", users);
+        return -1;
+    }
+    if (accept != NULL && accept != Py_None) {
+        if ((accept = PySequence_Tuple(accept)) == NULL)
+            return -1;
+        policy->accept = accept;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(accept); i++)
+            if (!PyUnicode_Check(PyTuple_GET_ITEM(accept, i)) ||
+                PyUnicode_AsUTF8(PyTuple_GET_ITEM(accept, i)) == NULL) {
+                PyErr_Clear();
+                PyErr_Format(PyExc_TypeError, "accept: a domain is needed, not %R",
+                             PyTuple_GET_ITEM(accept, i));
+                return -1;
+            }
+    }
+    if (users != NULL && users != Py_None)
+        policy->users = Py_NewRef(users);
+    return 0;
+}
+
+void smtp_policy_clear(smtp_policy *policy) {
+    Py_CLEAR(policy->users);
+    Py_CLEAR(policy->accept);
+}
+
+void smtp_policy_auth(const smtp_policy *policy, LoopObject *loop, bk_smtp_session *s,
+                      const bk_smtp_login *login) {
+    if (loop == NULL || loop->ending)
+        bk_smtp_answer(s, "454 4.7.0 Temporary authentication failure");
+    else
+        bk_users_auth(((SmtpUsersObject *)policy->users)->users, loop->core, s, login);
+}
+
+const char *smtp_policy_refusal(const smtp_policy *policy, const bk_smtp_session *s,
+                                const bk_smtp_recipient *recipient) {
+    const char *at = strrchr(recipient->address, '@');
+    if (policy->accept == NULL || bk_smtp_login_name(s) != NULL)
+        return NULL;
+    if (at == NULL) /* postmaster is everywhere (RFC 5321, 4.5.1) */
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(policy->accept); i++)
+        if (PyOS_stricmp(PyUnicode_AsUTF8(PyTuple_GET_ITEM(policy->accept, i)), at + 1) == 0)
+            return NULL;
+    return "550 5.7.1 no mail is taken for that domain here";
+}
+
+/* ---- Passwords, for `becket passwd` ---- */
+
+PyObject *smtp_make_secret(PyObject *Py_UNUSED(module), PyObject *password) {
+    char text[BK_SECRET_TEXT];
+    bk_secret secret;
+    const char *plain = PyUnicode_Check(password) ? PyUnicode_AsUTF8(password) : NULL;
+    if (plain == NULL)
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "password: a str is needed");
+    int code;
+    Py_BEGIN_ALLOW_THREADS
+    code = bk_secret_make(bk_os_default(), plain, 0, &secret);
+    Py_END_ALLOW_THREADS
+    if (code == -EINVAL)
+        return PyErr_Format(PyExc_ValueError, "a password has 1 to 1024 bytes, and no control "
+                                              "character");
+    if (code < 0) {
+        loop_raise(code);
+        return NULL;
+    }
+    bk_secret_format(&secret, text);
+    return PyUnicode_FromString(text);
+}
+
+PyObject *smtp_verify_secret(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *text, *password;
+    bk_secret secret;
+    if (!PyArg_ParseTuple(args, "ss:_verify_secret", &text, &password))
+        return NULL;
+    if (bk_secret_parse(text, &secret) < 0)
+        return PyErr_Format(PyExc_ValueError, "that is no SCRAM-SHA-256$...");
+    int good;
+    Py_BEGIN_ALLOW_THREADS
+    good = bk_secret_verify(&secret, password);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(good);
+}

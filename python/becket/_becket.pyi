@@ -1,7 +1,7 @@
 """The extension module: Python objects over the core's handles."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context
 from os import PathLike
 from socket import socket
@@ -228,12 +228,91 @@ class Smtp:
         maildir: str | PathLike[str],
         hostname: str | None = None,
         *,
-        max_message: int = 0,
         stored: Callable[[str, str, list[str], int], None] | None = None,
+        users: SmtpUsers | None = None,
+        accept: Iterable[str] | None = None,
+        **settings: int | str,
     ) -> Self: ...
     def listen(self, endpoint: str, /) -> str: ...
     def reload(self) -> None: ...
     def close(self) -> None: ...
+
+@final
+class SmtpUsers:
+    def __new__(cls, path: str | PathLike[str], /) -> Self: ...
+    def reload(self) -> None: ...
+
+@final
+class SmtpRules:
+    def __new__(
+        cls,
+        settings: dict[str, Any],
+        data: Callable[..., Any] | None,
+        mail: Callable[..., Any] | None,
+        rcpt: Callable[..., Any] | None,
+        asks: int,
+        decode_data: bool,
+        utf8: bool,
+        users: SmtpUsers | None = None,
+        accept: Iterable[str] | None = None,
+        /,
+    ) -> Self: ...
+
+@final
+class SmtpServer:
+    def __new__(cls, loop: asyncio.AbstractEventLoop, pattern: SmtpConnection, /) -> Self: ...
+
+class Session:
+    peer: Any
+    ssl: dict[str, Any] | None
+    host_name: str | None
+    extended_smtp: bool
+    loop: asyncio.AbstractEventLoop
+    proxy_data: Any
+    auth_data: Any
+    login_data: Any
+    authenticated: bool | None
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None: ...
+    def __getattr__(self, name: str, /) -> Any: ...
+    def __setattr__(self, name: str, value: Any, /) -> None: ...
+
+class Envelope:
+    mail_from: str | None
+    mail_options: list[str]
+    smtp_utf8: bool
+    content: bytes | str | None
+    original_content: bytes | None
+    rcpt_tos: list[str]
+    rcpt_options: list[str]
+    def __getattr__(self, name: str, /) -> Any: ...
+    def __setattr__(self, name: str, value: Any, /) -> None: ...
+
+class SmtpConnection:
+    loop: asyncio.AbstractEventLoop
+    transport: Any
+    _moved: int
+    _handler_coroutine: Any
+    @property
+    def session(self) -> Session: ...
+    @property
+    def envelope(self) -> Envelope: ...
+    @envelope.setter
+    def envelope(self, value: Envelope) -> None: ...
+    def connection_made(self, transport: asyncio.BaseTransport, /) -> None: ...
+    def data_received(self, data: bytes, /) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None, /) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def push(self, status: str | bytes, /) -> Awaitable[None]: ...
+    def _answer(self, reply: str | bytes, /) -> None: ...
+    def _done(self, task: Any, /) -> None: ...
+    def _set_rules(self, rules: SmtpRules, loop: asyncio.AbstractEventLoop | None, /) -> None: ...
+
+done: Awaitable[None]
+
+def _make_secret(password: str, /) -> str: ...
+def _verify_secret(text: str, password: str, /) -> bool: ...
 
 @disjoint_base
 class Loop:

@@ -22,9 +22,11 @@ from becket.commands import (
     endpoints,
     engines,
     notifiers,
+    passwd,
     protocols,
     reason,
     say,
+    send,
     serve,
 )
 
@@ -49,7 +51,18 @@ def build_parser(word: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="--version: and what is used")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     serve.add(commands, word)
-    for command in (demo, connect, bench, endpoints, engines, notifiers, protocols, completion):
+    for command in (
+        demo,
+        connect,
+        send,
+        passwd,
+        bench,
+        endpoints,
+        engines,
+        notifiers,
+        protocols,
+        completion,
+    ):
         command.add(commands)
     return parser
 

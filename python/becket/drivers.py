@@ -216,6 +216,11 @@ class Share:
     def _reload(self) -> None:
         for listener in self.listeners:
             listener.reload()
+        if self.plan.served.reload is not None:
+            try:
+                self.plan.served.reload()
+            except (OSError, ValueError) as error:
+                logger.error("what was read before stays: %s", error)
 
     # ---- The end ----
 

@@ -13,7 +13,7 @@ import inspect
 import logging
 import socket
 import socketserver
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class Served:
 
     One of three is there: *factory(loop)* gives a function that makes an asyncio.Protocol for each
     connection; *call(connection)* blocks until one is over; *core(loop)* gives what the core
-    serves by itself. *refusal* is sent to connections that a limit keeps out.
+    serves by itself. *refusal* is sent to connections that a limit keeps out; *reload* reads files
+    again.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Served:
     call: Callable[[Connection], object] | None = None
     core: Callable[[EventLoop], Any] | None = None
     refusal: bytes | None = None
+    reload: Callable[[], object] | None = None
 
 
 # ---- Protocols of the core -----------------------------------------------------------------------
@@ -67,12 +69,34 @@ def _smtp(
     *,
     maildir: str,
     hostname: str | None = None,
-    max_message: int = 0,
     stored: Callable[[str, str, list[str], int], None] | None = None,
+    users: _becket.SmtpUsers | None = None,
+    accept: Iterable[str] | None = None,
+    flags: int = 0,
+    max_message: int = 0,
+    max_recipients: int = 0,
+    max_errors: int = 0,
+    max_idle: int = 0,
+    max_messages: int = 0,
+    max_session: int = 0,
+    timeout: int = 0,
 ) -> _becket.Smtp:
     """Receives mail into a Maildir."""
     return _becket.Smtp(
-        loop, maildir, hostname or own_hostname(), max_message=max_message, stored=stored
+        loop,
+        maildir,
+        hostname or own_hostname(),
+        stored=stored,
+        users=users,
+        accept=accept,
+        flags=flags,
+        max_message=max_message,
+        max_recipients=max_recipients,
+        max_errors=max_errors,
+        max_idle=max_idle,
+        max_messages=max_messages,
+        max_session=max_session,
+        timeout=timeout,
     )
 
 
@@ -94,7 +118,8 @@ def registered() -> dict[str, Any]:
     return {entry.name: entry for entry in metadata.entry_points(group="becket.protocols")}
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
+    """What ``module:object`` names. ValueError."""
     module, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -116,9 +141,11 @@ def _find_by_name(name: str, settings: dict[str, Any]) -> Served:
             inspect.signature(make).bind(None, **settings)
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
-        return Served("core", name, core=functools.partial(make, **settings))
+        users = settings.get("users")
+        reload = None if users is None else users.reload
+        return Served("core", name, core=functools.partial(make, **settings), reload=reload)
     if ":" in name:
-        return find(_load(name), settings)
+        return find(load(name), settings)
     entry = registered().get(name)
     if entry is not None:
         return find(entry.load(), settings)

@@ -452,6 +452,18 @@ static int f_file_info(bk_os *os, const char *path, bk_file_info *ret_info) {
     return fails(os, "file_info") ? -EACCES : inner(os)->file_info(inner(os), path, ret_info);
 }
 
+static int f_list(bk_os *os, const char *path, void (*each)(void *arg, const char *name),
+                  void *arg) {
+    return fails(os, "list") ? -EACCES : inner(os)->list(inner(os), path, each, arg);
+}
+
+static int f_sync_all(bk_os *os, int fd) {
+    faults_kind kind = strike(os, ON(ERROR) | ON(INTERRUPTED), "sync_all");
+    if (kind != FAULTS_NONE)
+        return moved(kind, EIO);
+    return (int)seen(os, fd, inner(os)->sync_all(inner(os), fd), "sync_all");
+}
+
 /* ---- Threads and signals --------------------------------------------------------------------- */
 
 static int f_thread_start(bk_os *os, bk_fn fn, void *arg, bk_thread *ret_thread) {
@@ -610,6 +622,8 @@ static const bk_os TABLE = {
     .close_on_exec = f_close_on_exec,
     .recv_many = f_recv_many,
     .send_many = f_send_many,
+    .list = f_list,
+    .sync_all = f_sync_all,
 };
 
 void faults_open(faults *f, bk_os *under) {
@@ -627,6 +641,8 @@ void faults_open(faults *f, bk_os *under) {
     }
     if (!BK_HAS(f->inner, recv_many) || !BK_HAS(f->inner, send_many))
         f->loud.os.recv_many = NULL;
+    if (!BK_HAS(f->inner, sync_all))
+        f->loud.os.sync_all = NULL;
     f->quiet = f->loud;
     f->quiet.quiet = true;
     pthread_mutex_init(&f->lock, NULL);

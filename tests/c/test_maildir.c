@@ -10,7 +10,10 @@
 #include "tests/c/faults.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static faults world;
@@ -373,6 +376,271 @@ static void finishes_when_the_loop_ends(void) {
     teardown();
 }
 
+/* ---- In groups ---- */
+
+enum { MANY = 40 };
+
+typedef struct crowd {
+    bk_loop *loop;
+    int told, stored, failed;
+    char names[MANY][BK_MAILDIR_NAME], texts[MANY][20];
+    struct iovec parts[MANY];
+} crowd;
+
+typedef struct counting_os {
+    bk_os os;
+    atomic_int opens, folder_syncs, file_syncs, group_syncs;
+    int fails_at;   /* the open that makes a file, from 1 on */
+    int group_code; /* of sync_all */
+} counting_os;
+
+static int counting_open(bk_os *os, const char *path, int flags, unsigned mode) {
+    counting_os *c = (counting_os *)os;
+    if (mode != 0 && atomic_fetch_add(&c->opens, 1) + 1 == c->fails_at)
+        return -EMFILE;
+    return bk_os_default()->open(bk_os_default(), path, flags, mode);
+}
+
+static int counting_fsync(bk_os *os, int fd) {
+    counting_os *c = (counting_os *)os;
+    struct stat st;
+    bool folder = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+    atomic_fetch_add(folder ? &c->folder_syncs : &c->file_syncs, 1);
+    return bk_os_default()->fsync(bk_os_default(), fd);
+}
+
+static int counting_sync_all(bk_os *os, int fd) {
+    counting_os *c = (counting_os *)os;
+    (void)fd;
+    atomic_fetch_add(&c->group_syncs, 1);
+    return c->group_code;
+}
+
+static counting_os counts(void) {
+    counting_os c = {.os = *bk_os_default()};
+    c.os.open = counting_open;
+    c.os.fsync = counting_fsync;
+    c.os.sync_all = counting_sync_all;
+    return c;
+}
+
+static void one_told(void *arg, int code, const char *name) {
+    crowd *c = arg;
+    c->told++;
+    if (code < 0)
+        c->failed++;
+    else
+        snprintf(c->names[c->stored++], BK_MAILDIR_NAME, "%s", name);
+    CHECK((code < 0) == (name == NULL));
+}
+
+/* All are given to the Maildir in one turn of the loop. */
+static int deliver_many(crowd *c, bk_maildir *d, int n) {
+    int started = 0;
+    for (int i = 0; i < n; i++) {
+        snprintf(c->texts[i], sizeof c->texts[i], "message %d\r\n", i);
+        c->parts[i] = part(c->texts[i]);
+        started += bk_maildir_deliver_soon(d, c->loop, &c->parts[i], 1, one_told, c) == 0;
+    }
+    return started;
+}
+
+static void deliver_all(counting_os *os, crowd *c, int n) {
+    bk_maildir *d = NULL;
+    c->loop = loop_over(&os->os);
+    CHECK_INT(bk_maildir_open(&os->os, dir, NULL, &d), 0);
+    CHECK_INT(deliver_many(c, d, n), n);
+    bk_maildir_close(d);
+    while (c->told < n)
+        CHECK_INT(bk_loop_turn(c->loop, BK_SECOND), 0);
+    CHECK_INT(bk_loop_free(c->loop), 0);
+    CHECK_INT(c->told, n);
+    CHECK_INT(files_in("new", NULL), c->stored);
+    CHECK_INT(files_in("tmp", NULL), 0);
+}
+
+static void stores_many_together(void) {
+    counting_os os = counts();
+    crowd c = {0};
+    bool seen[MANY] = {false};
+    setup();
+    deliver_all(&os, &c, MANY);
+    CHECK_INT(c.stored, MANY);
+    for (int i = 0; i < c.stored; i++) {
+        char *text = contents(c.names[i]);
+        int number = -1;
+        CHECK(text != NULL && sscanf(text, "message %d\r\n", &number) == 1);
+        CHECK(number >= 0 && number < MANY && !seen[number]);
+        seen[number] = true;
+        free(text);
+    }
+    /* Two writers may have begun with fewer than there were to come. */
+    CHECK(atomic_load(&os.folder_syncs) <= MANY / 2);
+    CHECK(atomic_load(&os.group_syncs) > 0);
+    CHECK(atomic_load(&os.file_syncs) < MANY / 2);
+    teardown();
+}
+
+static void one_fails_alone(void) {
+    for (int at = 1; at <= MANY; at += 13) {
+        counting_os os = counts();
+        crowd c = {0};
+        os.fails_at = at;
+        setup();
+        deliver_all(&os, &c, MANY);
+        CHECK_INT(c.failed, 1);
+        CHECK_INT(c.stored, MANY - 1);
+        teardown();
+    }
+}
+
+static void syncs_one_by_one_where_it_must(void) {
+    counting_os os = counts();
+    crowd c = {0};
+    os.group_code = -EIO;
+    setup();
+    deliver_all(&os, &c, MANY);
+    CHECK_INT(c.stored, MANY);
+    CHECK(atomic_load(&os.group_syncs) > 0);
+    CHECK_INT(atomic_load(&os.file_syncs), MANY);
+    teardown();
+    counting_os old = counts();
+    crowd c2 = {0};
+    old.os.size = offsetof(bk_os, sync_all); /* made before there was such a call */
+    setup();
+    deliver_all(&old, &c2, MANY);
+    CHECK_INT(c2.stored, MANY);
+    CHECK_INT(atomic_load(&old.group_syncs), 0);
+    CHECK_INT(atomic_load(&old.file_syncs), MANY);
+    teardown();
+}
+
+/* A group on its way when some call fails: each is stored and told as stored, or neither. */
+static void group_with(faults_kind kind) {
+    enum { N = 9 };
+    setup();
+    for (long n = 1; check_failures == 0; n++) {
+        bk_maildir *d = NULL;
+        crowd c = {0};
+        remove_all();
+        CHECK_INT(bk_maildir_open(faults_quiet(&world), dir, NULL, &d), 0);
+        bk_maildir_close(d);
+        CHECK_INT(bk_maildir_open(faults_os(&world), dir, NULL, &d), 0);
+        c.loop = loop_over(faults_os(&world));
+        faults_arm(&world, kind, n);
+        int started = deliver_many(&c, d, N);
+        bk_maildir_close(d);
+        CHECK_INT(bk_loop_free(c.loop), 0);
+        long calls = faults_disarm(&world);
+        CHECK_INT(c.told, started);
+        CHECK_INT(files_in("new", NULL), c.stored);
+        CHECK_INT(faults_leaks(&world, NULL), 0);
+        if (check_failures != 0)
+            printf("# ... when call %ld failed, a %s\n", n, faults_struck(&world));
+        if (calls < n) {
+            CHECK_INT(c.stored, N);
+            break;
+        }
+    }
+    teardown();
+}
+
+static void groups_survive_errors(void) {
+    group_with(FAULTS_ERROR);
+}
+
+static void groups_survive_interruptions(void) {
+    group_with(FAULTS_INTERRUPTED);
+}
+
+static void groups_survive_without_memory(void) {
+    group_with(FAULTS_NO_MEMORY);
+}
+
+typedef struct chain {
+    crowd crowd;
+    bk_maildir *maildir;
+    int left;
+} chain;
+
+/* done() delivers the next, and the last closes the Maildir. */
+static void next_in_chain(void *arg, int code, const char *name) {
+    chain *c = arg;
+    CHECK_INT(code, 0);
+    CHECK(name != NULL);
+    c->crowd.told++;
+    if (--c->left > 0)
+        CHECK_INT(bk_maildir_deliver_soon(c->maildir, c->crowd.loop, NULL, 0, next_in_chain, c), 0);
+    else
+        bk_maildir_close(c->maildir);
+}
+
+static void delivers_from_within_done(void) {
+    chain c = {.left = 10};
+    setup();
+    bk_os *os = faults_os(&world);
+    c.crowd.loop = loop_over(os);
+    CHECK_INT(bk_maildir_open(os, dir, NULL, &c.maildir), 0);
+    CHECK_INT(bk_maildir_deliver_soon(c.maildir, c.crowd.loop, NULL, 0, next_in_chain, &c), 0);
+    CHECK_INT(bk_loop_free(c.crowd.loop), 0); /* which does not end before they have */
+    CHECK_INT(c.crowd.told, 10);
+    CHECK_INT(files_in("new", NULL), 10);
+    teardown();
+}
+
+/* ---- What was left over ---- */
+
+static void leave_behind(const char *name, int hours) {
+    char path[1024];
+    path_of(path, sizeof path, "tmp", name);
+    FILE *f = fopen(path, "w");
+    CHECK(f != NULL);
+    fclose(f);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    now.tv_sec -= hours * 3600L;
+    CHECK_INT(utimensat(AT_FDCWD, path, (struct timespec[]){now, now}, 0), 0);
+}
+
+static void removes_what_was_left_over(void) {
+    bk_maildir *d = NULL;
+    char name[BK_MAILDIR_NAME] = "";
+    setup();
+    CHECK_INT(bk_maildir_open(faults_os(&world), dir, NULL, &d), 0);
+    leave_behind("old", 37);
+    leave_behind("older", 3700);
+    leave_behind("young", 35);
+    CHECK_INT(bk_maildir_clean(d), 0);
+    CHECK_INT(files_in("tmp", name), 1);
+    CHECK_STR(name, "young");
+    leave_behind("young", 37);
+    faults_arm(&world, FAULTS_ERROR, 2); /* file_info: whose age is not known stays */
+    CHECK_INT(bk_maildir_clean(d), 0);
+    faults_disarm(&world);
+    CHECK_INT(files_in("tmp", NULL), 1);
+    faults_arm(&world, FAULTS_ERROR, 1);
+    CHECK(bk_maildir_clean(d) < 0);
+    faults_disarm(&world);
+    CHECK_INT(bk_maildir_clean(NULL), -EINVAL);
+    bk_maildir_close(d);
+    teardown();
+}
+
+static void a_server_removes_what_was_left_over(void) {
+    bk_maildir *d = NULL;
+    setup();
+    CHECK_INT(bk_maildir_open(faults_os(&world), dir, NULL, &d), 0);
+    bk_maildir_close(d);
+    leave_behind("old", 37);
+    bk_loop *loop = loop_over(faults_os(&world));
+    bk_protocol *smtp = NULL;
+    CHECK_INT(bk_smtp_maildir_new(loop, NULL, dir, NULL, NULL, &smtp), 0);
+    bk_machine_protocol_free(smtp);
+    CHECK_INT(bk_loop_free(loop), 0); /* its workers finish what they were given */
+    CHECK_INT(files_in("tmp", NULL), 0);
+    teardown();
+}
+
 /* ---- SMTP into a Maildir, over a stream in memory ---- */
 
 typedef struct client {
@@ -620,15 +888,33 @@ static void checks_its_arguments(void) {
 
 int main(int argc, char **argv) {
     static const check_case cases[] = {
-        CASE(makes_its_folders),           CASE(refuses_what_is_no_folder),
-        CASE(stores_what_it_is_given),     CASE(gives_each_a_name),
-        CASE(undoes_what_fails),           CASE(goes_on_after_interruptions),
-        CASE(finishes_short_writes),       CASE(survives_without_memory),
-        CASE(tells_what_failed),           CASE(delivers_in_a_worker),
-        CASE(finishes_when_the_loop_ends), CASE(receives_mail),
-        CASE(receives_mail_as_it_is),      CASE(asks_the_programs_hooks),
-        CASE(stores_for_one_who_left),     CASE(refuses_what_it_cannot_store),
-        CASE(serves_without_memory),       CASE(serves_when_calls_fail),
+        CASE(makes_its_folders),
+        CASE(refuses_what_is_no_folder),
+        CASE(stores_what_it_is_given),
+        CASE(gives_each_a_name),
+        CASE(undoes_what_fails),
+        CASE(goes_on_after_interruptions),
+        CASE(finishes_short_writes),
+        CASE(survives_without_memory),
+        CASE(tells_what_failed),
+        CASE(delivers_in_a_worker),
+        CASE(stores_many_together),
+        CASE(one_fails_alone),
+        CASE(syncs_one_by_one_where_it_must),
+        CASE(groups_survive_errors),
+        CASE(groups_survive_interruptions),
+        CASE(groups_survive_without_memory),
+        CASE(delivers_from_within_done),
+        CASE(removes_what_was_left_over),
+        CASE(a_server_removes_what_was_left_over),
+        CASE(finishes_when_the_loop_ends),
+        CASE(receives_mail),
+        CASE(receives_mail_as_it_is),
+        CASE(asks_the_programs_hooks),
+        CASE(stores_for_one_who_left),
+        CASE(refuses_what_it_cannot_store),
+        CASE(serves_without_memory),
+        CASE(serves_when_calls_fail),
         CASE(checks_its_arguments),
     };
     return check_main(argc, argv, cases, COUNT(cases));

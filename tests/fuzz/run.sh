@@ -15,7 +15,7 @@ mkdir -p "$build/findings"
 # What was freed is remembered for a while, by default so much of it that it is slow.
 export ASAN_OPTIONS="quarantine_size_mb=16:${ASAN_OPTIONS-}"
 
-for target in hello tls_transport engine endpoint proxy smtp; do
+for target in hello tls_transport engine endpoint proxy smtp smtp_client; do
     program=$build/tests/fuzz/fuzz_$target corpus=$build/corpus/$target log=$build/$target.log
     rm -rf "$corpus" && mkdir -p "$corpus" && cp "$seeds/$target"/* "$corpus/" || exit 1
     # Inputs are short: what is long is slow, and says no more.

@@ -82,6 +82,41 @@ def test_usage_teaches(programs: Callable[[str], Path], name: str) -> None:
     assert "tcp://" in done.stderr and "tls://" in done.stderr and "unix:" in done.stderr
 
 
+# ---- Mail ----
+
+
+def test_mail(programs: Callable[[str], Path], tmp_path: Path) -> None:
+    """What mail_send sends, mail_receive tells of."""
+    letter = tmp_path / "letter"
+    letter.write_bytes(b"Subject: x\n\n.Hello.\n")
+    with running(programs("mail_receive"), "tcp://127.0.0.1:0", cwd=tmp_path) as server:
+        where = f"tcp://127.0.0.1:{listening_port(server)}"
+
+        def send(*words: str | Path) -> tuple[int, str, str]:
+            done = subprocess.run(
+                [programs("mail_send"), *words], check=False, capture_output=True, text=True
+            )
+            return done.returncode, done.stdout, done.stderr
+
+        status, out, _ = send(where, "a@b.example", "c@d.example,nobody@d.example", letter)
+        assert status == 1  # one of them was refused
+        assert out == (
+            "c@d.example: 250 2.0.0 message accepted\n"
+            "nobody@d.example: 550 5.1.1 there is nobody of that name\n"
+        )
+        assert send(where, "", "c@d.example", letter)[0] == 0
+        assert send(where, "a@b\n", "c@d.example", letter)[::2] == (
+            1,
+            "mail_send: Invalid argument\n",
+        )
+        server.terminate()
+        said, _ = server.communicate()
+        assert re.findall("from <(.*)> to <c@d.example>, ", said) == ["a@b.example", ""]
+    assert "refused" in send(where, "", "c@d.example", letter)[2]
+    assert "no such scheme" in send("x://y", "", "c@d.example", letter)[2]
+    assert "usage: mail_send " in send()[2]
+
+
 # ---- The chat ----
 
 

@@ -1,4 +1,5 @@
-"""``becket serve smtp``: receives mail into a Maildir, and tells how to send it some.
+"""``becket serve smtp``: receives mail into a Maildir or another store, and tells how to send it
+some.
 
 Called by becket.commands.serve, and by ``becket demo``.
 """
@@ -10,8 +11,24 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from becket.commands import new_parser, say
+from becket.commands import new_parser, rules, say, stores
 from becket.commands.serving import EPILOG, add_options, make, serve
+
+
+EXAMPLES = """\
+examples:
+  becket serve smtp --memory --web tcp://127.0.0.1:8025 tcp://127.0.0.1:2525
+      what a program sends to port 2525, to look at with a browser
+  becket serve smtp --maildir Maildir --accept example.org 'starttls+tcp://:25?cert=c&key=k'
+      the mail of a domain
+  becket serve smtp --relay tcp://mail.example.org:25 --users users --auth-required \\
+      'tls+tcp://:465?cert=c&key=k'
+      a submission server for those in a file, which `becket passwd NAME users` makes
+  becket serve smtp --lmtp --deliver 'dovecot-lda -d $RECIPIENT' --deliver-each unix:/run/lmtp
+      mail from Postfix, one process for each recipient
+  becket serve smtp --handler app:Handler tcp://127.0.0.1:2525
+      a handler in Python, as docs/mail.md has it
+"""
 
 
 def add(protocols: Any) -> None:
@@ -19,14 +36,18 @@ def add(protocols: Any) -> None:
     parser = new_parser(
         protocols,
         "smtp",
-        "Receives mail into a Maildir.",
-        description="Receive mail by SMTP and store each message as a file in DIR/new. A "
-        "message is acknowledged when it is safely on disk. Ctrl-C ends it.",
-        epilog=EPILOG,
+        "Receives mail.",
+        description="Receive mail by SMTP, and store each message: as a file in DIR/new of a "
+        "Maildir, in an mbox file, or in memory with a web page; or give it to a command or to "
+        "another server. A message is acknowledged when it is safely there. Ctrl-C ends it.",
+        epilog=f"{EXAMPLES}\n{EPILOG}",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--maildir", required=True, metavar="DIR", help="made when it is missing")
+    places = parser.add_mutually_exclusive_group(required=True)
+    places.add_argument("--maildir", metavar="DIR", help="a file each; made when it is missing")
+    stores.add_stores(places, parser)
     add_settings(parser)
+    rules.add_rules(parser)
     # Each message is told of, so connections need not be; a client that idles between two messages
     # is not waited for.
     add_options(parser, log="off", drain=0.0)
@@ -100,7 +121,22 @@ def serve_mail(arguments: argparse.Namespace, announce: Callable[[list[str]], ob
         say(f"becket: mail is stored in {arguments.maildir}/new; Ctrl-C ends this")
 
     settings = {name: getattr(arguments, name) for name in ("maildir", "hostname", "max_message")}
+    if hasattr(arguments, "users"):  # it has not in `becket demo`
+        settings |= rules.core_settings(arguments)
     status = serve(make(arguments, stored=stored, **settings), listening)
+    say(f"becket: ended; {number.value} message{'' if number.value == 1 else 's'} stored")
+    return status
+
+
+def serve_stored(arguments: argparse.Namespace, announce: Callable[[list[str]], object]) -> int:
+    """The same with another store."""
+    number = Counter(shared=arguments.driver.startswith("forks"))
+
+    def told(sender: str, recipients: list[str], size: int, reply: str) -> None:
+        count = f"{number()}: " if reply.startswith("2") else "refused: "
+        say(f"{count}from <{sender}> to {', '.join(recipients)}, {size} bytes: {reply}")
+
+    status = stores.serve_store(arguments, told, announce)
     say(f"becket: ended; {number.value} message{'' if number.value == 1 else 's'} stored")
     return status
 
@@ -110,7 +146,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     def announce(endpoints: list[str]) -> None:
         for endpoint in endpoints:
-            say(f"becket: SMTP at {endpoint}")
-            tell_how_to_send(endpoint)
+            say(f"becket: {'LMTP' if arguments.lmtp else 'SMTP'} at {endpoint}")
+            if not arguments.lmtp:
+                tell_how_to_send(endpoint)
 
+    if arguments.maildir is None:
+        return serve_stored(arguments, announce)
+    stores.check(arguments)
     return serve_mail(arguments, announce)

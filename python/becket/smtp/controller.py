@@ -16,6 +16,7 @@ import asyncio
 import os
 import ssl
 import threading
+import weakref
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class BaseController:
         if server_hostname:
             self.SMTP_kwargs["hostname"] = server_hostname
         self.SMTP_kwargs.setdefault("enable_SMTPUTF8", True)
+        self._clients: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def factory(self) -> Any:
         """The SMTP of a client."""
@@ -85,6 +87,7 @@ class BaseController:
         self.smtpd = self.factory()
         if self.smtpd is None:
             raise RuntimeError("factory() returned None")
+        self._clients.add(self.smtpd)
         return self.smtpd
 
     async def _create_server(self) -> asyncio.AbstractServer:
@@ -136,7 +139,10 @@ class BaseThreadedController(BaseController):
         self.loop.close()
 
     async def _finish(self) -> None:
-        """Tasks that were cancelled end; a server waits for its connections in some Pythons."""
+        """What is under way ends."""
+        for client in list(self._clients):
+            if getattr(client, "transport", None) is not None:
+                client.transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
         if tasks:
             await asyncio.wait(tasks)

@@ -17,6 +17,7 @@ import asyncio
 import binascii
 import inspect
 import logging
+import os
 import ssl
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Iterable
@@ -63,9 +64,7 @@ SYNTAX = {
 }
 
 
-def syntax(
-    text: str, extended: str | None = None, when: str | None = None
-) -> Callable[[_F], _F]:
+def syntax(text: str, extended: str | None = None, when: str | None = None) -> Callable[[_F], _F]:
     """A decorator for ``smtp_…`` methods: what HELP says of the command. *when* names an attribute
     without which HELP does not tell of it."""
 
@@ -126,7 +125,9 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
     ``Server`` makes it without a transport of asyncio's, which is faster.
 
     Sizes are in bytes, times in seconds. What is not aiosmtpd's: *lmtp*; *make_whole*, which makes
-    a CR or LF that stands alone in a message a CRLF, where it is refused otherwise; *max_…*, which
+    a CR or LF that stands alone in a message a CRLF, where it is refused otherwise; *users*, a file
+    of those who may log in, or a ``_becket.SmtpUsers`` (PLAIN, LOGIN, SCRAM-SHA-256; for ``Server``
+    only); *accept*, domains that mail is taken for from those who have not; *max_…*, which
     are limits of the core: recipients of a message, refusals, and commands without mail, until the
     connection is closed, messages of a session, and how long that may last.
 
@@ -158,8 +159,14 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         loop: asyncio.AbstractEventLoop | None = None,
         lmtp: bool = False,
         make_whole: bool = False,
+        users: _becket.SmtpUsers | str | os.PathLike[str] | None = None,
+        accept: Iterable[str] | None = None,
         **limits: int,
     ) -> None:
+        if users is not None and not isinstance(users, _becket.SmtpUsers):
+            users = _becket.SmtpUsers(users)
+        if users is not None and (authenticator is not None or auth_callback is not None):
+            raise TypeError("users: there is an authenticator, too; one of them can decide")
         if proxy_protocol_timeout is not None:
             raise ValueError(
                 "proxy_protocol_timeout: PROXY headers are read at endpoints of becket.smtp.Server, "
@@ -168,6 +175,9 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         if auth_required and not auth_require_tls:
             log.warning("auth_required == True but auth_require_tls == False")
         self.event_handler = handler
+        self.lmtp = lmtp
+        self.users = users
+        self.lmtp = lmtp
         self.hostname = hostname or served.own_hostname()
         self.__ident__ = ident or f"becket {becket.__version__}"
         self.data_size_limit = data_size_limit
@@ -213,6 +223,8 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             self._asks(),
             decode_data,
             enable_SMTPUTF8,
+            users,
+            accept,
         )
         self._set_rules(self._rules, loop)
 
@@ -245,8 +257,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         ehlo = self._hooks.get("EHLO")
         self._ehlo_arguments = 5 if ehlo is None else len(inspect.signature(ehlo).parameters)
         if self._ehlo_arguments not in (4, 5):
-            raise RuntimeError("Unsupported EHLO Hook: its arguments are server, session, "
-                               "envelope, hostname, responses")
+            raise RuntimeError(
+                "Unsupported EHLO Hook: its arguments are server, session, "
+                "envelope, hostname, responses"
+            )
 
     def _find_own_auth(self) -> dict[str, Any] | None:
         """Mechanisms, where any is not the core's."""
@@ -262,11 +276,14 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             self._own_auth is not None
             or self._authenticator is not None
             or self._auth_callback is not None
+            or self.users is not None
         )
 
     def _asks(self) -> int:
         hooks = self._hooks.keys()
-        asks = _ASKS_HELO if {"EHLO", "HELO", "STARTTLS"} & hooks or self._has_auth() else 0
+        asks = 0
+        if {"EHLO", "HELO", "STARTTLS"} & hooks or (self._has_auth() and self.users is None):
+            asks |= _ASKS_HELO
         if self._has_auth() and self._own_auth is None:
             asks |= _ASKS_AUTH
         if "VRFY" in hooks:
@@ -306,8 +323,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
                 return hook(self, session, self.envelope, hostname)
             session.host_name = hostname
             return f"250 {self.hostname}"
-        lines = [line for line in keywords.split("\n") if not line.startswith("AUTH ")]
-        if self._has_auth() and (session.ssl is not None or not self._auth_require_tls):
+        lines = keywords.split("\n")
+        if self.users is None:
+            lines = [line for line in lines if not line.startswith("AUTH ")]
+        if self.users is None and self._has_auth() and (session.ssl is not None or not self._auth_require_tls):
             names = self._own_auth if self._own_auth is not None else {"LOGIN", "PLAIN"}
             offered = " ".join(sorted(set(names) - self._excluded))
             lines += [f"AUTH {offered}"] if offered else []
@@ -409,9 +428,7 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             name: method.__smtp_syntax__
             for name, method in self._commands.items()
             if hasattr(method, "__smtp_syntax__")
-            and (
-                method.__smtp_syntax_when__ is None or getattr(self, method.__smtp_syntax_when__)
-            )
+            and (method.__smtp_syntax_when__ is None or getattr(self, method.__smtp_syntax_when__))
         }
         known.update(SYNTAX)
         if self.tls_context is not None:
@@ -420,8 +437,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return f"250 Syntax: {known[verb]}"
         return f"{'501' if verb else '250'} Supported commands: {' '.join(sorted(known))}"
 
-    def _failed(self, error: Exception) -> Any:
+    def _failed(self, error: BaseException) -> Any:
         """What the client hears of an exception in a hook."""
+        if isinstance(error, asyncio.CancelledError):
+            return "421 4.3.2 the server is ending"
         hook = getattr(self.event_handler, "handle_exception", None)
         if hook is not None:
             return hook(error)
@@ -621,5 +640,10 @@ class Server(becket.Server):
         def core(loop: Any) -> _becket.SmtpServer:
             return _becket.SmtpServer(loop, pattern)
 
-        name = type(handler).__qualname__
-        super().__init__(served.Served("core", name, core=core), *endpoints, **options)
+        what = served.Served(
+            "core",
+            type(handler).__qualname__,
+            core=core,
+            reload=None if pattern.users is None else pattern.users.reload,
+        )
+        super().__init__(what, *endpoints, **options)
