@@ -820,7 +820,7 @@ static void replies_as_told(void) {
     for (int i = 0; i < COUNT(replies); i++) {
         told = replies[i].told;
         (void)codes_of(script);
-        CHECK_STR(strstr(now.said.bytes, "354 ") + 38, replies[i].said);
+        CHECK_STR(strstr(now.said.bytes, "354 ") + 37, replies[i].said);
         served_clear(&now);
     }
     char much[2000] = "250 ";
@@ -828,7 +828,7 @@ static void replies_as_told(void) {
     much[1000] = '\n';
     told = much;
     (void)codes_of(script);
-    const char *first = strstr(now.said.bytes, "354 ") + 38;
+    const char *first = strstr(now.said.bytes, "354 ") + 37;
     CHECK_INT(strcspn(first, "\n"), 511);
     CHECK(strncmp(first + 512, "250 2.0.0 xxx", 13) == 0);
     CHECK_INT(strlen(first), 1024);
