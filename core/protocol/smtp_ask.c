@@ -68,8 +68,7 @@ static void (*const answers[])(bk_smtp_session *s, const char *reply) = {
     [BK_SMTP_ASK_AUTH] = bk_smtp_auth_answered, [BK_SMTP_ASK_MAIL] = answer_mail,
     [BK_SMTP_ASK_RCPT] = answer_rcpt,           [BK_SMTP_ASK_DATA] = answer_data,
     [BK_SMTP_ASK_CHUNK] = bk_smtp_data_taken,   [BK_SMTP_ASK_MESSAGE] = answer_message,
-    [BK_SMTP_ASK_VRFY] = answer_vrfy,
-    [BK_SMTP_ASK_COMMAND] = bk_smtp_command_answered,
+    [BK_SMTP_ASK_VRFY] = answer_vrfy,           [BK_SMTP_ASK_COMMAND] = bk_smtp_command_answered,
 };
 
 static void call_hook(bk_smtp_session *s, bk_smtp_question question) {
