@@ -54,7 +54,8 @@ typedef struct bk_smtp_recipient {
 } bk_smtp_recipient;
 
 /* A message with its envelope. Received ones are the hook's that they are given to; ones to send
-   are made by the functions below, and the client's from bk_smtp_client_send() on. */
+   are made by the functions below, and the client's from bk_smtp_client_send() on. Each text is a
+   block of os's memory, which goes with the message. */
 typedef struct bk_smtp_message {
     bk_os *os;
     char *sender; /* without < >; empty: a notification, which nobody will answer */
@@ -139,7 +140,9 @@ typedef struct bk_smtp_config {
     /* HELO, EHLO or LHLO; see bk_smtp_helo(). NULL: the usual reply; 250 with text of one's own
        replaces it, line by line (bk_smtp_keywords() has the usual lines). */
     void (*helo)(void *context, bk_smtp_session *s);
-    /* NULL here: AUTH is not offered. NULL: 235. */
+    /* NULL here: AUTH is not offered. NULL: 235. With SCRAM the answer is bk_smtp_answer_secret(),
+       or a refusal: nobody knows yet who it is. The login name is `user`; that he may act as
+       `authorize` is the hook's to say. */
     void (*auth)(void *context, bk_smtp_session *s, const bk_smtp_login *login);
     /* NULL: 250. The envelope holds what has been accepted up to now, and this sender. */
     void (*mail)(void *context, bk_smtp_session *s, const bk_smtp_message *envelope);

@@ -5,6 +5,7 @@
 
 #include "core/os/os.h"
 #include "core/protocol/base64.h"
+#include "core/protocol/limits.h"
 
 #include <stdio.h>
 
@@ -94,11 +95,11 @@ int bk_scram_begin(bk_scram *s, const char *message, size_t n, char *ret_user,
 
 /* ---- server-first ---- */
 
-/* For whoever is not there: always the same, as if he were. */
+/* For whoever is not there: always the same, and as bk_secret_make() makes them. */
 static void decoy_make(bk_scram *s, const char *user, const unsigned char decoy[BK_SHA256_SIZE]) {
     unsigned char salt[BK_SHA256_SIZE];
     bk_hmac_sha256(decoy, BK_SHA256_SIZE, user, strlen(user), salt);
-    s->secret = (bk_secret){.iterations = BK_SCRAM_ITERATIONS, .salt_size = BK_SCRAM_SALT};
+    s->secret = (bk_secret){.iterations = BK_SECRET_ITERATIONS, .salt_size = BK_SCRAM_SALT};
     memcpy(s->secret.salt, salt, BK_SCRAM_SALT);
 }
 

@@ -10,7 +10,6 @@
 #include "core/protocol/sha256.h"
 
 enum {
-    BK_SCRAM_ITERATIONS = 10000, /* where none are said; RFC 7677 asks for 4096 at least */
     BK_SCRAM_SALT = 16,
     BK_SCRAM_MESSAGE_MAX = 1024, /* names are short, nonces shorter */
 };

@@ -1,7 +1,8 @@
 /*
- * smtp_session.h: what the parts of the SMTP server share, and who does what: smtp_server.c takes
- * lines and runs commands, smtp_auth.c AUTH, smtp_envelope.c MAIL and RCPT, smtp_data.c messages,
- * smtp_ask.c asks the program's hooks and takes their answers, smtp_reply.c makes replies.
+ * smtp_session.h: what the parts of the SMTP server share, and who does what: smtp_server.c is
+ * the machine, smtp_command.c takes lines and runs commands, smtp_auth.c AUTH, smtp_envelope.c MAIL
+ * and RCPT, smtp_data.c messages, smtp_ask.c asks the program's hooks and takes their answers,
+ * smtp_reply.c makes replies.
  */
 #ifndef BK_SMTP_SESSION_H
 #define BK_SMTP_SESSION_H
@@ -97,9 +98,14 @@ struct bk_smtp_session {
 
 /* ---- smtp_server.c ---- */
 
+void bk_smtp_session_free(bk_smtp_session *s);
+
+/* ---- smtp_command.c ---- */
+
+/* Take up to the end of a command, or all there is. */
+size_t bk_smtp_line_receive(bk_smtp_session *s, const char *data, size_t n);
 /* End the transaction; reset() is told. */
 void bk_smtp_reset(bk_smtp_session *s);
-void bk_smtp_session_free(bk_smtp_session *s);
 /* The greeting, and the reply to HELO and the like, when nobody has another. */
 void bk_smtp_greet(bk_smtp_session *s);
 void bk_smtp_helo_reply(bk_smtp_session *s);

@@ -724,6 +724,153 @@ static void refuses_to_log_in(void) {
     CODES(HI "AUTH PLAIN\r\n", "250 502 ");
 }
 
+/* ---- What hooks may say ---- */
+
+static const char *told;
+
+static void tell(void *context, bk_smtp_session *s) {
+    served_connect(context, s); /* which has answered: what follows is for nobody */
+    bk_smtp_answer(s, told);
+}
+
+static void tell_connect(void *context, bk_smtp_session *s) {
+    ((served *)context)->connects++;
+    CHECK_STR(bk_smtp_helo(s), "");
+    bk_smtp_answer(s, told);
+}
+
+static void tell_helo(void *context, bk_smtp_session *s) {
+    (void)context;
+    CHECK_STR(bk_smtp_helo(s), "c");
+    bk_smtp_answer(s, told);
+}
+
+static void tell_message(void *context, bk_smtp_session *s, bk_smtp_message *message) {
+    (void)context;
+    bk_smtp_message_free(message);
+    bk_smtp_answer(s, told);
+}
+
+#define SAYS(script, want)                                                                         \
+    do {                                                                                           \
+        (void)codes_of(script);                                                                    \
+        CHECK_STR(now.said.bytes, want);                                                           \
+        served_clear(&now);                                                                        \
+    } while (0)
+
+static void greets_as_told(void) {
+    setup(0);
+    config.connect = tell_connect;
+    told = "220 here I am\nat last";
+    SAYS("QUIT\r\n", "220-here I am\r\n220 at last\r\n221 2.0.0 bye\r\n");
+    told = "554 no mail here";
+    SAYS("QUIT\r\n", "554 no mail here\r\n");
+    CHECK(now.closed);
+    told = "421 later";
+    SAYS("QUIT\r\n", "421 later\r\n");
+    told = "what?";
+    SAYS("QUIT\r\n", "451 4.3.0 local error\r\n");
+    told = "250 what?";
+    SAYS("", "220 mx.test ESMTP becket\r\n");
+    config.connect = tell; /* an answer too many is none */
+    SAYS("", "220 mx.test ESMTP becket\r\n");
+}
+
+static void says_helo_as_told(void) {
+    setup(0);
+    config.helo = tell_helo;
+    told = "250 me\nSIZE 1\nXFOO";
+    SAYS("EHLO c\r\n", "220 mx.test ESMTP becket\r\n250-me\r\n250-SIZE 1\r\n250 XFOO\r\n");
+    told = "550 not you";
+    SAYS("EHLO c\r\nMAIL FROM:<>\r\n", "220 mx.test ESMTP becket\r\n550 5.0.0 not you\r\n"
+                                       "503 5.5.1 HELO or EHLO first\r\n");
+    bk_machine *m = begin(bk_os_default());
+    told = NULL;
+    served_feed(&now, m, "EHLO c\r\n", 8);
+    CHECK_STR(bk_smtp_keywords((bk_smtp_session *)m),
+              "mx.test\nPIPELINING\nSIZE 5000\n8BITMIME\nSMTPUTF8\nCHUNKING\nBINARYMIME\nDSN\n"
+              "ENHANCEDSTATUSCODES");
+    CHECK(bk_smtp_extended((bk_smtp_session *)m) && !bk_smtp_secure((bk_smtp_session *)m));
+    bk_smtp_set_user((bk_smtp_session *)m, &now);
+    CHECK(bk_smtp_user((bk_smtp_session *)m) == &now);
+    CHECK(bk_smtp_machine((bk_smtp_session *)m) == m);
+    finish(m);
+    served_clear(&now);
+}
+
+/* Whatever a hook says, whole lines of a reply go out, and each within its 512 bytes. */
+static void replies_as_told(void) {
+    static const struct {
+        const char *told, *said;
+    } replies[] = {
+        {"250 one\ntwo", "250-2.0.0 one\r\n250 2.0.0 two\r\n"},
+        {"250 2.1.5 one\r\ntwo\n", "250-2.1.5 one\r\n250-2.1.5 two\r\n250 2.1.5 \r\n"},
+        {"550 5.7.1 no\x01\x7f\xc3\xa4", "550 5.7.1 no????\r\n"},
+        {"550 ", "550 5.0.0 \r\n"},
+        {"550", "451 4.3.0 local error\r\n"},
+        {"354 go", "451 4.3.0 local error\r\n"},
+        {"299 x", "451 4.3.0 local error\r\n"},
+        {"250-x", "451 4.3.0 local error\r\n"},
+        {"\n", "451 4.3.0 local error\r\n"},
+        {"250 4.0.0 x", "250 2.0.0 4.0.0 x\r\n"},
+    };
+    static const char script[] = "HELO c\r\n" FROM TO DATA ".\r\n";
+    setup(0);
+    config.message = tell_message;
+    for (int i = 0; i < COUNT(replies); i++) {
+        told = replies[i].told;
+        (void)codes_of(script);
+        CHECK_STR(strstr(now.said.bytes, "354 ") + 37, replies[i].said);
+        served_clear(&now);
+    }
+    char much[2000] = "250 ";
+    memset(much + 4, 'x', sizeof much - 5);
+    much[1000] = '\n';
+    told = much;
+    (void)codes_of(script);
+    const char *first = strstr(now.said.bytes, "354 ") + 37;
+    CHECK_INT(strcspn(first, "\n"), 511);
+    CHECK(strncmp(first + 512, "250 2.0.0 xxx", 13) == 0);
+    CHECK_INT(strlen(first), 1024);
+    served_clear(&now);
+}
+
+static void makes_messages(void) {
+    static const char *const wrong[] = {"a b@c",   "a@b>",   "<a@b>", "a\r@b", "a\n@b",
+                                        "a@b\r\n", "@x:a@b", "a@",    "a@b c", "\"a@b",
+                                        "a@b@c",   "\377@b", "a@b.",  " a@b"};
+    char much[400], local[80] = "";
+    bk_smtp_message *m = NULL;
+    memset(much, 'x', sizeof much - 1);
+    much[sizeof much - 1] = '\0';
+    snprintf(local, sizeof local, "%.65s@b", much);
+    for (int i = 0; i < COUNT(wrong); i++)
+        CHECK_INT(bk_smtp_message_new(bk_os_default(), wrong[i], &m), -EINVAL);
+    CHECK_INT(bk_smtp_message_new(bk_os_default(), much, &m), -EINVAL);
+    CHECK_INT(bk_smtp_message_new(bk_os_default(), local, &m), -EINVAL);
+    CHECK_INT(bk_smtp_message_new(NULL, "a@b", &m), -EINVAL);
+    CHECK_INT(bk_smtp_message_new(bk_os_default(), NULL, &m), -EINVAL);
+    CHECK(m == NULL);
+    CHECK_INT(bk_smtp_message_new(bk_os_default(), "", &m), 0);
+    CHECK_INT(bk_smtp_message_to(m, ""), -EINVAL);
+    CHECK_INT(bk_smtp_message_to(m, "a@b\n"), -EINVAL);
+    for (int i = 0; i < 9; i++)
+        CHECK_INT(bk_smtp_message_to(m, "\"a b\"@[127.0.0.1]"), 0);
+    CHECK_INT(m->recipient_count, 9);
+    CHECK_STR(m->recipients[8].address, "\"a b\"@[127.0.0.1]");
+    CHECK_STR(m->recipients[8].options, "");
+    CHECK_INT(m->utf8, 0);
+    CHECK_INT(bk_smtp_message_to(m, "\303\244@b"), 0);
+    CHECK_INT(m->utf8, 1);
+    CHECK_INT(bk_smtp_message_add(m, NULL, 1), -EINVAL);
+    CHECK_INT(bk_smtp_message_add(NULL, "x", 1), -EINVAL);
+    CHECK_INT(bk_smtp_message_add(m, "x\r\n", 3), 0);
+    CHECK_INT(bk_smtp_message_add(m, much, sizeof much - 1), 0);
+    CHECK_INT(m->size, 3 + sizeof much - 1);
+    bk_smtp_message_free(m);
+    bk_smtp_message_free(NULL);
+}
+
 /* ---- Without memory; and when the connection goes ---- */
 
 static const char everything[] = HI
@@ -798,20 +945,20 @@ static void tells_of_resets(void) {
     static const struct {
         const char *script;
         int resets;
-    } told[] = {{HI, 0},
-                {HI FROM, 1},
-                {HI FROM "RSET\r\n", 1},
-                {HI FROM HI, 1},
-                {HI "RSET\r\n", 0},
-                {HI FROM TO DATA ".\r\n", 0},
-                {HI FROM TO DATA "\n\r\n.\r\n", 1},
-                {HI FROM TO "BDAT 1\r\n\n", 1},
-                {HI "MAIL FROM:<spam@b>\r\n", 0},
-                {HI FROM "QUIT\r\n", 1}};
+    } ends_so[] = {{HI, 0},
+                   {HI FROM, 1},
+                   {HI FROM "RSET\r\n", 1},
+                   {HI FROM HI, 1},
+                   {HI "RSET\r\n", 0},
+                   {HI FROM TO DATA ".\r\n", 0},
+                   {HI FROM TO DATA "\n\r\n.\r\n", 1},
+                   {HI FROM TO "BDAT 1\r\n\n", 1},
+                   {HI "MAIL FROM:<spam@b>\r\n", 0},
+                   {HI FROM "QUIT\r\n", 1}};
     setup(0);
-    for (int i = 0; i < COUNT(told); i++) {
-        (void)codes_of(told[i].script);
-        CHECK_INT(now.resets, told[i].resets);
+    for (int i = 0; i < COUNT(ends_so); i++) {
+        (void)codes_of(ends_so[i].script);
+        CHECK_INT(now.resets, ends_so[i].resets);
         served_clear(&now);
     }
 }
@@ -833,6 +980,10 @@ int main(int argc, char **argv) {
         CASE(traces_how_it_came),
         CASE(logs_in_by_scram),
         CASE(refuses_to_log_in),
+        CASE(greets_as_told),
+        CASE(says_helo_as_told),
+        CASE(replies_as_told),
+        CASE(makes_messages),
         CASE(survives_without_memory),
         CASE(goes_while_a_hook_is_asked),
         CASE(tells_of_resets),
