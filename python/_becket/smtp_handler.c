@@ -191,6 +191,20 @@ static PyObject *stream_tls(bk_stream *s) {
                          "server_hostname", name);
 }
 
+/* Who a PROXY header says it is, if there was one. */
+static int session_proxy(SmtpConnectionObject *c, SmtpSessionObject *session, bk_stream *s) {
+    struct sockaddr_storage proxy, local;
+    size_t size = sizeof proxy, local_size = sizeof local;
+    if (bk_stream_query(s, BK_QUERY_PROXY_PEER, &proxy, &size) < 0)
+        return 0;
+    if (bk_stream_query(s, BK_QUERY_LOCAL, &local, &local_size) < 0)
+        local_size = 0;
+    session->proxy_data =
+        call_own(c, "_proxy", "(ONN)", session->peer, address_to_python(&local, local_size),
+                 address_to_python(&proxy, size));
+    return session->proxy_data == NULL ? -1 : 0;
+}
+
 static int session_describe(SmtpConnectionObject *c, SmtpSessionObject *session) {
     bk_stream *stream =
         c->machine != NULL || c->gone ? NULL : bk_smtp_machine(c->core)->runner_state;
@@ -201,7 +215,7 @@ static int session_describe(SmtpConnectionObject *c, SmtpSessionObject *session)
         session->peer = PyObject_CallMethod(c->transport, "get_extra_info", "s", "peername");
     else
         session->peer = stream == NULL ? Py_NewRef(Py_None) : stream_peer(stream);
-    if (session->peer == NULL)
+    if (session->peer == NULL || (stream != NULL && session_proxy(c, session, stream) < 0))
         return -1;
     if (c->secure && c->machine != NULL)
         session->ssl = call_own(c, "_tls_info", "()");
