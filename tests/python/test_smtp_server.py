@@ -27,6 +27,12 @@ import becket.smtp.controller
 import becket.smtp.handlers
 import becket.smtp.smtp
 
+# aiosmtpd leaves the writers of its connections to the collector, which Python 3.13 tells of.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <function StreamWriter.__del__:"
+    "pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <StreamWriter:ResourceWarning",
+)
 KINDS = ("aiosmtpd", "controller", "asyncio", "server")
 OURS = KINDS[1:]
 
