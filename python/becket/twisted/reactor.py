@@ -17,6 +17,7 @@ from twisted.internet import error, process
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.internet.main import installReactor
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -145,7 +146,8 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
     def crash(self) -> None:
         """End run() at once."""
         PosixReactorBase.crash(self)
-        self._becket.stop()
+        if self._becket.is_running():  # else it would end the next run
+            self._becket.stop()
 
     # Twisted before 23 asks the first, later ones the second.
 
@@ -252,3 +254,8 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
         if addressFamily == socket.AF_UNIX:
             return unix.Server._fromConnectedSocket(fileDescriptor, factory, self)
         return tcp.Server._fromConnectedSocket(fileDescriptor, addressFamily, factory, self)
+
+
+def install(loop: becket.EventLoop | None = None) -> None:
+    """becket.twisted.install(): here too, as in the modules of Twisted's reactors."""
+    installReactor(BecketReactor(loop))
