@@ -76,14 +76,17 @@ class _ChildSignals:
     def _came(self, *_ignored: object) -> None:
         self._reactor.callFromThread(process.reapAllProcesses)
 
+
 @implementer(IReactorFDSet)
-class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
+class BecketReactor(AsyncioSelectorReactor):
     """A Twisted reactor whose transfer is one unit in C.
 
     *loop*, a becket.EventLoop, is shared with asyncio's code: both run at once. Without one it is
     that of the running thread, or a new one; ValueError: it is closed. It is the reactor of
     ``becket.twisted.install()``. Not thread-safe, but for callFromThread().
     """
+
+    _justStopped: bool
 
     def __init__(self, loop: becket.EventLoop | None = None) -> None:
         loop = _loop_to_share() if loop is None else loop
@@ -178,18 +181,21 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
 
     def getReaders(self) -> list[Any]:
         """All that is read from, connections too."""
-        return super().getReaders() + [s for s in self._streams() if s._is_reading()]
+        readers: list[Any] = super().getReaders()
+        return readers + [s for s in self._streams() if s._is_reading()]
 
     def getWriters(self) -> list[Any]:
         """All that waits to be written to, connections too."""
-        return super().getWriters() + [s for s in self._streams() if s._is_writing()]
+        writers: list[Any] = super().getWriters()
+        return writers + [s for s in self._streams() if s._is_writing()]
 
     def removeAll(self) -> list[Any]:
         """Watch nothing any more; returns what was watched."""
         streams = [s for s in self._streams() if s._is_reading() or s._is_writing()]
         for stream in streams:
             stream.stopReading()
-        return super().removeAll() + streams
+        others: list[Any] = super().removeAll()
+        return others + streams
 
     def _streams(self) -> list[Any]:
         return [s for s in self._becket._wires() if s.reactor.__dict__ is self.__dict__]

@@ -30,10 +30,7 @@ def _functions() -> tuple[int, ...] | None:
         return None
 
 
-_Base = twisted_tls.BufferingTLSTransport
-
-
-class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
+class Protocol(_becket.Seal, twisted_tls.BufferingTLSTransport):
     """TLS on a transport, whose data goes through C once the handshake is over."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +60,7 @@ class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
             addresses = [int(ffi.cast("intptr_t", part)) for part in parts]
         except (ImportError, AttributeError, TypeError):
             return
-        self._adopt(connection, *addresses, functions)
+        self._adopt(connection, *addresses, functions)  # type: ignore[call-arg, arg-type]
 
     # ---- Called by the C half ----
 
@@ -96,7 +93,7 @@ class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
             self._tlsShutdownFinished(Failure())
 
 
-class Factory(twisted_tls.TLSMemoryBIOFactory):  # type: ignore[misc]
+class Factory(twisted_tls.TLSMemoryBIOFactory):
     """Makes TLS on a transport of what a factory makes."""
 
     protocol = Protocol

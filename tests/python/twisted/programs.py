@@ -1,7 +1,7 @@
-"""Programs that people run on Twisted, each on the reactor that is asked for: `programs.py becket web`.
+"""Programs that people run on Twisted, on the reactor that is asked for: `programs.py becket web`.
 
-A server prints its port, and ends when its standard input does; a client prints what it got. Started
-by test_programs.py.
+A server prints its port, and ends when its standard input does; a client prints what it got.
+Started by test_programs.py.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def scrapy() -> None:
 
     class Pages(Spider):  # type: ignore[misc]
         name = "pages"
-        start_urls = [os.environ["SITE"]]
+        start_urls = (os.environ["SITE"],)
 
         async def parse(self, response: Any) -> Any:
             import asyncio

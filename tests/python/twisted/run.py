@@ -1,4 +1,4 @@
-"""Runs modules of Twisted's own tests on one reactor: `run.py becket REPORT twisted.internet.test.test_tcp …`.
+"""Runs modules of Twisted's own tests on one reactor: `run.py becket REPORT MODULE…`.
 
 The reactor is that of the process, and the only one that Twisted's ReactorBuilder makes its tests
 for. What became of each test goes to the file REPORT, a line of JSON for each, under a name that is
@@ -120,9 +120,8 @@ def main(reactor: str, report: str, *modules: str) -> None:
     faulthandler.enable()
     sys.modules["run"] = sys.modules["__main__"]
     install(reactor)
-    from twisted.trial.runner import TestLoader, TrialSuite
-
     from twisted.internet.test.test_fdset import ReactorFDSetTestsBuilder
+    from twisted.trial.runner import TestLoader, TrialSuite
 
     # That one waits for what neither reactor does: see not_applicable.txt.
     ReactorFDSetTestsBuilder.test_lostFileDescriptor.timeout = 2

@@ -4,6 +4,7 @@ of what is in C, and what of it is chosen by whom."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 from twisted.internet import defer, error, interfaces, protocol
-from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 from twisted.protocols import tls as twisted_tls
 from twisted.python import log
@@ -330,7 +331,10 @@ def test_installing() -> None:
 
 
 def test_plugins_are_found() -> None:
-    text = "from twisted.application.reactors import getReactorTypes as g; print([r.shortName for r in g()])"
+    text = (
+        "from twisted.application.reactors import getReactorTypes\n"
+        "print([reactor.shortName for reactor in getReactorTypes()])"
+    )
     assert "'becket'" in program(text)
 
 
@@ -385,7 +389,10 @@ def test_only_bytes_are_sent(reactor: Any, wrong: Any) -> None:
     @defer.inlineCallbacks
     def start() -> Any:
         server, client = yield pair(reactor)
-        for call, what in ((client.transport.write, wrong), (client.transport.writeSequence, [wrong])):
+        for call, what in (
+            (client.transport.write, wrong),
+            (client.transport.writeSequence, [wrong]),
+        ):
             with pytest.raises(TypeError, match="bytes"):
                 call(what)
         with pytest.raises(TypeError):
@@ -478,9 +485,7 @@ def test_a_producer_is_paused_and_resumed(reactor: Any) -> None:
 def test_connections_that_are_forgotten_with_their_loop() -> None:
     loop = becket.EventLoop()
     reactor = BecketReactor(loop)
-    server, _ = run(reactor, lambda: pair(reactor))
-    gone = weakref.ref(server)
-    del server, _
+    gone = weakref.ref(run(reactor, functools.partial(pair, reactor))[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of sockets that nobody closed
         loop.close()
@@ -590,6 +595,26 @@ def test_tls_of_others_is_left_alone() -> None:
         tls.use_c(factory)
         assert factory.protocol is Chosen
     tls.use_c(protocol.Factory())
+
+
+def test_tls_that_endpoints_wrap(reactor: Any, certificate: Any) -> None:
+    client = Recorder()
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        factory = protocol.Factory.forProtocol(Echo)
+        port = reactor.listenSSL(0, factory, certificate.options(), interface="127.0.0.1")
+        plain = clientFromString(reactor, f"tcp:127.0.0.1:{port.getHost().port}")
+        yield wrapClientTLS(CertificateOptions(), plain).connect(one(client))
+        client.transport.write(b"x")
+        yield client.read(1)
+        adopted = client.transport._adopted
+        client.transport.loseConnection()
+        yield client.lost
+        yield port.stopListening()
+        return adopted
+
+    assert run(reactor, start)
 
 
 def test_what_is_not_tls_any_more(reactor: Any, certificate: Any) -> None:

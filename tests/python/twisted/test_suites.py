@@ -1,8 +1,8 @@
 """Twisted's own tests, as they come with it, on becket's reactor: each is to end as it does with
 Twisted's epoll reactor, a test that skips there as one that skips here, by name.
 
-Each suite is run in two processes, one for each reactor, by run.py. not_applicable.txt has the tests
-that end otherwise, and why; a line there that no test needs fails.
+Each suite is run in two processes, one for each reactor, by run.py. not_applicable.txt has the
+tests that end otherwise, and why; a line there that no test needs fails.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ SUITES = {
     "tcp": TCP,
     "tls": TLS,
     "protocols": ["twisted.protocols.test.test_basic", "twisted.test.test_policies"],
-    "web": ["twisted.web.test.test_http", "twisted.web.test.test_web", "twisted.web.test.test_wsgi"],
+    "web": [
+        "twisted.web.test.test_http",
+        "twisted.web.test.test_web",
+        "twisted.web.test.test_wsgi",
+    ],
     "mail": ["twisted.mail.test.test_smtp", "twisted.mail.test.test_pop3"],
     "names": ["twisted.names"],
     "words": ["twisted.words.test.test_irc"],
