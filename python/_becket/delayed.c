@@ -26,7 +26,7 @@ typedef struct DelayedCallObject {
     PyObject *creator, *repr;   /* for Twisted's __repr__(): None, as without DelayedCall.debug */
     PyObject *func, *args, *kw; /* NULL: called, or cancelled */
     PyObject *seconds;          /* NULL: the wall clock itself */
-    double time, delayed;       /* seconds since the epoch; and what is to be added when it is due */
+    double time, delayed; /* seconds since the epoch; and what is to be added when it is due */
     int cancelled, called;
     bk_timer timer;
 } DelayedCallObject;

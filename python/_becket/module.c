@@ -154,8 +154,7 @@ static int add_types(PyObject *module, module_state *state) {
                    state->our_reader && state->our_reader_protocol && state->done &&
                    state->gate_type && state->hand_type && state->away_type && state->echo_type &&
                    state->delayed_type && add_plain(module, &timers_spec) == 0 &&
-                   add_plain(module, &wire_spec) == 0 &&
-                   add_plain(module, &seal_spec) == 0
+                   add_plain(module, &wire_spec) == 0 && add_plain(module, &seal_spec) == 0
                ? 0
                : -1;
 }
