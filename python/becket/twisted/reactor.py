@@ -155,7 +155,9 @@ class BecketReactor(AsyncioSelectorReactor):
     # Twisted before 23 asks the first, later ones the second.
 
     def _handleSignals(self) -> None:
-        ReactorBase._handleSignals(self)
+        from twisted.internet.base import _SignalReactorMixin
+
+        _SignalReactorMixin._handleSignals(self)
         self._children.install()
 
     def _signalsFactory(self) -> Any:

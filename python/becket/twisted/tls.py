@@ -30,7 +30,11 @@ def _functions() -> tuple[int, ...] | None:
         return None
 
 
-class Protocol(_becket.Seal, twisted_tls.BufferingTLSTransport):
+# What Twisted makes by itself; old versions know no other than the latter.
+_Base: Any = getattr(twisted_tls, "BufferingTLSTransport", twisted_tls.TLSMemoryBIOProtocol)
+
+
+class Protocol(_becket.Seal, _Base):
     """TLS on a transport, whose data goes through C once the handshake is over."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

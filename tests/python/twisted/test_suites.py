@@ -62,9 +62,9 @@ SUITES = {
         "twisted.web.test.test_wsgi",
     ],
     "mail": ["twisted.mail.test.test_smtp", "twisted.mail.test.test_pop3"],
-    "names": ["twisted.names"],
+    "names": ["twisted.names.test.test_names", "twisted.names.test.test_server"],
     "words": ["twisted.words.test.test_irc"],
-    "conch": ["twisted.conch.test.test_ssh", "twisted.conch.test.test_conch"],
+    "conch": ["twisted.conch.test.test_ssh", "twisted.conch.test.test_forwarding"],
 }
 # Whole packages: for who has the time.
 LARGE = ["internet", "protocols", "web", "mail", "conch", "names", "words"]
