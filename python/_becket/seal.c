@@ -166,6 +166,12 @@ static PyObject *seal_adopt(SealObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* _release(): the connection is over. It refers to the protocol, and is large. */
+static PyObject *seal_release(SealObject *self, PyObject *Py_UNUSED(ignored)) {
+    Py_CLEAR(self->connection);
+    Py_RETURN_NONE;
+}
+
 static int seal_traverse(SealObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->connection);
@@ -199,6 +205,7 @@ static PyObject *seal_get_adopted(SealObject *self, void *Py_UNUSED(closure)) {
 
 static PyMethodDef seal_methods[] = {
     {"_adopt", (PyCFunction)seal_adopt, METH_VARARGS, NULL},
+    {"_release", (PyCFunction)seal_release, METH_NOARGS, NULL},
     {"_write", (PyCFunction)seal_write_on, METH_O, NULL},
     {"dataReceived", (PyCFunction)seal_data_received, METH_O,
      "dataReceived(data)\n\nOpen what the transport has received, and hand it on."},

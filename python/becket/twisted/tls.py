@@ -51,6 +51,11 @@ class Protocol(_becket.Seal, _Base):
         """Seal an iterable of bytes, and send them."""
         self.write(b"".join(iovec))
 
+    def connectionLost(self, reason: Any) -> None:
+        """The transport is gone."""
+        super().connectionLost(reason)
+        self._release()
+
     def _adopt_connection(self) -> None:
         """From the end of the handshake on, the C half does the rest."""
         functions = _functions()
