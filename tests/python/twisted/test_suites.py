@@ -126,12 +126,23 @@ def judge(theirs: Ends, ours: Ends, texts: dict[str, str], entries: dict[str, st
     return wrong
 
 
+def run_and_read(names: list[str], folder: Path) -> tuple[Ends, Ends, dict[str, str]]:
+    run_both(names, folder)
+    theirs, _ = read_report(folder / "epoll.json")
+    return theirs, *read_report(folder / "becket.json")
+
+
 @pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(suite: str, tmp_path: Path) -> None:
-    run_both(SUITES[suite], tmp_path)
-    theirs, _ = read_report(tmp_path / "epoll.json")
-    ours, texts = read_report(tmp_path / "becket.json")
+    theirs, ours, texts = run_and_read(SUITES[suite], tmp_path)
+    # Many of Twisted's tests go by the clock, and two run at once: what differs is run again.
+    differ = [test for test in theirs if theirs[test] != ours.get(test) and test not in ENTRIES]
+    if differ:
+        (tmp_path / "again").mkdir()
+        again = run_and_read(differ, tmp_path / "again")
+        for first, second in zip((theirs, ours, texts), again, strict=True):
+            first.update(second)
     counts = {end: list(ours.values()).count(end) for end in sorted(set(ours.values()))}
     print(f"{suite}: {counts}")
     assert "passed" in counts, "nothing ran"
