@@ -93,10 +93,12 @@ test-sanitize: $(VENV)/.package $(VENV)/.extra-test ## C and Python tests under 
 FUZZ_OPTIONS = -Dfuzz=true -Dtests=false -Ddefault_library=static -Db_lundef=false \
 	-Db_sanitize=address,undefined -Dwerror=$(WERROR)
 
-soak: $(VENV)/.package ## 200,000 connections, plain and TLS: nothing of them may stay behind
+soak: $(VENV)/.package $(VENV)/.extra-twisted ## 200,000 connections, plain and TLS: nothing of them may stay behind
 	$(BIN)/python tests/soak/soak.py $(ARGS)
 	$(BIN)/python tests/soak/soak.py --kind streams $(ARGS)
 	$(BIN)/python tests/soak/soak.py --tls $(ARGS)
+	$(BIN)/python tests/soak/soak.py --kind twisted $(ARGS)
+	$(BIN)/python tests/soak/soak.py --kind twisted --tls $(ARGS)
 
 fuzz: $(VENV)/.build ## Fuzz TLS with clang, each target for FUZZ_SECONDS
 	@tests/packages.sh fuzz

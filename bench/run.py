@@ -81,9 +81,7 @@ class Cell:
         if self.transport == "tls" and peer.name == peers.TLS_FLOOR:
             return True  # beside the Python libraries too, as all are compared with it
         if self.kind in ("python", "all"):
-            usual = (
-                peer.plays(peer.usual_kind, self.transport) and peer.usual_kind != "twisted"
-            )
+            usual = peer.plays(peer.usual_kind, self.transport) and peer.usual_kind != "twisted"
             return usual and (not peer.in_c or (self.kind == "all" and peer.name == "becket"))
         return peer.plays(self.kind, self.transport)
 

@@ -1,4 +1,4 @@
-"""Calls that a reactor of Twisted's is asked to make, each second; bench/run.py runs it once for each.
+"""Calls that a reactor of Twisted's is asked to make, each second, for bench/run.py.
 
 callLater       a call is asked for and cancelled, a thousand in each turn: as time-outs are
 callFromThread  a thread brings a thousand calls, and waits until the last was made

@@ -353,7 +353,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, udp:…, unix:PATH or tls:…?PEM")
     parser.add_argument("--library", required=True, choices=sorted(KINDS))
-    parser.add_argument("--kind", required=True, choices=["protocol", "buffered", "streams", "twisted"])
+    parser.add_argument(
+        "--kind", required=True, choices=["protocol", "buffered", "streams", "twisted"]
+    )
     options = parser.parse_args()
     if options.kind not in KINDS[options.library]:
         parser.error(f"{options.library} has no kind {options.kind}, only {KINDS[options.library]}")

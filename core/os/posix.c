@@ -772,10 +772,8 @@ static ssize_t posix_recv_fds(bk_os *os, int fd, void *room, size_t n, int *ret_
         char bytes[CMSG_SPACE(FDS_AT_ONCE * sizeof(int))];
     } control;
     struct iovec v = {room, n};
-    struct msghdr header = {.msg_iov = &v,
-                            .msg_iovlen = 1,
-                            .msg_control = &control,
-                            .msg_controllen = sizeof control};
+    struct msghdr header = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     (void)os;
     ssize_t got = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got < 0)

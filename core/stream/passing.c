@@ -81,7 +81,8 @@ void bk_passing_transport_disown(bk_transport *t) {
     ((passing_transport *)t)->fd = -1;
 }
 
-int bk_passing_transport(bk_loop *loop, int fd, void (*came)(bk_transport *t, const int *fds, int n),
+int bk_passing_transport(bk_loop *loop, int fd,
+                         void (*came)(bk_transport *t, const int *fds, int n),
                          bk_transport **ret_transport) {
     if (!BK_HAS(loop->os, recv_fds))
         return -ENOTSUP;

@@ -121,8 +121,8 @@ void bk_stream_sent(bk_stream *s, ssize_t n);
 /* Close with that code, now; what is queued is dropped. closed() follows. */
 void bk_stream_fail(bk_stream *s, int why);
 
-/* Call writable() when all that is queued has been sent, however soon that is: also of a stream that
-   was not blocked. */
+/* Call writable() when all that is queued has been sent, however soon that is: also of a stream
+   that was not blocked. */
 void bk_stream_tell_sent(bk_stream *s);
 
 /* A transport over a socket that bk_os.accept returned: non-blocking, its options inherited from

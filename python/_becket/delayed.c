@@ -23,9 +23,10 @@ typedef struct TimersObject {
 typedef struct DelayedCallObject {
     PyObject_HEAD TimersObject *timers;
     PyObject *dict, *weakrefs;
+    PyObject *creator, *repr;   /* for Twisted's __repr__(): None, as without DelayedCall.debug */
     PyObject *func, *args, *kw; /* NULL: called, or cancelled */
     PyObject *seconds;          /* NULL: the wall clock itself */
-    double time, delayed;       /* seconds since the epoch; and what is to be added when it is due */
+    double time, delayed; /* seconds since the epoch; and what is to be added when it is due */
     int cancelled, called;
     bk_timer timer;
 } DelayedCallObject;
@@ -111,16 +112,25 @@ static void due(void *arg) {
     Py_DECREF((PyObject *)c);
 }
 
-/* Brought by a thread: of the ready queue. */
-static void brought(void *arg) {
+static void due_brought(void *arg) {
     DelayedCallObject *c = arg;
-    if (!c->timers->loop->ending)
-        call(c);
+    call(c);
     Py_DECREF((PyObject *)c);
 }
 
+/* Brought by a thread: of the ready queue. As in Twisted, calls that are due go before it: so it is
+   due now, too. */
+static void brought(void *arg) {
+    DelayedCallObject *c = arg;
+    bk_loop *core = c->timers->loop->core;
+    if (c->timers->loop->ending)
+        Py_DECREF((PyObject *)c);
+    else if (bk_timer_start(core, &c->timer, bk_loop_now(core), due_brought, c) < 0)
+        due_brought(c);
+}
+
 bool delayed_is_ours(bk_fn fn) {
-    return fn == due || fn == brought;
+    return fn == due || fn == due_brought || fn == brought;
 }
 
 /* ---- What is asked of a call ---- */
@@ -282,6 +292,8 @@ static PyMemberDef delayed_members[] = {
     {"delayed_time", T_DOUBLE, offsetof(DelayedCallObject, delayed), READONLY, NULL},
     {"cancelled", T_INT, offsetof(DelayedCallObject, cancelled), READONLY, NULL},
     {"called", T_INT, offsetof(DelayedCallObject, called), READONLY, NULL},
+    {"creator", T_OBJECT, offsetof(DelayedCallObject, creator), READONLY, NULL},
+    {"_repr", T_OBJECT, offsetof(DelayedCallObject, repr), READONLY, NULL},
     {"func", T_OBJECT_EX, offsetof(DelayedCallObject, func), READONLY, NULL},
     {"args", T_OBJECT_EX, offsetof(DelayedCallObject, args), READONLY, NULL},
     {"kw", T_OBJECT_EX, offsetof(DelayedCallObject, kw), READONLY, NULL},

@@ -49,8 +49,8 @@ static int call_number(SealObject *self, const char *method, int number) {
 /* What OpenSSL wants sent. */
 static int send_sealed(SealObject *self) {
     char room[RECORD_BYTES + 512];
-    for (int n; self->connection != NULL &&
-                (n = self->f.BIO_read(self->from, room, sizeof room)) > 0;) {
+    for (int n;
+         self->connection != NULL && (n = self->f.BIO_read(self->from, room, sizeof room)) > 0;) {
         PyObject *bytes = PyBytes_FromStringAndSize(room, n);
         PyObject *transport = Py_NewRef(self->transport);
         int code = bytes == NULL ? -1 : call_one(transport, self->state->str_write, bytes);
@@ -153,9 +153,8 @@ static PyObject *seal_adopt(SealObject *self, PyObject *args) {
     PyObject *connection;
     Py_ssize_t ssl, into, from, f[6];
     module_state *state = state_of_type(Py_TYPE(self));
-    if (state == NULL ||
-        !PyArg_ParseTuple(args, "Onnn(nnnnnn):_adopt", &connection, &ssl, &into, &from, &f[0],
-                          &f[1], &f[2], &f[3], &f[4], &f[5]))
+    if (state == NULL || !PyArg_ParseTuple(args, "Onnn(nnnnnn):_adopt", &connection, &ssl, &into,
+                                           &from, &f[0], &f[1], &f[2], &f[3], &f[4], &f[5]))
         return NULL;
     _Static_assert(sizeof(seal_functions) == sizeof f, "functions are as large as addresses");
     memcpy(&self->f, f, sizeof f);
@@ -164,6 +163,12 @@ static PyObject *seal_adopt(SealObject *self, PyObject *args) {
     self->into = (void *)into;
     self->from = (void *)from;
     Py_XSETREF(self->connection, Py_NewRef(connection));
+    Py_RETURN_NONE;
+}
+
+/* _release(): the connection is over. It refers to the protocol, and is large. */
+static PyObject *seal_release(SealObject *self, PyObject *Py_UNUSED(ignored)) {
+    Py_CLEAR(self->connection);
     Py_RETURN_NONE;
 }
 
@@ -200,6 +205,7 @@ static PyObject *seal_get_adopted(SealObject *self, void *Py_UNUSED(closure)) {
 
 static PyMethodDef seal_methods[] = {
     {"_adopt", (PyCFunction)seal_adopt, METH_VARARGS, NULL},
+    {"_release", (PyCFunction)seal_release, METH_NOARGS, NULL},
     {"_write", (PyCFunction)seal_write_on, METH_O, NULL},
     {"dataReceived", (PyCFunction)seal_data_received, METH_O,
      "dataReceived(data)\n\nOpen what the transport has received, and hand it on."},

@@ -20,14 +20,14 @@ typedef struct WireObject {
     PyObject_HEAD LoopObject *loop; /* NULL: not attached yet */
     bk_stream *stream;              /* NULL: not yet, or not any more */
     PyObject *protocol, *producer;
-    PyObject *system; /* what is logged meanwhile is said to come from here: {"system": …} */
+    PyObject *system;   /* what is logged meanwhile is said to come from here: {"system": …} */
     PyObject *contexts; /* … the list that says so, of twisted.python.context */
     int fd;
     int connected, disconnected, disconnecting;
     int write_disconnecting, write_disconnected;
     int streaming, producer_paused, tls;
     int buffer_bytes; /* 0: BUFFER_BYTES */
-    bool asking; /* all_sent() is to be called as soon as that is so */
+    bool asking;      /* all_sent() is to be called as soon as that is so */
 } WireObject;
 
 /* ---- Calling Python ---- */
@@ -53,8 +53,7 @@ static void fail(WireObject *w) {
     PyErr_NormalizeException(&type, &value, &tb);
     if (tb != NULL)
         (void)PyException_SetTraceback(value, tb);
-    PyObject *result =
-        PyObject_CallMethodOneArg((PyObject *)w, w->loop->state->str__raised, value);
+    PyObject *result = PyObject_CallMethodOneArg((PyObject *)w, w->loop->state->str__raised, value);
     if (result == NULL)
         PyErr_WriteUnraisable((PyObject *)w);
     Py_XDECREF(result);
@@ -156,7 +155,8 @@ bool wire_call_is_ours(bk_fn fn) {
 static void fds_came(bk_transport *t, const int *fds, int n) {
     WireObject *w = bk_stream_user(t->stream);
     PyObject *bytes =
-        w == NULL ? NULL : PyBytes_FromStringAndSize((const char *)fds, n * (Py_ssize_t)sizeof *fds);
+        w == NULL ? NULL
+                  : PyBytes_FromStringAndSize((const char *)fds, n * (Py_ssize_t)sizeof *fds);
     if (bytes == NULL) {
         PyErr_Clear();
         for (int i = 0; i < n; i++)
@@ -223,7 +223,8 @@ bool wire_is_ours(const bk_stream *s) {
 static PyObject *find_contexts(void) {
     PyObject *module = PyImport_ImportModule("twisted.python.context");
     PyObject *tracker = module != NULL ? PyObject_GetAttrString(module, "theContextTracker") : NULL;
-    PyObject *current = tracker != NULL ? PyObject_CallMethod(tracker, "currentContext", NULL) : NULL;
+    PyObject *current =
+        tracker != NULL ? PyObject_CallMethod(tracker, "currentContext", NULL) : NULL;
     PyObject *list = current != NULL ? PyObject_GetAttrString(current, "contexts") : NULL;
     if (list != NULL && !PyList_CheckExact(list))
         Py_CLEAR(list);
@@ -234,7 +235,8 @@ static PyObject *find_contexts(void) {
     return list;
 }
 
-/* _attach(loop, fd, passes): a stream, not yet reading, over the socket, which stays the caller's. */
+/* _attach(loop, fd, passes): a stream, not yet reading, over the socket, which stays the caller's.
+ */
 static PyObject *wire_attach(WireObject *w, PyObject *args) {
     PyObject *loop;
     int fd, passes;

@@ -4,6 +4,8 @@
  */
 #include "tests/c/support.h"
 
+#include "core/stream/stream.h"
+
 #include "tests/conformance/case.h"
 
 #include <limits.h>
@@ -215,6 +217,31 @@ static int make_unix(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
     return join_sockets(loop, fds, ret_pair);
 }
 
+static void no_fds_come(bk_transport *t, const int *fds, int n) {
+    (void)t;
+    for (int i = 0; i < n; i++)
+        (void)quiet()->close(quiet(), fds[i]);
+}
+
+/* A UNIX socket through which descriptors may come. */
+static int make_passing(bk_loop *loop, void *arg, bk_transport *ret_pair[2]) {
+    bk_transport *first;
+    int fds[2], code = quiet()->socketpair(quiet(), fds);
+    (void)arg;
+    if (code < 0)
+        return code;
+    code = bk_passing_transport(loop, fds[0], no_fds_come, &first);
+    if (code < 0) {
+        close_both(quiet(), fds);
+        return code;
+    }
+    code = bk_passing_transport(loop, fds[1], no_fds_come, &ret_pair[1]);
+    if (code < 0)
+        return give_up(first, (int[2]){fds[1], -1}, code);
+    ret_pair[0] = first;
+    return 0;
+}
+
 /* fds: what [0] reads, what [0] writes, what [1] reads, what [1] writes. */
 static int join_fds(bk_loop *loop, int fds[4], bk_transport *ret_pair[2]) {
     bk_transport *pair[2];
@@ -278,6 +305,7 @@ const bk_conform_joint support_joints[] = {
     {"tight tcp", 0, make_tcp, &small_buffer},
     {"unix", 0, make_unix, NULL},
     {"tight unix", 0, make_unix, &small_buffer},
+    {"passing", 0, make_passing, NULL},
     {"pipes", BK_CONFORM_NO_RESET, make_pipes, NULL},
     {"adopted", 0, make_adopted, NULL},
     {"memory", BK_CONFORM_NO_RESET, make_memory, &default_capacity},

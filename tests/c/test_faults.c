@@ -71,6 +71,10 @@ static void pipes(void) {
     walk(support_transport, support_joint("pipes"), NULL);
 }
 
+static void passing(void) {
+    walk(support_transport, support_joint("passing"), "poll");
+}
+
 static void adopted(void) {
     walk(support_transport, support_joint("adopted"), "poll");
 }
@@ -119,7 +123,7 @@ int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(faults_strike), CASE(epoll_notifier), CASE(poll_notifier), CASE(select_notifier),
         CASE(loop),          CASE(loop_over_poll), CASE(memory),        CASE(tcp),
-        CASE(local),         CASE(pipes),          CASE(adopted),
+        CASE(local),         CASE(pipes),          CASE(adopted),       CASE(passing),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -30,6 +31,10 @@ static void local(void) {
 
 static void tight_local(void) {
     conforms("tight unix");
+}
+
+static void passing(void) {
+    conforms("passing");
 }
 
 static void pipes(void) {
@@ -330,12 +335,83 @@ static void missing_directions(void) {
     faults_forget(support_faults());
 }
 
+/* ---- Descriptors that come with the bytes ---- */
+
+static int came[BK_PASSED_FDS], came_count;
+static size_t read_when_they_came;
+
+static void note_fds(bk_transport *t, const int *fds, int n) {
+    (void)t;
+    memcpy(came + came_count, fds, (size_t)n * sizeof *fds);
+    came_count += n;
+    read_when_they_came = fed;
+}
+
+static void send_fd(int to, int fd, const char *text) {
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec v = {(void *)(uintptr_t)text, strlen(text)};
+    struct msghdr header = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&header);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    CHECK_INT(sendmsg(to, &header, 0), (long)strlen(text));
+}
+
+/* They are told of before the bytes, are the owner's, and not for programs that it starts. */
+static void descriptors_that_come(void) {
+    bk_loop *loop = new_loop();
+    bk_transport *t = NULL;
+    bk_stream *s = NULL;
+    int p[2], q[2];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, p) == 0 && pipe(q) == 0);
+    fed = 0;
+    CHECK_INT(bk_passing_transport(loop, p[0], note_fds, &t), 0);
+    CHECK(bk_is_passing_transport(t));
+    CHECK_INT(bk_stream_new(loop, t, &fed_protocol, NULL, &s), 0);
+    send_fd(p[1], q[0], "one");
+    while (fed == 0)
+        CHECK_INT(bk_loop_turn(loop, -1), 0);
+    CHECK_INT(came_count, 1);
+    CHECK_INT((long)read_when_they_came, 0);
+    CHECK_INT((long)fed, 3);
+    CHECK(fcntl(came[0], F_GETFD) & FD_CLOEXEC);
+    char got[5];
+    CHECK_INT(write(q[1], "piped", 5), 5);
+    CHECK_INT(read(came[0], got, sizeof got), 5);
+    close(came[0]);
+    bk_passing_transport_disown(t);
+    bk_watch_forget(loop, p[0]);
+    free_loop(loop);
+    for (int i = 0; i < 2; i++) {
+        CHECK(close(p[i]) == 0);
+        close(q[i]);
+    }
+}
+
+static void descriptors_where_none_can_come(void) {
+    bk_os old = *bk_os_default();
+    bk_transport *t = NULL;
+    bk_loop *loop;
+    old.size = offsetof(bk_os, recv_fds); /* of an older header */
+    bk_loop_options options = {.size = sizeof options, .os = &old};
+    CHECK_INT(bk_loop_new(&options, &loop), 0);
+    CHECK_INT(bk_passing_transport(loop, 0, note_fds, &t), -ENOTSUP);
+    CHECK_INT(bk_loop_free(loop), 0);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(tcp),
         CASE(tight_tcp),
         CASE(local),
         CASE(tight_local),
+        CASE(passing),
         CASE(pipes),
         CASE(adopted),
         CASE(memory),
@@ -350,6 +426,8 @@ int main(int argc, char **argv) {
         CASE(regular_file),
         CASE(cannot_half_close),
         CASE(missing_directions),
+        CASE(descriptors_that_come),
+        CASE(descriptors_where_none_can_come),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }

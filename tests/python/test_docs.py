@@ -416,6 +416,14 @@ def test_servers_of_lines(name: str, tmp_path: Path) -> None:
             assert client.recv(100) == b"AGAIN\n"
 
 
+def test_a_server_of_twisted(tmp_path: Path) -> None:
+    folder = Folder("from-twisted", tmp_path)
+    with folder.run("echo_twisted.py") as server:
+        with connect(folder.port(7000), server) as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+
+
 def certified(port: int) -> str:
     return f"tls://127.0.0.1:{port}?verify=none"
 

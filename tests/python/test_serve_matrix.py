@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Protocol as TwistedProtocol
 
 import becket
 from conftest import Certificates
@@ -60,12 +62,18 @@ class Handler(socketserver.StreamRequestHandler):
             self.wfile.write(data)
 
 
+class TwistedEcho(TwistedProtocol):
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
 KINDS = {
     "protocol": Protocol,
     "buffered": Buffered,
     "coroutine": coroutine,
     "blocking": blocking,
     "handler": Handler,
+    "factory": Factory.forProtocol(TwistedEcho),
     "core": "echo",
 }
 

@@ -21,8 +21,10 @@ pytestmark = pytest.mark.skipif(
         ("--first", "2000", "--connections", "6000"),
         ("--first", "2000", "--connections", "6000", "--kind", "streams"),
         ("--first", "500", "--connections", "1500", "--tls"),
+        ("--first", "2000", "--connections", "6000", "--kind", "twisted"),
+        ("--first", "500", "--connections", "1500", "--kind", "twisted", "--tls"),
     ],
-    ids=["protocol", "streams", "tls"],
+    ids=["protocol", "streams", "tls", "twisted", "twisted-tls"],
 )
 def test_nothing_stays_behind(arguments: tuple[str, ...]) -> None:
     subprocess.run([sys.executable, PROGRAM, *arguments], check=True)

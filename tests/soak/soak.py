@@ -73,6 +73,40 @@ async def serve(kind: str, context: ssl.SSLContext | None) -> None:
         print(json.dumps(state()), flush=True)
 
 
+def serve_twisted(folder: str | None) -> None:
+    """The same on Twisted's reactor of ours."""
+    import becket.twisted
+
+    becket.twisted.install()
+    from twisted.internet import protocol, ssl, stdio
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+
+    class TwistedEcho(protocol.Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            self.transport.write(data)  # type: ignore[union-attr]
+
+    class Questions(protocol.Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            for _ in range(data.count(b"\n")):
+                print(json.dumps(state()), flush=True)
+
+        def connectionLost(self, reason: Any = None) -> None:
+            reactor.stop()
+
+    factory = protocol.Factory.forProtocol(TwistedEcho)
+    if folder is None:
+        port = reactor.listenTCP(0, factory, backlog=1024, interface="127.0.0.1")
+    else:
+        context = ssl.DefaultOpenSSLContextFactory(f"{folder}/server.key", f"{folder}/server.crt")
+        context.getContext().use_certificate_chain_file(f"{folder}/server.crt")
+        port = reactor.listenSSL(0, factory, context, backlog=1024, interface="127.0.0.1")
+    print(port.getHost().port, flush=True)
+    stdio.StandardIO(Questions())
+    reactor.run()
+
+
 # ---- The clients ---------------------------------------------------------------------------------
 
 
@@ -189,10 +223,13 @@ def main() -> int:
     )
     parser.add_argument("--at-once", type=int, default=50, help="%(default)s")
     parser.add_argument("--tls", action="store_true")
-    parser.add_argument("--kind", choices=["protocol", "streams"], default="protocol")
+    parser.add_argument("--kind", choices=["protocol", "streams", "twisted"], default="protocol")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--certificates", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve and options.kind == "twisted":
+        serve_twisted(options.certificates)
+        return 0
     if options.serve:
         context = contexts(options.certificates)[0] if options.certificates else None
         becket.run(serve(options.kind, context))

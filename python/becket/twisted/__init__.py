@@ -22,11 +22,9 @@ def install(loop: becket.EventLoop | None = None) -> None:
     for this thread, if it is a becket.EventLoop; else a new one, which asyncio's code then finds.
     twisted.internet.error.ReactorAlreadyInstalledError: there is a reactor already.
     """
-    from twisted.internet.main import installReactor
+    from becket.twisted import reactor
 
-    from becket.twisted.reactor import BecketReactor
-
-    installReactor(BecketReactor(loop))
+    reactor.install(loop)
 
 
 def __getattr__(name: str) -> object:

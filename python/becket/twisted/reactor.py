@@ -17,6 +17,7 @@ from twisted.internet import error, process
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.internet.main import installReactor
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -75,14 +76,17 @@ class _ChildSignals:
     def _came(self, *_ignored: object) -> None:
         self._reactor.callFromThread(process.reapAllProcesses)
 
+
 @implementer(IReactorFDSet)
-class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
+class BecketReactor(AsyncioSelectorReactor):
     """A Twisted reactor whose transfer is one unit in C.
 
     *loop*, a becket.EventLoop, is shared with asyncio's code: both run at once. Without one it is
     that of the running thread, or a new one; ValueError: it is closed. It is the reactor of
     ``becket.twisted.install()``. Not thread-safe, but for callFromThread().
     """
+
+    _justStopped: bool
 
     def __init__(self, loop: becket.EventLoop | None = None) -> None:
         loop = _loop_to_share() if loop is None else loop
@@ -145,12 +149,15 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
     def crash(self) -> None:
         """End run() at once."""
         PosixReactorBase.crash(self)
-        self._becket.stop()
+        if self._becket.is_running():  # else it would end the next run
+            self._becket.stop()
 
     # Twisted before 23 asks the first, later ones the second.
 
     def _handleSignals(self) -> None:
-        ReactorBase._handleSignals(self)
+        from twisted.internet.base import _SignalReactorMixin
+
+        _SignalReactorMixin._handleSignals(self)
         self._children.install()
 
     def _signalsFactory(self) -> Any:
@@ -176,18 +183,21 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
 
     def getReaders(self) -> list[Any]:
         """All that is read from, connections too."""
-        return super().getReaders() + [s for s in self._streams() if s._is_reading()]
+        readers: list[Any] = super().getReaders()
+        return readers + [s for s in self._streams() if s._is_reading()]
 
     def getWriters(self) -> list[Any]:
         """All that waits to be written to, connections too."""
-        return super().getWriters() + [s for s in self._streams() if s._is_writing()]
+        writers: list[Any] = super().getWriters()
+        return writers + [s for s in self._streams() if s._is_writing()]
 
     def removeAll(self) -> list[Any]:
         """Watch nothing any more; returns what was watched."""
         streams = [s for s in self._streams() if s._is_reading() or s._is_writing()]
         for stream in streams:
             stream.stopReading()
-        return super().removeAll() + streams
+        others: list[Any] = super().removeAll()
+        return others + streams
 
     def _streams(self) -> list[Any]:
         return [s for s in self._becket._wires() if s.reactor.__dict__ is self.__dict__]
@@ -252,3 +262,8 @@ class BecketReactor(AsyncioSelectorReactor):  # type: ignore[misc]
         if addressFamily == socket.AF_UNIX:
             return unix.Server._fromConnectedSocket(fileDescriptor, factory, self)
         return tcp.Server._fromConnectedSocket(fileDescriptor, addressFamily, factory, self)
+
+
+def install(loop: becket.EventLoop | None = None) -> None:
+    """becket.twisted.install(): here too, as in the modules of Twisted's reactors."""
+    installReactor(BecketReactor(loop))

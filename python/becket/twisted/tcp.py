@@ -1,4 +1,4 @@
-"""Twisted's TCP on becket's core: its own ports, connectors and connections, whose transfer is in C.
+"""Twisted's TCP on becket's core: ports and connections whose transfer is in C.
 
 A transport here is Twisted's own with the methods of ``_becket.Wire`` in front: that receives and
 writes, over a stream of the core. Making connections, addresses and the end are Twisted's.
@@ -113,7 +113,7 @@ class Stream(_becket.Wire):
         self.TLS = True
         self.protocol.makeConnection(_newtls._BypassTLS(_Plain, self))
         if producer is not None:
-            self.registerProducer(producer, streaming)
+            self.registerProducer(producer, bool(streaming))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Tell a producer when to go on, and one that streams when to pause."""
@@ -188,22 +188,22 @@ class Listening:
         super().startListening()  # type: ignore[misc]
 
 
-class Server(Accepted, twisted_tcp.Server):  # type: ignore[misc]
+class Server(Accepted, twisted_tcp.Server):
     """A connection that came in."""
 
 
-class Client(Made, twisted_tcp.Client):  # type: ignore[misc]
+class Client(Made, twisted_tcp.Client):
     """A connection that was made."""
 
 
-class Connector(Connecting, twisted_tcp.Connector):  # type: ignore[misc]
+class Connector(Connecting, twisted_tcp.Connector):
     """Makes a connection, and again."""
 
     def _makeTransport(self) -> Client:
         return Client(self.host, self.port, self.bindAddress, self, self.reactor)
 
 
-class Port(Listening, twisted_tcp.Port):  # type: ignore[misc]
+class Port(Listening, twisted_tcp.Port):
     """A listening socket."""
 
     transport = Server

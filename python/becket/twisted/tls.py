@@ -30,10 +30,11 @@ def _functions() -> tuple[int, ...] | None:
         return None
 
 
-_Base = twisted_tls.BufferingTLSTransport
+# What Twisted makes by itself; old versions know no other than the latter.
+_Base: Any = getattr(twisted_tls, "BufferingTLSTransport", twisted_tls.TLSMemoryBIOProtocol)
 
 
-class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
+class Protocol(_becket.Seal, _Base):
     """TLS on a transport, whose data goes through C once the handshake is over."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,6 +51,11 @@ class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
         """Seal an iterable of bytes, and send them."""
         self.write(b"".join(iovec))
 
+    def connectionLost(self, reason: Any) -> None:
+        """The transport is gone."""
+        super().connectionLost(reason)
+        self._release()
+
     def _adopt_connection(self) -> None:
         """From the end of the handshake on, the C half does the rest."""
         functions = _functions()
@@ -63,7 +69,7 @@ class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
             addresses = [int(ffi.cast("intptr_t", part)) for part in parts]
         except (ImportError, AttributeError, TypeError):
             return
-        self._adopt(connection, *addresses, functions)
+        self._adopt(connection, *addresses, functions)  # type: ignore[call-arg, arg-type]
 
     # ---- Called by the C half ----
 
@@ -96,7 +102,7 @@ class Protocol(_becket.Seal, _Base):  # type: ignore[misc, valid-type]
             self._tlsShutdownFinished(Failure())
 
 
-class Factory(twisted_tls.TLSMemoryBIOFactory):  # type: ignore[misc]
+class Factory(twisted_tls.TLSMemoryBIOFactory):
     """Makes TLS on a transport of what a factory makes."""
 
     protocol = Protocol

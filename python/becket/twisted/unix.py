@@ -6,8 +6,6 @@ from then on: each goes with a byte of its own, in a call of its own.
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet import unix as twisted_unix
 
 from becket.twisted import tcp
@@ -40,22 +38,22 @@ class _Passing(tcp.Stream):
             self.startWriting()
 
 
-class Server(_Passing, tcp.Accepted, twisted_unix.Server):  # type: ignore[misc]
+class Server(_Passing, tcp.Accepted, twisted_unix.Server):
     """A connection that came in."""
 
 
-class Client(_Passing, tcp.Made, twisted_unix.Client):  # type: ignore[misc]
+class Client(_Passing, tcp.Made, twisted_unix.Client):
     """A connection that was made."""
 
 
-class Connector(tcp.Connecting, twisted_unix.Connector):  # type: ignore[misc]
+class Connector(tcp.Connecting, twisted_unix.Connector):
     """Makes a connection, and again."""
 
     def _makeTransport(self) -> Client:
         return Client(self.address, self, self.reactor, self.checkPID)
 
 
-class Port(tcp.Listening, twisted_unix.Port):  # type: ignore[misc]
+class Port(tcp.Listening, twisted_unix.Port):
     """A listening socket."""
 
     transport = Server

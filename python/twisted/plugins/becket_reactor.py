@@ -1,4 +1,4 @@
-"""Lets Twisted find becket: ``trial --reactor=becket`` and ``twist --reactor=becket``, and endpoints
+"""Lets Twisted find becket: ``trial --reactor=becket``, ``twist --reactor=becket``, and endpoints
 ``becket:…``."""
 
 from __future__ import annotations
