@@ -38,8 +38,9 @@ enum {
     BK_SMTP_PIECE = 64 * 1024,
     /* A piece between two dots that is smaller is copied: a reference costs more. */
     BK_SMTP_PIECE_COPIED = 1024,
-    /* SCRAM: what a server may have a client do, on its loop: it stands still for some 0.15 s. Those
-       of mail ask for 4,096 (RFC 7677) to 65,536; with one that asks for more, choose PLAIN. */
+    /* SCRAM: what a server may have a client do, on its loop: it stands still for some 0.15 s.
+       Those of mail ask for 4,096 (RFC 7677) to 65,536; with one that asks for more, choose PLAIN.
+     */
     BK_SCRAM_ITERATIONS_MAX = 100 * 1000,
     BK_SCRAM_SALT_MAX = 192,
     /* Commands are gathered up to this, and sent together. */

@@ -12,8 +12,8 @@
 static served now;
 
 static void run(bk_os *os, unsigned how, bool later, const uint8_t *data, size_t n, size_t piece) {
-    unsigned flags = (how & 1 ? BK_SMTP_LMTP : 0) | (how & 2 ? BK_SMTP_MAKE_WHOLE : 0) |
-                     BK_SMTP_AUTH_IN_CLEAR;
+    unsigned flags =
+        (how & 1 ? BK_SMTP_LMTP : 0) | (how & 2 ? BK_SMTP_MAKE_WHOLE : 0) | BK_SMTP_AUTH_IN_CLEAR;
     bk_smtp_config config = served_config(&now, flags, how & 4);
     bk_machine *m;
     now = (served){.later = later};
