@@ -546,7 +546,7 @@ def browser(chromium: Any, site: Site) -> Iterator[Browser]:
 
 
 def test_mail_appears_by_itself(browser: Browser) -> None:
-    assert browser.text("#none-text").startswith("No mail yet.")
+    browser.until(lambda: browser.text("#none-text").startswith("No mail yet."))
     with serving(browser.site.memory) as port:
         send(port, letter("first"))
         browser.wait_listed("first")

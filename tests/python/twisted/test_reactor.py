@@ -679,6 +679,7 @@ def free_port() -> int:
         ("nothing:x", ValueError),
         ("tcp://[::1", ValueError),
     ],
+    ids=["nobody listens", "no such scheme", "no endpoint"],
 )
 def test_endpoints_that_cannot_be_reached(reactor: Any, endpoint: str, wanted: Any) -> None:
     with pytest.raises(wanted):
