@@ -70,7 +70,7 @@ def tell_how_to_send(name: str) -> None:
     secure = {"tls": " --tlsc", "starttls": " --tls"}.get(scheme.partition("+")[0], "")
     if rest.startswith("//"):
         host, _, port = rest.removeprefix("//").rpartition(":")
-        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         say(f"  try: swaks --server {host}:{port}{secure} --to you@example.org")
         if not secure:
             say(
