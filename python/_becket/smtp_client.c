@@ -444,12 +444,11 @@ static PyObject *client_finish(SmtpClientObject *self, PyObject *data) {
         return PyErr_Format(PyExc_ValueError, "recipients: there is none");
     if (add_data(self->open, data) < 0)
         return NULL;
-    bk_smtp_message *m = self->open;
     self->open = NULL;
     int code = bk_smtp_client_finish(self->client);
     if (code == 0)
         Py_RETURN_NONE;
-    self->open = m;
+    bk_smtp_client_drop(self->client); /* it has data now that nobody knows of */
     (void)data_error(code);
     return NULL;
 }
@@ -539,7 +538,7 @@ static PyMethodDef client_methods[] = {
      "recipient(recipient)\n\nOne more, as send()'s. BrokenPipeError: nothing is under way, or "
      "the sender was refused."},
     {"finish", (PyCFunction)client_finish, METH_O,
-     "finish(data)\n\nSend it. After a ValueError it may be dropped."},
+     "finish(data)\n\nSend it. ValueError: the data is not what SMTP carries, and it is dropped."},
     {"drop", (PyCFunction)client_drop, METH_NOARGS, "drop()\n\nGive it up."},
     {"quit", (PyCFunction)client_quit, METH_NOARGS,
      "quit()\n\nEnd it when all that is queued has been answered."},

@@ -301,10 +301,12 @@ def test_what_is_no_step():
             with pytest.raises(ValueError, match="there is none"):
                 await t.data(DATA)
             await t.rcpt("c@d")
-            with pytest.raises(ValueError, match="stands alone"):
-                await t.data(b"a\rb")
             with pytest.raises(TypeError):
                 await t.data("text")
+            with pytest.raises(ValueError, match="stands alone"):
+                await t.data(b"a\rb")
+            with pytest.raises(smtp.SMTPServerDisconnected):
+                await t.data(DATA)
         async with client.transaction("a@b") as t:
             await t.rcpt("c@d")
             assert [r.enhanced for r in await t.data("ä\r\n".encode())] == ["5.6.3"]

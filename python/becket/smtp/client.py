@@ -449,7 +449,8 @@ class Transaction:
 
     async def data(self, data: bytes | bytearray | memoryview) -> list[Reply]:
         """Send it: what was answered for each recipient that had been accepted, in order.
-        ValueError: a CR or LF stands alone; nobody was accepted. SMTPServerDisconnected."""
+        ValueError: nobody was accepted; or a CR or LF stands alone, and it is given up.
+        SMTPServerDisconnected."""
         if not any(self._taken):
             raise ValueError("recipients: there is none")
         self._is_complete = True

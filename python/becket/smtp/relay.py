@@ -89,7 +89,9 @@ def _mail_options(hop: Client, options: list[str]) -> dict[str, Any]:
             given["utf8"] = True
         elif name == "REQUIRETLS":
             given["require_tls"] = True
-        elif word == "BINARYMIME" or (word == "8BITMIME" and hop.offers(word) is not None):
+        elif name == "BODY" and word == "8BITMIME" and hop.offers(word) is None:
+            pass  # it may be ASCII after all
+        elif name == "BODY" and word in ("8BITMIME", "BINARYMIME"):
             given["body"] = word
         elif name == "RET" and word in ("FULL", "HDRS"):
             given["ret"] = word
