@@ -48,6 +48,9 @@ typedef struct bk_machine_ops {
        sending what nobody asked for just now. A machine that has this is given what arrives
        meanwhile, too. Called from within bk_machine_send(), among others. */
     void (*blocked)(bk_machine *m, int on);
+    /* Optional. The time of bk_machine_timeout(), or a limit of the server's, is over, and the
+       connection is closed after this: send last words, no more. */
+    void (*timed_out)(bk_machine *m);
 } bk_machine_ops;
 
 /* What whoever runs a machine does for it. Functions yet to come go at the end: one that a table
@@ -121,6 +124,9 @@ BK_API int bk_machine_feed(bk_machine *m, const void *data, size_t n);
 BK_API void bk_machine_end(bk_machine *m);
 /* More, or no more, is queued than the runner likes: while on, nothing is received. */
 BK_API void bk_machine_block(bk_machine *m, int on);
+/* Its time is over, and it may say so: send that as far as it goes at once, then close with
+   -ETIMEDOUT. */
+BK_API void bk_machine_time_out(bk_machine *m);
 /* Whether there is any point in reading on: the last that pause or resume said. */
 BK_API int bk_machine_wants(const bk_machine *m);
 /* The connection is gone. Never from within a call of the machine. */

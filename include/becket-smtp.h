@@ -294,6 +294,28 @@ typedef void (*bk_smtp_sent)(void *arg, bk_smtp_client *client, const bk_smtp_me
    -EPIPE: the connection is gone or ending; on failure the message stays the caller's. */
 BK_API int bk_smtp_client_send(bk_smtp_client *client, bk_smtp_message *message, bk_smtp_sent sent,
                                void *arg);
+/*
+ * A message step by step, for who must know the answers before he goes on, as a relay whose own
+ * client waits: begin; a recipient, or several; finish, or drop. One at a time; others wait in the
+ * queue meanwhile. answered() is told each reply: MAIL's, then one for each recipient, in order;
+ * when MAIL is refused, no more. sent() is told once, last, as for every message: with a reply for
+ * each recipient after finish; of no interest after drop; and in place of all answers that are
+ * still to come when the connection is lost: then nothing decided.
+ */
+typedef void (*bk_smtp_answered)(void *arg, bk_smtp_client *client, const char *reply);
+
+/* message has its sender, parameters, and `declared` for SIZE=; what it needs and is not offered is
+   refused as MAIL's reply. 0; -EBUSY: one is under way; -EINVAL; -EPIPE; -ENOMEM: on failure it
+   stays the caller's. Until finish, data may be added to it. */
+BK_API int bk_smtp_client_begin(bk_smtp_client *client, bk_smtp_message *message,
+                                bk_smtp_answered answered, bk_smtp_sent sent, void *arg);
+/* address, notify and original count, and are copied. -EINVAL: it is no address, or one that needs
+   SMTPUTF8, which was not begun with; -EPIPE: nothing is under way, or MAIL was refused. */
+BK_API int bk_smtp_client_recipient(bk_smtp_client *client, const bk_smtp_recipient *recipient);
+/* Send it, to those who were accepted. -EINVAL, as of send; -EPIPE; -ENOMEM: it goes on. */
+BK_API int bk_smtp_client_finish(bk_smtp_client *client);
+/* Give it up, which the server is told (RSET) when it has answered what it was asked. */
+BK_API void bk_smtp_client_drop(bk_smtp_client *client);
 /* QUIT when all that is queued has been answered. */
 BK_API void bk_smtp_client_quit(bk_smtp_client *client);
 /* Whether the server offers it, "SIZE"; its value in ret_value, which may be NULL. */

@@ -552,6 +552,10 @@ struct bk_protocol {
        is closed without a word, as one is that is to be under TLS. protocol is this table: it is
        not the stream's. */
     void (*refused)(bk_stream *s, const bk_protocol *protocol, int why);
+    /* A time-out is over, and s is closed with -ETIMEDOUT after this: write last words, no more.
+       They are sent as far as the transport takes them at once. Not called while something is
+       queued: nobody would read on. */
+    void (*timed_out)(bk_stream *s);
 };
 
 /* A new stream over a transport, which is the stream's from then on; opened() is called before this

@@ -257,6 +257,14 @@ void bk_machine_block(bk_machine *m, int on) {
     machine_settle(m);
 }
 
+void bk_machine_time_out(bk_machine *m) {
+    if (m == NULL || m->runner == NULL || m->flags & MACHINE_CLOSED || !BK_HAS(m->ops, timed_out))
+        return;
+    m->flags |= MACHINE_BUSY;
+    m->ops->timed_out(m);
+    machine_leave(m);
+}
+
 void bk_machine_free(bk_machine *m) {
     if (m == NULL)
         return;

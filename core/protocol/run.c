@@ -137,6 +137,10 @@ void bk_run_writable(bk_stream *s) {
     bk_machine_block(bk_stream_user(s), 0);
 }
 
+void bk_run_timed_out(bk_stream *s) {
+    bk_machine_time_out(bk_stream_user(s));
+}
+
 void bk_run_closed(bk_stream *s, int why) {
     bk_machine *m = bk_stream_user(s);
     if (m == NULL) /* opened() was never called, or made none */

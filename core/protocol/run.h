@@ -25,6 +25,7 @@ void bk_run_blocked(bk_stream *s);
 void bk_run_writable(bk_stream *s);
 void bk_run_closed(bk_stream *s, int why);
 void bk_run_refused(bk_stream *s, const bk_protocol *protocol, int why);
+void bk_run_timed_out(bk_stream *s);
 
 #define BK_MACHINE_PROTOCOL(title)                                                                 \
     {.size = sizeof(bk_protocol),                                                                  \
@@ -35,6 +36,7 @@ void bk_run_refused(bk_stream *s, const bk_protocol *protocol, int why);
      .blocked = bk_run_blocked,                                                                    \
      .writable = bk_run_writable,                                                                  \
      .closed = bk_run_closed,                                                                      \
-     .refused = bk_run_refused}
+     .refused = bk_run_refused,                                                                    \
+     .timed_out = bk_run_timed_out}
 
 #endif

@@ -336,15 +336,11 @@ static const bk_machine_ops client_ops = {
 
 /* ---- For programs ---- */
 
-int bk_smtp_client_send(bk_smtp_client *c, bk_smtp_message *message, bk_smtp_sent sent, void *arg) {
-    bk_smtp_outgoing *o;
-    if (c == NULL || message == NULL || message->recipient_count == 0)
-        return -EINVAL;
-    if (c->over || c->quitting)
-        return -EPIPE;
-    int r = bk_smtp_outgoing_new(c->machine.os, message, c->config.flags & BK_SMTP_MAKE_WHOLE, &o);
-    if (r < 0)
-        return r;
+static int check(const bk_smtp_client *c, bk_smtp_outgoing *o) {
+    return bk_smtp_outgoing_check(o, c->config.flags & BK_SMTP_MAKE_WHOLE);
+}
+
+static void queue(bk_smtp_client *c, bk_smtp_outgoing *o, bk_smtp_sent sent, void *arg) {
     o->sent = sent;
     o->arg = arg;
     *c->end = o;
@@ -352,7 +348,72 @@ int bk_smtp_client_send(bk_smtp_client *c, bk_smtp_message *message, bk_smtp_sen
     if (c->current == NULL)
         c->current = o;
     go_on(c);
+}
+
+int bk_smtp_client_send(bk_smtp_client *c, bk_smtp_message *message, bk_smtp_sent sent, void *arg) {
+    bk_smtp_outgoing *o;
+    if (c == NULL || message == NULL || message->recipient_count == 0)
+        return -EINVAL;
+    if (c->over || c->quitting)
+        return -EPIPE;
+    int r = bk_smtp_outgoing_new(c->machine.os, message, &o);
+    if (r < 0)
+        return r;
+    r = check(c, o);
+    if (r < 0)
+        bk_smtp_outgoing_drop(o);
+    else
+        queue(c, o, sent, arg);
+    return r;
+}
+
+int bk_smtp_client_begin(bk_smtp_client *c, bk_smtp_message *message, bk_smtp_answered answered,
+                         bk_smtp_sent sent, void *arg) {
+    bk_smtp_outgoing *o;
+    if (c == NULL || message == NULL)
+        return -EINVAL;
+    if (c->over || c->quitting)
+        return -EPIPE;
+    if (c->open != NULL)
+        return -EBUSY;
+    int r = bk_smtp_outgoing_new(c->machine.os, message, &o);
+    if (r < 0)
+        return r;
+    o->answered = answered;
+    c->open = o;
+    queue(c, o, sent, arg);
     return 0;
+}
+
+int bk_smtp_client_recipient(bk_smtp_client *c, const bk_smtp_recipient *recipient) {
+    if (c == NULL || recipient == NULL)
+        return -EINVAL;
+    if (c->over || c->open == NULL || c->open->refused)
+        return -EPIPE;
+    int r = bk_smtp_outgoing_to(c->open, recipient);
+    if (r == 0)
+        go_on(c);
+    return r;
+}
+
+int bk_smtp_client_finish(bk_smtp_client *c) {
+    if (c == NULL)
+        return -EINVAL;
+    if (c->over || c->open == NULL)
+        return -EPIPE;
+    int r = c->open->message->recipient_count > 0 ? check(c, c->open) : -EINVAL;
+    if (r < 0)
+        return r;
+    bk_smtp_mail_finish(c);
+    go_on(c);
+    return 0;
+}
+
+void bk_smtp_client_drop(bk_smtp_client *c) {
+    if (c == NULL || c->over || c->open == NULL)
+        return;
+    bk_smtp_mail_drop(c);
+    go_on(c);
 }
 
 void bk_smtp_client_quit(bk_smtp_client *c) {

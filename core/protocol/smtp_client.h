@@ -34,6 +34,7 @@ typedef enum bk_smtp_due {
 typedef struct bk_smtp_outgoing {
     struct bk_smtp_outgoing *next;
     bk_smtp_message *message;
+    bk_smtp_answered answered; /* step by step: may be NULL */
     bk_smtp_sent sent;
     void *arg;
     unsigned refs;
@@ -50,15 +51,18 @@ typedef struct bk_smtp_outgoing {
     size_t accepted;      /* recipients that the server took */
     bool sender_taken;    /* MAIL was */
     bool refused;         /* MAIL was not, or what it needs is not offered: the rest is pointless */
+    bool dropped;         /* … or it was given up: the server is told at once */
     char *final;          /* the reply for all who have none of their own; NULL: not yet, or no
                              memory: then a text of ours that means the same */
     const char *decided;  /* see bk_smtp_result */
     const char **replies; /* one for each recipient; NULL: not yet. Ours, or `final`, or static */
 } bk_smtp_outgoing;
 
+int bk_smtp_outgoing_new(bk_os *os, bk_smtp_message *message, bk_smtp_outgoing **ret_outgoing);
 /* Data is checked, and made whole if told so. -EINVAL, -ENOMEM. */
-int bk_smtp_outgoing_new(bk_os *os, bk_smtp_message *message, bool make_whole,
-                         bk_smtp_outgoing **ret_outgoing);
+int bk_smtp_outgoing_check(bk_smtp_outgoing *o, bool make_whole);
+/* One more; -EINVAL, -ENOMEM. */
+int bk_smtp_outgoing_to(bk_smtp_outgoing *o, const bk_smtp_recipient *recipient);
 void bk_smtp_outgoing_unref(bk_smtp_outgoing *o);
 /* The message stays. */
 void bk_smtp_outgoing_drop(bk_smtp_outgoing *o);
@@ -101,6 +105,7 @@ struct bk_smtp_client {
 
     bk_smtp_outgoing *first, **end; /* the queue, in the order of the replies */
     bk_smtp_outgoing *current;      /* what is being sent: the first, or the one behind it */
+    bk_smtp_outgoing *open;         /* the one that is sent step by step, and not finished */
     size_t pending;                 /* replies that are yet to come, to all of them */
     bool dirty;                     /* the server has a transaction that came to nothing */
 
@@ -132,6 +137,9 @@ void bk_smtp_login_reply(bk_smtp_client *c, const char *reply);
 /* Send what may be sent. */
 void bk_smtp_mail_pump(bk_smtp_client *c);
 void bk_smtp_mail_reply(bk_smtp_client *c, const char *reply);
+/* The one that is open is complete, or given up. */
+void bk_smtp_mail_finish(bk_smtp_client *c);
+void bk_smtp_mail_drop(bk_smtp_client *c);
 /* Seconds to wait for what is expected next; 0: nothing is. */
 unsigned bk_smtp_mail_timeout(const bk_smtp_client *c);
 /* Nobody will answer: tell those who wait. */

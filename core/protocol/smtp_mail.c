@@ -20,6 +20,16 @@ static bool offers(const bk_smtp_client *c, const char *keyword) {
 
 /* ---- What a message needs ---- */
 
+/* Whether what will be in it is not known yet. */
+static bool is_open(const bk_smtp_client *c, const bk_smtp_outgoing *o) {
+    return c->open == o;
+}
+
+/* Bytes, as far as is known; one that is open may not have said. */
+static uint64_t size_of(const bk_smtp_client *c, const bk_smtp_outgoing *o) {
+    return is_open(c, o) ? o->message->declared : bk_smtp_outgoing_size(o);
+}
+
 /* Whether the size is more than SIZE says that the server takes. */
 static bool is_too_big(const bk_smtp_client *c, const bk_smtp_outgoing *o) {
     const char *value;
@@ -31,7 +41,7 @@ static bool is_too_big(const bk_smtp_client *c, const bk_smtp_outgoing *o) {
             return false;
         limit = limit * 10 + (uint64_t)(*value - '0');
     }
-    return limit > 0 && bk_smtp_outgoing_size(o) > limit;
+    return limit > 0 && size_of(c, o) > limit;
 }
 
 /* Our own refusal of what the server could not but spoil; NULL: it can have it. */
@@ -79,8 +89,8 @@ static void say_mail_dsn(bk_smtp_client *c, const bk_smtp_message *m) {
 static void say_mail(bk_smtp_client *c, bk_smtp_outgoing *o) {
     const bk_smtp_message *m = o->message;
     bk_smtp_client_say(c, "MAIL FROM:<%s>", m->sender);
-    if (offers(c, "SIZE"))
-        bk_smtp_client_say(c, " SIZE=%zu", bk_smtp_outgoing_size(o));
+    if (offers(c, "SIZE") && (size_of(c, o) > 0 || !is_open(c, o)))
+        bk_smtp_client_say(c, " SIZE=%llu", (unsigned long long)size_of(c, o));
     if (m->body == BK_SMTP_BINARYMIME)
         bk_smtp_client_say(c, " BODY=BINARYMIME");
     else if (o->eight_bit || m->body == BK_SMTP_8BITMIME)
@@ -113,10 +123,12 @@ static void say_notify(bk_smtp_client *c, unsigned notify) {
         bk_smtp_client_say(c, ",%s", words[i]);
 }
 
-/* ORCPT=type;xtext. */
+#define TYPE_CHARACTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-"
+
+/* ORCPT=type;xtext. A type that is none is not said, nor what else it could bring. */
 static void say_original(bk_smtp_client *c, const char *original) {
     const char *text = strchr(original, ';');
-    if (text == NULL)
+    if (text == NULL || text != original + strspn(original, TYPE_CHARACTERS))
         return;
     bk_smtp_client_say(c, " ORCPT=%.*s", (int)(text + 1 - original), original);
     say_xtext(c, text + 1);
@@ -124,6 +136,8 @@ static void say_original(bk_smtp_client *c, const char *original) {
 
 static void say_rcpt(bk_smtp_client *c, bk_smtp_outgoing *o) {
     const bk_smtp_recipient *r = &o->message->recipients[o->rcpt++];
+    if (o->due == BK_SMTP_DUE_DATA) /* all before it were answered */
+        o->due = BK_SMTP_DUE_RCPT;
     bk_smtp_client_say(c, "RCPT TO:<%s>", r->address);
     if (r->notify != 0 && offers(c, "DSN"))
         say_notify(c, r->notify);
@@ -147,12 +161,35 @@ static void give_up(bk_smtp_client *c, bk_smtp_outgoing *o) {
     leave(c, o);
 }
 
+/* It comes to nothing. One that is open stays until its owner has said so, too; for one that he
+   gave up, nothing is left to the server that it might wait for. Whether something was done. */
+static bool abandon(bk_smtp_client *c, bk_smtp_outgoing *o) {
+    if (is_open(c, o) || (o->dropped && o->pending > 0))
+        return false;
+    if (o->dropped && o->sender_taken) {
+        bk_smtp_client_say(c, "RSET\r\n");
+        o->due = BK_SMTP_DUE_RSET;
+        expect(c, o, 1);
+        leave(c, o);
+    } else {
+        give_up(c, o);
+    }
+    return true;
+}
+
+/* Whoever is told may do anything to what is open. */
+static void answer(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply) {
+    if (o->answered != NULL && !o->dropped)
+        o->answered(o->arg, c, reply);
+}
+
 static void begin_mail(bk_smtp_client *c, bk_smtp_outgoing *o) {
     const char *refusal = mail_refusal(c, o);
     if (refusal != NULL) {
+        o->stage = BK_SMTP_SEND_RCPT;
         o->refused = true;
         bk_smtp_outgoing_reply_all(o, refusal);
-        leave(c, o);
+        answer(c, o, refusal);
         return;
     }
     o->due = BK_SMTP_DUE_MAIL;
@@ -211,16 +248,41 @@ static bool send_next(bk_smtp_client *c, bk_smtp_outgoing *o) {
     if (o->stage == BK_SMTP_AWAIT_DATA || (c->pending > 0 && !c->pipelining))
         return false;
     if (o->refused)
-        give_up(c, o);
-    else if (o->stage == BK_SMTP_SEND_MAIL)
+        return abandon(c, o);
+    if (o->stage == BK_SMTP_SEND_MAIL)
         begin_mail(c, o);
     else if (o->stage == BK_SMTP_SEND_DATA)
         return begin_data(c, o);
-    else
+    else if (o->rcpt < o->message->recipient_count)
         say_rcpt(c, o);
-    if (o->stage == BK_SMTP_SEND_RCPT && o->rcpt == o->message->recipient_count)
+    else if (is_open(c, o))
+        return false;
+    else
         o->stage = BK_SMTP_SEND_DATA;
     return true;
+}
+
+static void refuse(bk_smtp_outgoing *o, const char *reply) {
+    o->refused = o->dropped = true;
+    bk_smtp_outgoing_reply_all(o, reply);
+}
+
+void bk_smtp_mail_finish(bk_smtp_client *c) {
+    bk_smtp_outgoing *o = c->open;
+    c->open = NULL;
+    if (o->refused || o->stage == BK_SMTP_SEND_MAIL)
+        return;
+    const char *refusal = mail_refusal(c, o); /* now that the data is there */
+    if (refusal != NULL) {
+        o->decided = NULL;
+        refuse(o, refusal);
+    }
+}
+
+void bk_smtp_mail_drop(bk_smtp_client *c) {
+    bk_smtp_outgoing *o = c->open;
+    c->open = NULL;
+    refuse(o, "451 4.3.0 the message was given up");
 }
 
 /* Tell of those of which all is known. Whoever is told may do anything. */
@@ -267,17 +329,16 @@ static void rset_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
 }
 
 static void mail_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply) {
-    (void)c;
     o->due = BK_SMTP_DUE_RCPT;
     o->sender_taken = reply[0] == '2';
-    o->refused = !o->sender_taken;
+    o->refused = o->refused || !o->sender_taken;
     o->decided = "MAIL";
     if (o->refused)
         bk_smtp_outgoing_reply_all(o, reply);
+    answer(c, o, reply);
 }
 
 static void rcpt_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply) {
-    (void)c;
     size_t i = o->due_rcpt++;
     if (o->due_rcpt == o->message->recipient_count)
         o->due = BK_SMTP_DUE_DATA;
@@ -288,6 +349,7 @@ static void rcpt_reply(bk_smtp_client *c, bk_smtp_outgoing *o, const char *reply
         o->accepted++;
     else
         bk_smtp_outgoing_reply(o, i, reply);
+    answer(c, o, reply);
 }
 
 /* RFC 2920, 3.1: a server that wants data for nobody gets none. */
@@ -363,7 +425,7 @@ void bk_smtp_mail_reply(bk_smtp_client *c, const char *reply) {
 /* RFC 5321, 4.5.3.2. */
 unsigned bk_smtp_mail_timeout(const bk_smtp_client *c) {
     const bk_smtp_outgoing *o = c->first;
-    if (o == NULL)
+    if (o == NULL || (o->pending == 0 && is_open(c, o) && o->stage != BK_SMTP_SEND_MAIL))
         return 0;
     if (o->pending == 0)
         return o->stage == BK_SMTP_SEND_BODY ? 180 : 300;
@@ -376,12 +438,12 @@ void bk_smtp_mail_lost(bk_smtp_client *c) {
              c->last != NULL ? "the connection ended: " : "the connection was lost",
              c->last != NULL ? c->last : "");
     for (bk_smtp_outgoing *o = c->first; o != NULL; o = o->next) {
-        if (!bk_smtp_outgoing_known(o))
+        if (is_open(c, o) || !bk_smtp_outgoing_known(o))
             o->decided = NULL;
         bk_smtp_outgoing_reply_all(o, text);
         o->stage = BK_SMTP_SENT;
         o->pending = 0;
     }
-    c->current = NULL;
+    c->current = c->open = NULL;
     tell_done(c);
 }

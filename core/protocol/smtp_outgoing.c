@@ -62,7 +62,7 @@ static int make_whole(bk_smtp_message *m) {
     return 0;
 }
 
-static int check_data(bk_smtp_outgoing *o, bool whole) {
+int bk_smtp_outgoing_check(bk_smtp_outgoing *o, bool whole) {
     bk_smtp_message *m = o->message;
     if (m->size == 0)
         return 0;
@@ -79,19 +79,54 @@ static int check_data(bk_smtp_outgoing *o, bool whole) {
 
 /* ---- Life ---- */
 
-int bk_smtp_outgoing_new(bk_os *os, bk_smtp_message *message, bool make_whole,
-                         bk_smtp_outgoing **ret_outgoing) {
+/* Room for the replies of so many. */
+static int reserve_replies(bk_smtp_outgoing *o, size_t count) {
+    bk_os *os = o->message->os;
+    const char **replies = (const char **)(void *)os->resize(os, (void *)(uintptr_t)o->replies,
+                                                             count * sizeof *replies);
+    if (replies == NULL)
+        return -ENOMEM;
+    o->replies = replies;
+    return 0;
+}
+
+int bk_smtp_outgoing_new(bk_os *os, bk_smtp_message *message, bk_smtp_outgoing **ret_outgoing) {
+    size_t count = message->recipient_count;
     bk_smtp_outgoing *o = bk_alloc_zero(os, sizeof *o);
     if (o == NULL)
         return -ENOMEM;
     o->refs = 1;
     o->message = message;
-    o->replies = bk_alloc_zero(os, message->recipient_count * sizeof *o->replies);
-    int r = o->replies != NULL ? check_data(o, make_whole) : -ENOMEM;
+    if (count > 0 && reserve_replies(o, count) < 0) {
+        bk_dealloc(os, o);
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < count; i++)
+        o->replies[i] = NULL;
+    *ret_outgoing = o;
+    return 0;
+}
+
+int bk_smtp_outgoing_to(bk_smtp_outgoing *o, const bk_smtp_recipient *recipient) {
+    bk_smtp_message *m = o->message;
+    const char *original = recipient->original;
+    int utf8 = m->utf8;
+    int r = reserve_replies(o, m->recipient_count + 1);
+    if (r == 0)
+        r = bk_smtp_message_to(m, recipient->address);
     if (r < 0)
-        bk_smtp_outgoing_drop(o);
-    else
-        *ret_outgoing = o;
+        return r;
+    bk_smtp_recipient *place = &m->recipients[--m->recipient_count];
+    place->notify = recipient->notify;
+    if (original != NULL)
+        place->original = bk_smtp_text_new(m->os, original, strlen(original));
+    if (m->utf8 == utf8 && (original == NULL || place->original != NULL)) {
+        o->replies[m->recipient_count++] = NULL;
+        return 0;
+    }
+    r = m->utf8 == utf8 ? -ENOMEM : -EINVAL;
+    m->utf8 = utf8;
+    bk_smtp_recipient_clear(m->os, place);
     return r;
 }
 

@@ -35,6 +35,15 @@ static void smtp_refuse(bk_machine *m, int why) {
     (void)bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
 }
 
+/* RFC 5321, 3.8: 421 in place of whatever would have been said. */
+static void smtp_timed_out(bk_machine *m) {
+    const bk_smtp_session *s = (bk_smtp_session *)m;
+    char text[BK_SMTP_REPLY_MAX];
+    int n = snprintf(text, sizeof text, "421 4.4.2 %.255s timeout, closing the connection\r\n",
+                     s->config.hostname);
+    (void)bk_machine_send(m, text, (size_t)n, BK_COPY, NULL);
+}
+
 static size_t smtp_receive(bk_machine *m, const char *data, size_t n) {
     bk_smtp_session *s = (bk_smtp_session *)m;
     size_t used = 0;
@@ -84,6 +93,7 @@ static const bk_machine_ops smtp_ops = {
     .receive = smtp_receive,
     .free = smtp_free,
     .refuse = smtp_refuse,
+    .timed_out = smtp_timed_out,
 };
 
 /* ---- What hooks may ask of a session ---- */

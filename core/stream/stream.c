@@ -541,13 +541,26 @@ static bool overstayed(bk_stream *s, uint32_t now) {
            (limits->write != 0 && now - v->sent > limits->write);
 }
 
+/* With the protocol's last words, where the peer may still read them. */
+static void time_out(bk_stream *s) {
+    bool speaks = s->flags & BK_STREAM_OPENED && s->head == NULL &&
+                  !(s->flags & (BK_STREAM_BUSY | BK_STREAM_ENDING | BK_STREAM_CLOSING | NOT_YET));
+    if (speaks && BK_HAS(s->protocol, timed_out)) {
+        s->loop->calling++;
+        s->protocol->timed_out(s);
+        s->loop->calling--;
+        flush(s, false);
+    }
+    bk_stream_fail(s, -ETIMEDOUT);
+}
+
 static void sweep(void *arg) {
     bk_loop *loop = arg;
     uint32_t now = second_of(loop);
     for (bk_stream *s = loop->streams; s != NULL; s = s->next)
         if ((s->timeout != 0 && now - s->active > s->timeout) ||
             (s->visit != NULL && s->flags & BK_STREAM_TIMED && overstayed(s, now)))
-            bk_stream_fail(s, -ETIMEDOUT);
+            time_out(s);
     if (loop->timed_streams > 0)
         (void)bk_timer_start(loop, &loop->sweep, bk_loop_now(loop) + BK_SECOND, sweep, loop);
 }

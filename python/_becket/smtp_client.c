@@ -16,8 +16,9 @@ typedef struct SmtpClientObject {
     bk_machine *fresh;          /* made, and not yet on the stream */
     bk_smtp_client *client;     /* NULL: not any more */
     PyObject *ready, *closed, *context;
-    PyObject *texts; /* what config refers to */
-    PyObject *error; /* the exception for what broke the stream */
+    bk_smtp_message *open; /* the one that goes step by step, and is not finished; or NULL */
+    PyObject *texts;       /* what config refers to */
+    PyObject *error;       /* the exception for what broke the stream */
     int stream_why;
 } SmtpClientObject;
 
@@ -66,11 +67,24 @@ static void heard_closed(void *context, bk_smtp_client *client, int why, const c
     tell(self, self->closed, args, "Exception in the closed callback");
 }
 
+/* answered(reply), of a message that goes step by step. */
+static void heard_answered(void *arg, bk_smtp_client *client, const char *reply) {
+    PyObject *told = arg; /* (this, callback, answered) */
+    (void)client;
+    PyObject *text = reply_text(reply);
+    PyObject *args = text == NULL ? NULL : Py_BuildValue("(N)", text);
+    tell((SmtpClientObject *)PyTuple_GET_ITEM(told, 0), PyTuple_GET_ITEM(told, 2), args,
+         "Exception in the callback of a command");
+}
+
 /* callback(decided, replies), whose reference was the message's. */
 static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                        const bk_smtp_result *result) {
-    PyObject *pair = arg; /* (this, callback) */
-    (void)client, (void)message;
+    PyObject *told = arg; /* (this, callback, …) */
+    SmtpClientObject *self = (SmtpClientObject *)PyTuple_GET_ITEM(told, 0);
+    (void)client;
+    if (message == self->open)
+        self->open = NULL;
     PyObject *list = PyList_New((Py_ssize_t)result->reply_count);
     for (size_t i = 0; list != NULL && i < result->reply_count; i++) {
         PyObject *text = reply_text(result->replies[i]);
@@ -80,9 +94,8 @@ static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message 
             PyList_SET_ITEM(list, (Py_ssize_t)i, text);
     }
     PyObject *args = list == NULL ? NULL : Py_BuildValue("zN", result->decided, list);
-    tell((SmtpClientObject *)PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1), args,
-         "Exception in the callback of a message");
-    Py_DECREF(pair);
+    tell(self, PyTuple_GET_ITEM(told, 1), args, "Exception in the callback of a message");
+    Py_DECREF(told);
 }
 
 /* ---- The stream ---- */
@@ -250,8 +263,8 @@ static int copy_option(bk_smtp_message *m, char **place, const char *text) {
     return 0;
 }
 
-/* A str, or (str, notify, orcpt): see send(). */
-static int add_recipient(bk_smtp_message *m, PyObject *object) {
+/* A str, or (str, notify, orcpt): see send(). What it refers to is the object's. */
+static int parse_recipient(PyObject *object, bk_smtp_recipient *ret_recipient) {
     PyObject *address = object;
     unsigned notify = 0;
     const char *original = NULL;
@@ -259,12 +272,24 @@ static int add_recipient(bk_smtp_message *m, PyObject *object) {
         !PyArg_ParseTuple(object, "OIz:recipient", &address, &notify, &original))
         return -1;
     const char *text = text_of(address, "recipients");
-    int code = text == NULL ? 0 : bk_smtp_message_to(m, text);
-    if (text == NULL || code < 0)
-        return code < 0 ? address_error(code, "recipients", address) : -1;
+    if (text == NULL)
+        return -1;
+    *ret_recipient = (bk_smtp_recipient){.address = (char *)(uintptr_t)text,
+                                         .notify = notify,
+                                         .original = (char *)(uintptr_t)original};
+    return 0;
+}
+
+static int add_recipient(bk_smtp_message *m, PyObject *object) {
+    bk_smtp_recipient given;
+    if (parse_recipient(object, &given) < 0)
+        return -1;
+    int code = bk_smtp_message_to(m, given.address);
+    if (code < 0)
+        return address_error(code, "recipients", object);
     bk_smtp_recipient *r = &m->recipients[m->recipient_count - 1];
-    r->notify = notify;
-    return copy_option(m, &r->original, original);
+    r->notify = given.notify;
+    return copy_option(m, &r->original, given.original);
 }
 
 static int add_recipients(bk_smtp_message *m, PyObject *recipients) {
@@ -289,34 +314,23 @@ static int add_data(bk_smtp_message *m, PyObject *data) {
     return code < 0 ? loop_raise(code) : 0;
 }
 
-static int queue(SmtpClientObject *self, bk_smtp_message *m, PyObject *callback) {
-    PyObject *pair = PyTuple_Pack(2, (PyObject *)self, callback);
-    if (pair == NULL)
-        return -1;
-    int code =
-        self->client == NULL ? -EPIPE : bk_smtp_client_send(self->client, m, heard_sent, pair);
-    if (code == 0)
-        return 0;
-    Py_DECREF(pair);
-    if (code == -EINVAL)
-        PyErr_SetString(PyExc_ValueError,
-                        "data: a CR or LF stands alone; lines end in CRLF, or give make_whole");
-    else
-        loop_raise(code);
+static int data_error(int code) {
+    if (code != -EINVAL)
+        return loop_raise(code);
+    PyErr_SetString(PyExc_ValueError,
+                    "data: a CR or LF stands alone; lines end in CRLF, or give make_whole");
     return -1;
 }
 
-static PyObject *client_send(SmtpClientObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"sender",      "recipients", "data",        "callback",  "body", "utf8",
-                            "require_tls", "ret",        "envelope_id", "submitter", NULL};
-    PyObject *sender, *recipients, *data, *callback = Py_None;
-    const char *envelope_id = NULL, *submitter = NULL;
-    int body = 0, utf8 = 0, require_tls = 0, ret = 0;
+/* What send() and begin() say of a message beside its sender. */
+typedef struct parameters {
+    int body, utf8, require_tls, ret;
+    const char *envelope_id, *submitter;
+} parameters;
+
+static bk_smtp_message *new_message(SmtpClientObject *self, PyObject *sender,
+                                    const parameters *given) {
     bk_smtp_message *m;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$Oippizz:send", names, &sender, &recipients,
-                                     &data, &callback, &body, &utf8, &require_tls, &ret,
-                                     &envelope_id, &submitter))
-        return NULL;
     const char *text = text_of(sender, "sender");
     if (text == NULL || loop_check_open(self->loop) < 0)
         return NULL;
@@ -325,18 +339,125 @@ static PyObject *client_send(SmtpClientObject *self, PyObject *args, PyObject *k
         (void)address_error(code, "sender", sender);
         return NULL;
     }
-    m->body = (bk_smtp_body)body;
-    m->require_tls = require_tls;
-    m->ret = (bk_smtp_return)ret;
-    if (add_recipients(m, recipients) == 0 && add_data(m, data) == 0 &&
-        copy_option(m, &m->envelope_id, envelope_id) == 0 &&
-        copy_option(m, &m->submitter, submitter) == 0) {
-        m->utf8 |= utf8;
-        if (queue(self, m, callback) == 0)
-            Py_RETURN_NONE;
-    }
+    m->body = (bk_smtp_body)given->body;
+    m->utf8 |= given->utf8;
+    m->require_tls = given->require_tls;
+    m->ret = (bk_smtp_return)given->ret;
+    if (copy_option(m, &m->envelope_id, given->envelope_id) == 0 &&
+        copy_option(m, &m->submitter, given->submitter) == 0)
+        return m;
     bk_smtp_message_free(m);
     return NULL;
+}
+
+static int queue(SmtpClientObject *self, bk_smtp_message *m, PyObject *callback) {
+    PyObject *told = PyTuple_Pack(2, (PyObject *)self, callback);
+    if (told == NULL)
+        return -1;
+    int code =
+        self->client == NULL ? -EPIPE : bk_smtp_client_send(self->client, m, heard_sent, told);
+    if (code == 0)
+        return 0;
+    Py_DECREF(told);
+    return data_error(code);
+}
+
+static PyObject *client_send(SmtpClientObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sender",      "recipients", "data",        "callback",  "body", "utf8",
+                            "require_tls", "ret",        "envelope_id", "submitter", NULL};
+    PyObject *sender, *recipients, *data, *callback = Py_None;
+    parameters p = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$Oippizz:send", names, &sender, &recipients,
+                                     &data, &callback, &p.body, &p.utf8, &p.require_tls, &p.ret,
+                                     &p.envelope_id, &p.submitter))
+        return NULL;
+    bk_smtp_message *m = new_message(self, sender, &p);
+    if (m == NULL)
+        return NULL;
+    if (add_recipients(m, recipients) == 0 && add_data(m, data) == 0 &&
+        queue(self, m, callback) == 0)
+        Py_RETURN_NONE;
+    bk_smtp_message_free(m);
+    return NULL;
+}
+
+/* ---- A message step by step ---- */
+
+static int begin(SmtpClientObject *self, bk_smtp_message *m, PyObject *answered,
+                 PyObject *callback) {
+    PyObject *told = PyTuple_Pack(3, (PyObject *)self, callback, answered);
+    if (told == NULL)
+        return -1;
+    if (self->open == NULL)
+        self->open = m; /* MAIL may be refused from within */
+    int code = self->client == NULL
+                   ? -EPIPE
+                   : bk_smtp_client_begin(self->client, m, heard_answered, heard_sent, told);
+    if (code == 0)
+        return 0;
+    if (self->open == m)
+        self->open = NULL;
+    Py_DECREF(told);
+    return loop_raise(code);
+}
+
+static PyObject *client_begin(SmtpClientObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sender",      "answered", "callback",    "size",      "body", "utf8",
+                            "require_tls", "ret",      "envelope_id", "submitter", NULL};
+    PyObject *sender, *answered, *callback;
+    unsigned long long size = 0;
+    parameters p = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$Kippizz:begin", names, &sender, &answered,
+                                     &callback, &size, &p.body, &p.utf8, &p.require_tls, &p.ret,
+                                     &p.envelope_id, &p.submitter))
+        return NULL;
+    bk_smtp_message *m = new_message(self, sender, &p);
+    if (m == NULL)
+        return NULL;
+    m->declared = size;
+    if (begin(self, m, answered, callback) == 0)
+        Py_RETURN_NONE;
+    bk_smtp_message_free(m);
+    return NULL;
+}
+
+static PyObject *client_recipient(SmtpClientObject *self, PyObject *object) {
+    bk_smtp_recipient given;
+    if (parse_recipient(object, &given) < 0 || loop_check_open(self->loop) < 0)
+        return NULL;
+    int code = self->client == NULL ? -EPIPE : bk_smtp_client_recipient(self->client, &given);
+    if (code == -EINVAL)
+        (void)address_error(code, "recipients", object);
+    else if (code < 0)
+        (void)loop_raise(code);
+    return code < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *client_finish(SmtpClientObject *self, PyObject *data) {
+    if (loop_check_open(self->loop) < 0)
+        return NULL;
+    if (self->client == NULL || self->open == NULL) {
+        (void)loop_raise(-EPIPE);
+        return NULL;
+    }
+    if (self->open->recipient_count == 0)
+        return PyErr_Format(PyExc_ValueError, "recipients: there is none");
+    if (add_data(self->open, data) < 0)
+        return NULL;
+    self->open = NULL;
+    int code = bk_smtp_client_finish(self->client);
+    if (code == 0)
+        Py_RETURN_NONE;
+    bk_smtp_client_drop(self->client); /* it has data now that nobody knows of */
+    (void)data_error(code);
+    return NULL;
+}
+
+static PyObject *client_drop(SmtpClientObject *self, PyObject *Py_UNUSED(ignored)) {
+    self->open = NULL;
+    if (self->client != NULL && !self->loop->ending)
+        bk_smtp_client_drop(self->client);
+    Py_RETURN_NONE;
 }
 
 /* ---- The rest ---- */
@@ -408,6 +529,17 @@ static PyMethodDef client_methods[] = {
      "each, and with the command that decided: MAIL, RCPT, DATA; None: not the server. "
      "ValueError: an address or the data is not what SMTP carries. BrokenPipeError: the connection "
      "is gone, or ending."},
+    {"begin", (PyCFunction)(void (*)(void))client_begin, METH_VARARGS | METH_KEYWORDS,
+     "begin(sender, answered, callback, *, size=0, body=0, utf8=False, require_tls=False, ret=0, "
+     "envelope_id=None, submitter=None)\n\nBegin a message that goes step by step. "
+     "answered(reply) is called with the reply to MAIL, and to each recipient; callback as "
+     "send()'s, once and last. OSError: one is under way."},
+    {"recipient", (PyCFunction)client_recipient, METH_O,
+     "recipient(recipient)\n\nOne more, as send()'s. BrokenPipeError: nothing is under way, or "
+     "the sender was refused."},
+    {"finish", (PyCFunction)client_finish, METH_O,
+     "finish(data)\n\nSend it. ValueError: the data is not what SMTP carries, and it is dropped."},
+    {"drop", (PyCFunction)client_drop, METH_NOARGS, "drop()\n\nGive it up."},
     {"quit", (PyCFunction)client_quit, METH_NOARGS,
      "quit()\n\nEnd it when all that is queued has been answered."},
     {"abort", (PyCFunction)client_abort, METH_NOARGS, "abort()\n\nEnd it now."},

@@ -203,6 +203,15 @@ static PyObject *connection_data_received(SmtpConnectionObject *c, PyObject *dat
     Py_RETURN_NONE;
 }
 
+/* Last words; whoever calls closes. */
+static PyObject *connection_time_out(SmtpConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
+    if (c->machine == NULL || c->gone)
+        Py_RETURN_NONE;
+    bk_machine_time_out(c->machine);
+    handler_flush(c);
+    Py_RETURN_NONE;
+}
+
 /* True: we go on sending; TLS cannot, and asyncio says so to those who would. */
 static PyObject *connection_eof_received(SmtpConnectionObject *c, PyObject *Py_UNUSED(ignored)) {
     if (c->machine == NULL)
@@ -365,6 +374,7 @@ static PyMethodDef connection_methods[] = {
      "push(status) -> awaitable\n\nSend a line to the client, a str or bytes without its end."},
     {"_answer", (PyCFunction)connection_answer, METH_O, NULL},
     {"_done", (PyCFunction)handler_done, METH_O, NULL},
+    {"_time_out", (PyCFunction)connection_time_out, METH_NOARGS, NULL},
     {"_set_rules", (PyCFunction)connection_set_rules, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

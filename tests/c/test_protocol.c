@@ -294,6 +294,34 @@ static void may_go_on_after_the_end(void) {
     bk_machine_free(&p.machine);
 }
 
+/* A machine may have last words when its time is over; nobody hears them after the end. */
+static void puppet_timed_out(bk_machine *m) {
+    CHECK_INT(bk_machine_send(m, "late", 4, BK_COPY, NULL), 0);
+}
+
+static void says_last_words(void) {
+    bk_machine_ops speaks = puppet_ops;
+    puppet p = puppet_new();
+    bk_machine_time_out(NULL);
+    bk_machine_time_out(&p.machine); /* not started */
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    bk_machine_time_out(&p.machine); /* has none */
+    CHECK_STR(now.out, "");
+    bk_machine_free(&p.machine);
+    speaks.timed_out = puppet_timed_out;
+    p = puppet_new();
+    p.machine.ops = &speaks;
+    CHECK_INT(bk_machine_start(&p.machine, &rig_ops, &now), 0);
+    CHECK_INT(bk_machine_feed(&p.machine, "1w2", 3), 0); /* waiting is no hindrance */
+    bk_machine_time_out(&p.machine);
+    CHECK_STR(now.out, "1wlate");
+    CHECK_INT(now.closed, 0);
+    bk_machine_close(&p.machine);
+    bk_machine_time_out(&p.machine);
+    CHECK_STR(now.out, "1wlate");
+    bk_machine_free(&p.machine);
+}
+
 static void runs_on_older_tables(void) {
     puppet p = puppet_new();
     char peer[8] = "x";
@@ -795,6 +823,61 @@ static void echoes_on_a_stream(void) {
     CHECK_INT(bk_loop_free(pal.loop), 0);
 }
 
+static int timed_opened(bk_stream *s) {
+    bk_stream_set_timeout(s, 5);
+    return 0;
+}
+
+static const char *last_words;
+static int timed_closed;
+
+static void timed_out(bk_stream *s) {
+    if (last_words == NULL)
+        bk_stream_close(s);
+    else
+        CHECK_INT(bk_stream_write(s, last_words, strlen(last_words), BK_COPY, NULL), 0);
+}
+
+static void note_timed_closed(bk_stream *s, int why) {
+    (void)s;
+    timed_closed = why;
+}
+
+/* A stream whose time is over speaks once more, unless its peer has stopped reading. */
+static void last_words_on_a_stream(void) {
+    static const bk_protocol timed = {.size = sizeof timed,
+                                      .opened = timed_opened,
+                                      .timed_out = timed_out,
+                                      .closed = note_timed_closed};
+    static const struct {
+        const char *words, *before, *got;
+        int why;
+    } cases[] = {{"bye", "", "bye", -ETIMEDOUT},
+                 {"much more than fits", "", "much", -ETIMEDOUT},
+                 {"bye", "too much to be sent", "too ", -ETIMEDOUT},
+                 {NULL, "", "", 0}};
+    for (int i = 0; i < COUNT(cases); i++) {
+        bk_stream *s;
+        faults_open(&world, NULL);
+        pal_open(faults_os(&world));
+        CHECK_INT(join(&pal, &timed, 4, &s), 0);
+        last_words = cases[i].words;
+        bk_stream_pause(pal.stream);
+        CHECK_INT(bk_stream_write(s, cases[i].before, strlen(cases[i].before), BK_COPY, NULL), 0);
+        turn(pal.loop, 3);
+        faults_pass_time(&world, 8 * BK_SECOND);
+        timed_closed = 1;
+        turn(pal.loop, 3);
+        CHECK_INT(timed_closed, cases[i].why);
+        bk_stream_resume(pal.stream);
+        turn(pal.loop, 5);
+        CHECK_STR(pal.got, cases[i].got);
+        CHECK_INT(bk_loop_free(pal.loop), 0);
+        CHECK_INT(faults_leaks(&world, NULL), 0);
+        faults_close(&world);
+    }
+}
+
 /* A peer that sends and does not read: what is queued for it stays bounded, then all arrives. */
 static void holds_back_a_peer_that_does_not_read(void) {
     static char much[4 << 20];
@@ -977,6 +1060,37 @@ static void take_mail(void *context, bk_smtp_session *session, bk_smtp_message *
     owed = session;
     if (!late)
         bk_smtp_answer(session, NULL);
+}
+
+/* RFC 5321, 3.8: the server says why it goes; without memory it goes all the same. */
+static void smtp_times_out_on_a_stream(void) {
+    static const bk_smtp_config config = {.size = sizeof config, .message = take_mail};
+    static const char words[] = "421 4.4.2 localhost timeout, closing the connection\r\n";
+    bk_protocol *p;
+    for (int fails = 0; fails < 2; fails++) {
+        faults_open(&world, NULL);
+        pal_open(faults_os(&world));
+        CHECK_INT(bk_smtp_protocol_new(&config, faults_os(&world), &p), 0);
+        CHECK_INT(join(&pal, p, 0, NULL), 0);
+        CHECK_INT(bk_stream_write(pal.stream, "NOOP\r\n", 6, BK_COPY, NULL), 0);
+        turn(pal.loop, 5);
+        pal.size = 0;
+        faults_pass_time(&world, 299 * BK_SECOND);
+        turn(pal.loop, 3);
+        CHECK_INT(pal.closed, 0);
+        faults_pass_time(&world, 3 * BK_SECOND);
+        if (fails)
+            faults_arm(&world, FAULTS_NO_MEMORY, 1);
+        turn(pal.loop, 5);
+        faults_disarm(&world);
+        CHECK_INT(pal.closed, 1);
+        pal.got[pal.size] = '\0';
+        CHECK_STR(pal.got, fails ? "" : words);
+        CHECK_INT(bk_loop_free(pal.loop), 0);
+        bk_machine_protocol_free(p);
+        CHECK_INT(faults_leaks(&world, NULL), 0);
+        faults_close(&world);
+    }
 }
 
 static int make_contexts(bk_loop *loop) {
@@ -1174,6 +1288,7 @@ int main(int argc, char **argv) {
         CASE(forgets_what_follows_a_close),
         CASE(releases_what_it_cannot_send),
         CASE(may_go_on_after_the_end),
+        CASE(says_last_words),
         CASE(runs_on_older_tables),
         CASE(asks_for_tls),
         CASE(drops_what_came_before_tls),
@@ -1187,6 +1302,8 @@ int main(int argc, char **argv) {
         CASE(checks_arguments),
         CASE(runs_on_a_blocking_descriptor),
         CASE(echoes_on_a_stream),
+        CASE(last_words_on_a_stream),
+        CASE(smtp_times_out_on_a_stream),
         CASE(holds_back_a_peer_that_does_not_read),
         CASE(serves_lines_on_a_stream),
         CASE(waits_on_a_stream),

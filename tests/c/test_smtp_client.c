@@ -131,11 +131,14 @@ static void heard_closed(void *context, bk_smtp_client *client, int why, const c
 }
 
 static bool tells_stage;
+static bk_smtp_message *open_message; /* step by step: until it is told of */
 
 static void heard_sent(void *arg, bk_smtp_client *client, const bk_smtp_message *message,
                        const bk_smtp_result *result) {
     int accepted = 0;
     CHECK(client == now.client && arg == &now && result->size == sizeof *result);
+    if (message == open_message)
+        open_message = NULL;
     CHECK_INT(result->reply_count, message->recipient_count);
     tell(message->sender);
     if (tells_stage) {
@@ -208,13 +211,98 @@ static int queue_of(bk_os *os, const char *const *specs) {
     return queued;
 }
 
-/* ---- Dialogues: lines of the server's ("S…"), and of the client's ("C…") ---- */
+/* ---- Dialogues: lines of the server's ("S…"), of the client's ("C…"), and of its program's: quit
+   ("Q"), a message step by step (begin, recipient, finish, drop: "B…", "R…", "F…", "D"); the
+   server's end ("E") ---- */
 
 static void drain(bk_machine *m) {
     for (int i = 0; now.full && !now.closed && i < 100000; i++) {
         now.full = false;
         bk_machine_block(m, 0);
     }
+}
+
+static bool trouble; /* memory may run out: what is said may differ */
+
+/* What an answer leads to at once, from within it; NULL: nothing. */
+static void (*answered_hook)(void);
+
+static void heard_answered(void *arg, bk_smtp_client *client, const char *reply) {
+    CHECK(client == now.client && arg == &now);
+    tell("> ");
+    tell(reply);
+    tell("\n");
+    if (answered_hook != NULL)
+        answered_hook();
+}
+
+static void begin_one(bk_os *os, const char *sender) {
+    bk_smtp_message *m = NULL;
+    CHECK(open_message == NULL || trouble);
+    if (open_message != NULL || bk_smtp_message_new(os, sender, &m) < 0)
+        return;
+    if (dress != NULL)
+        dress(m, 0);
+    open_message = m;
+    if (bk_smtp_client_begin(now.client, m, heard_answered, heard_sent, &now) < 0) {
+        bk_smtp_message_free(m);
+        open_message = NULL;
+    }
+}
+
+static void tell_failure(const char *what, int r) {
+    if (r == 0)
+        return;
+    tell(what);
+    tell(r == -EINVAL ? " invalid\n" : r == -EPIPE ? " too late\n" : " memory\n");
+}
+
+/* "address" or "address original": for who is told of failures. */
+static void add_one(const char *text) {
+    char address[200];
+    snprintf(address, sizeof address, "%s", text);
+    char *space = strchr(address, ' ');
+    bk_smtp_recipient r = {.address = address, .notify = space ? BK_SMTP_NOTIFY_NEVER : 0};
+    if (space != NULL) {
+        *space = '\0';
+        r.original = space + 1;
+    }
+    tell_failure("recipient", bk_smtp_client_recipient(now.client, &r));
+}
+
+static void finish_one(const char *data) {
+    if (open_message != NULL && bk_smtp_message_add(open_message, data, strlen(data)) < 0)
+        return;
+    int r = bk_smtp_client_finish(now.client);
+    tell_failure("finish", r);
+    if (r == 0)
+        open_message = NULL;
+}
+
+static void drop_it(void) {
+    open_message = NULL;
+    bk_smtp_client_drop(now.client);
+}
+
+static const char *program_block(bk_machine *m, bk_os *os, const char *at) {
+    for (; *at != '\0' && strchr("QEBRFD", *at) != NULL; at += strcspn(at, "\n") + 1) {
+        char text[200];
+        snprintf(text, sizeof text, "%.*s", (int)strcspn(at + 1, "\n"), at + 1);
+        if (*at == 'Q')
+            bk_smtp_client_quit(now.client);
+        else if (*at == 'E')
+            bk_machine_end(m);
+        else if (*at == 'B')
+            begin_one(os, text);
+        else if (*at == 'R')
+            add_one(text);
+        else if (*at == 'F')
+            finish_one(text);
+        else
+            drop_it();
+        drain(m);
+    }
+    return at;
 }
 
 /* What the server says in one go, up to where it waits. Returns what follows. */
@@ -264,8 +352,6 @@ static void feed_block(bk_machine *m, const char *block, size_t *said, size_t cu
     }
 }
 
-static bool trouble; /* memory may run out: what is said may differ */
-
 static void run_dialogue(bk_os *os, const char *const *specs, const char *dialogue, size_t cut,
                          bool bytewise) {
     static char block[ROOM], want[ROOM];
@@ -278,16 +364,10 @@ static void run_dialogue(bk_os *os, const char *const *specs, const char *dialog
     now.client = bk_smtp_client_of(m);
     CHECK(now.client != NULL && bk_smtp_client_machine(now.client) == m);
     queue_of(os, specs);
+    open_message = NULL;
     int r = bk_machine_start(m, &rig_ops, &now);
     for (const char *at = dialogue; *at != '\0' && r == 0;) {
-        if (*at == 'Q') {
-            bk_smtp_client_quit(now.client);
-            drain(m);
-            at += 2;
-        } else if (*at == 'E') {
-            bk_machine_end(m);
-            at += 2;
-        }
+        at = program_block(m, os, at);
         at = server_block(at, block);
         feed_block(m, block, &said, cut, bytewise);
         at = client_block(at, want);
@@ -593,7 +673,9 @@ static void waits_as_told(void) {
                  {PLAIN "CMAIL FROM:<a@b>\nS250 s\nCRCPT TO:<d@e>\n", 300},
                  {PLAIN "CMAIL FROM:<a@b>\nS250 s\nCRCPT TO:<d@e>\nS250 r\nCDATA\n", 120},
                  {PIPE GROUP GROUP_OK BODY, 600},
-                 {PIPE GROUP GROUP_OK BODY "S250 taken\n", 0}};
+                 {PIPE GROUP GROUP_OK BODY "S250 taken\n", 0},
+                 {PIPE GROUP GROUP_OK BODY "S250 taken\nBf@g\nCMAIL FROM:<f@g>\n", 300},
+                 {PIPE GROUP GROUP_OK BODY "S250 taken\nBf@g\nCMAIL FROM:<f@g>\nS250 s\n", 0}};
     for (int i = 0; i < COUNT(cases); i++)
         for (unsigned own = 0; own < 2; own++) {
             config.timeout = own * 7;
@@ -710,6 +792,166 @@ static void refuses_what_would_be_spoilt(void) {
     EXPECT(one, HI "S250-mx\nS250 REQUIRETLS\nCMAIL FROM:<a@b> REQUIRETLS\n",
            "ready\na@b: " LOST "\n" CUT);
     dress = NULL;
+}
+
+/* ---- Step by step ---- */
+
+#define BEGUN PLAIN "Ba@b\nCMAIL FROM:<a@b>\nS250 s\n"
+#define RCPT_D "Rd@e\nCRCPT TO:<d@e>\n"
+#define TO_D BEGUN RCPT_D "S250 r\n"
+#define GOES_ON "Bf@g\nCMAIL FROM:<f@g>\nS250 t\n"
+#define WENT_ON "> 250 t\nf@g\n"
+
+static void goes_step_by_step(void) {
+    setup();
+    EXPECT(none, TO_D "Rn@e\nCRCPT TO:<n@e>\nS550 no\nFx\nCDATA\nS354 go\nCx\nC.\nS250 taken\n",
+           "ready\n> 250 s\n> 250 r\n> 550 no\na@b: 250 taken | 550 no\n" CUT);
+    EXPECT(none,
+           PLAIN "Ba@b\nRd@e\nRn@e\nFx\nCMAIL FROM:<a@b>\nS250 s\nCRCPT TO:<d@e>\nS250 1\n"
+                 "CRCPT TO:<n@e>\nS450 2\nCDATA\nS354 go\nCx\nC.\nS250 taken\n",
+           "ready\n> 250 s\n> 250 1\n> 450 2\na@b: 250 taken | 450 2\n" CUT);
+    EXPECT(none,
+           PIPE "Ba@b\nRd@e\nRn@e\nCMAIL FROM:<a@b>\nCRCPT TO:<d@e>\nCRCPT TO:<n@e>\n"
+                "S250 s\nS250 1\nFx\nCDATA\nS550 2\nS354 go\nCx\nC.\nS250 taken\n",
+           "ready\n> 250 s\n> 250 1\n> 550 2\na@b: 250 taken | 550 2\n" CUT);
+    /* Begun, and even finished, before the server is there. */
+    EXPECT(none,
+           "Ba@b\nRd@e\nFx\nS220 mx\nCEHLO c\nS250-mx\nS250 PIPELINING\n" GROUP GROUP_OK BODY
+           "S250 taken\n",
+           "ready\n> 250 s\n> 250 r\na@b: 250 taken\n" CUT);
+    EXPECT(none, "Ba@b\nRd@e\nD\n" PLAIN, "ready\na@b: 451 4.3.0 the message was given up\n" CUT);
+    /* Another waits for it, and it for another. */
+    EXPECT(one,
+           PIPE GROUP "Bf@g\n" GROUP_OK BODY "CMAIL FROM:<f@g>\nS250 taken\nS250 s\nD\nCRSET\n"
+                      "S250 ok\n",
+           "ready\na@b: 250 taken\n> 250 s\nf@g\n" CUT);
+    EXPECT(none, TO_D "Q\nFx\nCDATA\nS354 go\nCx\nC.\nS250 taken\nCQUIT\nS221 bye\n",
+           "ready\n> 250 s\n> 250 r\na@b: 250 taken\nclosed well\n");
+    config.flags = BK_SMTP_LMTP;
+    EXPECT(none,
+           "S220 mx\nCLHLO c\nS250 mx\nBa@b\nCMAIL FROM:<a@b>\nS250 s\n" RCPT_D
+           "S250 r\nRn@e\nCRCPT TO:<n@e>\nS550 no\nRm@e\nCRCPT TO:<m@e>\nS250 r\nFx\nCDATA\n"
+           "S354 go\nCx\nC.\nS250 1\nS452 2\n",
+           "ready\n> 250 s\n> 250 r\n> 550 no\n> 250 r\na@b: 250 1 | 550 no | 452 2\n" CUT);
+}
+
+/* Each kind of reply at each step; and what is left is no obstacle. */
+static void hears_refusals_step_by_step(void) {
+    setup();
+    tells_stage = true;
+#define MAIL_A PLAIN "Ba@b\nCMAIL FROM:<a@b>\n"
+    EXPECT(none, MAIL_A "S550 no\nRd@e\nD\nBf@g\nCMAIL FROM:<f@g>\n",
+           "ready\n> 550 no\nrecipient too late\na@b MAIL\nf@g -\n" CUT);
+    EXPECT(none, MAIL_A "S452 full\nD\n", "ready\n> 452 full\na@b MAIL\n" CUT);
+    EXPECT(none, MAIL_A "S354 go\n", "ready\na@b -\nclosed nonsense: 354 go\n");
+    EXPECT(none, MAIL_A "S421 bye\n", "ready\na@b -\nclosed reset: 421 bye\n");
+    EXPECT(none, MAIL_A "E\n", "ready\na@b -\n" CUT);
+    EXPECT(none, BEGUN "S250 stray\n", "ready\n> 250 s\na@b -\nclosed nonsense: 250 stray\n");
+    EXPECT(none, BEGUN "S421 bye\n", "ready\n> 250 s\na@b -\nclosed reset: 421 bye\n");
+    EXPECT(none, BEGUN RCPT_D "S354 no\n",
+           "ready\n> 250 s\na@b -: " ENDED("354 no") "\nclosed nonsense: 354 no\n");
+    EXPECT(none, BEGUN RCPT_D "S421 no\n",
+           "ready\n> 250 s\na@b -: " ENDED("421 no") "\nclosed reset: 421 no\n");
+    EXPECT(none, BEGUN RCPT_D "E\n", "ready\n> 250 s\na@b -: " LOST "\n" CUT);
+    EXPECT(none, TO_D "E\n", "ready\n> 250 s\n> 250 r\na@b -: " LOST "\n" CUT);
+    /* Nobody is left: nothing is sent. */
+    EXPECT(none, BEGUN RCPT_D "S550 no\nFx\n", "ready\n> 250 s\n> 550 no\na@b RCPT: 550 no\n" CUT);
+    EXPECT(none,
+           TO_D "Fx\nCDATA\nS451 full\nBf@g\nCRSET\nCMAIL FROM:<f@g>\n"
+                "S250 ok\nS250 t\n",
+           "ready\n> 250 s\n> 250 r\na@b DATA: 451 full\n> 250 t\nf@g -\n" CUT);
+    EXPECT(none, TO_D "Fx\nCDATA\nS250 odd\n",
+           "ready\n> 250 s\n> 250 r\na@b -: " ENDED("250 odd") "\nclosed nonsense: 250 odd\n");
+    EXPECT(none, TO_D "Fx\nCDATA\nS354 go\n" BODY "S554 spam\n",
+           "ready\n> 250 s\n> 250 r\na@b DATA: 554 spam\n" CUT);
+    EXPECT(none, TO_D "Fx\nCDATA\nS354 go\n" BODY "E\n",
+           "ready\n> 250 s\n> 250 r\na@b -: " LOST "\n" CUT);
+    tells_stage = false;
+}
+
+static void drops_what_was_begun(void) {
+    setup();
+#define UP "451 4.3.0 the message was given up"
+    EXPECT(none, TO_D "D\nCRSET\nS250 ok\n" GOES_ON,
+           "ready\n> 250 s\n> 250 r\na@b: " UP "\n> 250 t\nf@g\n" CUT);
+    EXPECT(none, BEGUN "D\nCRSET\nS500 what\n", "ready\n> 250 s\na@b\nclosed nonsense: 500 what\n");
+    EXPECT(none, BEGUN "D\nCRSET\nE\n", "ready\n> 250 s\na@b\n" CUT);
+    /* With an answer due: it is waited for, and nobody's. */
+    EXPECT(none, MAIL_A "D\nS250 s\nCRSET\nS250 ok\n", "ready\na@b\n" CUT);
+    EXPECT(none, MAIL_A "D\nS550 s\n" GOES_ON, "ready\na@b\n" WENT_ON CUT);
+    EXPECT(none, BEGUN RCPT_D "D\nS250 r\nCRSET\nS250 ok\n" GOES_ON,
+           "ready\n> 250 s\na@b: " UP "\n" WENT_ON CUT);
+    EXPECT(none,
+           PIPE "Ba@b\nRd@e\nCMAIL FROM:<a@b>\nCRCPT TO:<d@e>\nD\nBf@g\nS250 s\nS550 r\n"
+                "CRSET\nCMAIL FROM:<f@g>\n",
+           "ready\na@b: " UP "\nf@g\n" CUT);
+}
+
+/* What is not offered is refused before MAIL, or before the data. */
+static void refuses_step_by_step(void) {
+    setup();
+    dress = demands_tls;
+    EXPECT(none, PLAIN "Ba@b\nD\n", "ready\n> " NO_PROMISE "a@b\n" CUT);
+    EXPECT(none, PLAIN "Ba@b\nRd@e\nFx\n",
+           "ready\n> " NO_PROMISE "recipient too late\nfinish invalid\na@b\n" CUT);
+    dress = NULL;
+#define NO_8BIT "554 5.6.3 the server does not take messages of 8 bits (8BITMIME)\n"
+    EXPECT(none, TO_D "F\303\244\nCRSET\nS250 ok\n" GOES_ON,
+           "ready\n> 250 s\n> 250 r\na@b: " NO_8BIT WENT_ON CUT);
+    EXPECT(none,
+           HI "S250-mx\nS250 SIZE 3\nBa@b\nCMAIL FROM:<a@b>\nS250 s\n" RCPT_D
+              "S250 r\nFlong\nCRSET\nS250 ok\n",
+           "ready\n> 250 s\n> 250 r\n"
+           "a@b: 552 5.3.4 the message is bigger than the server takes (SIZE)\n" CUT);
+    EXPECT(none, BEGUN "F\nR\nR<x\nR\303\266@b\n",
+           "ready\n> 250 s\nfinish invalid\nrecipient invalid\nrecipient invalid\n"
+           "recipient invalid\na@b\n" CUT);
+    EXPECT(none, TO_D "Fa\rb\nD\nCRSET\nS250 ok\n",
+           "ready\n> 250 s\n> 250 r\nfinish invalid\na@b: " UP "\n" CUT);
+    EXPECT(none, PLAIN "Rd@e\nFx\nD\n", "ready\nrecipient too late\nfinish too late\n" CUT);
+    EXPECT(none,
+           HI "S250-mx\nS250 DSN\nBa@b\nCMAIL FROM:<a@b>\nS250 s\nRd@e rfc822;x+y\n"
+              "CRCPT TO:<d@e> NOTIFY=NEVER ORCPT=rfc822;x+2By\nS250 r\nRd@e a_b;c\n"
+              "CRCPT TO:<d@e> NOTIFY=NEVER\n",
+           "ready\n> 250 s\n> 250 r\na@b: " LOST " | " LOST "\n" CUT);
+}
+
+static void declares_size(bk_smtp_message *m, int number) {
+    (void)number;
+    m->declared = 10;
+}
+
+static void declares_what_is_to_come(void) {
+    setup();
+    dress = declares_size;
+    EXPECT(none, HI "S250-mx\nS250 SIZE 10\nBa@b\nCMAIL FROM:<a@b> SIZE=10\n", "ready\na@b\n" CUT);
+    EXPECT(none, HI "S250-mx\nS250 SIZE 9\nBa@b\nD\n",
+           "ready\n> 552 5.3.4 the message is bigger than the server takes (SIZE)\na@b\n" CUT);
+    dress = NULL;
+    EXPECT(none, HI "S250-mx\nS250 SIZE 9\nBa@b\nCMAIL FROM:<a@b>\n", "ready\na@b\n" CUT);
+}
+
+/* From within the answers: the next step, or the end. */
+static void next_step(void) {
+    if (open_message != NULL && open_message->recipient_count == 0)
+        add_one("d@e");
+    else if (open_message != NULL)
+        finish_one("x");
+}
+
+static void goes_on_from_within(void) {
+    setup();
+    answered_hook = next_step;
+    EXPECT(none, MAIL_A "S250 s\nCRCPT TO:<d@e>\nS250 r\nCDATA\nS354 go\n" BODY "S250 taken\n",
+           "ready\n> 250 s\n> 250 r\na@b: 250 taken\n" CUT);
+    answered_hook = drop_it;
+    EXPECT(none, MAIL_A "S250 s\nCRSET\nS250 ok\n", "ready\n> 250 s\na@b\n" CUT);
+    EXPECT(none, MAIL_A "S550 s\n", "ready\n> 550 s\na@b\n" CUT);
+    dress = demands_tls;
+    EXPECT(none, PLAIN "Ba@b\n", "ready\n> " NO_PROMISE "a@b\n" CUT);
+    EXPECT(none, "Ba@b\n" PLAIN, "ready\n> " NO_PROMISE "a@b\n" CUT);
+    dress = NULL;
+    answered_hook = NULL;
 }
 
 static void reads_offers(void) {
@@ -1038,13 +1280,22 @@ static void checks_arguments(void) {
     CHECK_INT(bk_smtp_client_send(NULL, message, NULL, NULL), -EINVAL);
     CHECK_INT(bk_smtp_client_send(now.client, NULL, NULL, NULL), -EINVAL);
     CHECK_INT(bk_smtp_client_send(now.client, nobody, NULL, NULL), -EINVAL);
+    bk_smtp_recipient to = {.address = "d@e"};
+    CHECK_INT(bk_smtp_client_begin(NULL, nobody, NULL, NULL, NULL), -EINVAL);
+    CHECK_INT(bk_smtp_client_begin(now.client, NULL, NULL, NULL, NULL), -EINVAL);
+    CHECK_INT(bk_smtp_client_recipient(NULL, &to), -EINVAL);
+    CHECK_INT(bk_smtp_client_recipient(now.client, NULL), -EINVAL);
+    CHECK_INT(bk_smtp_client_finish(NULL), -EINVAL);
+    bk_smtp_client_drop(NULL);
+    CHECK_INT(bk_smtp_client_begin(now.client, nobody, NULL, NULL, NULL), 0);
+    CHECK_INT(bk_smtp_client_begin(now.client, message, NULL, NULL, NULL), -EBUSY);
     bk_smtp_client_quit(NULL);
     bk_smtp_client_quit(now.client);
+    CHECK_INT(bk_smtp_client_begin(now.client, message, NULL, NULL, NULL), -EPIPE);
     CHECK_INT(bk_smtp_client_send(now.client, message, NULL, NULL), -EPIPE);
     CHECK(bk_smtp_client_of(NULL) == NULL && bk_smtp_client_machine(NULL) == NULL);
     bk_machine_free(m);
     bk_smtp_message_free(message);
-    bk_smtp_message_free(nobody);
     bk_machine *echo;
     CHECK_INT(bk_echo_new(&fixed, &echo), 0);
     CHECK(bk_smtp_client_of(echo) == NULL);
@@ -1385,6 +1636,12 @@ int main(int argc, char **argv) {
         CASE(sends),
         CASE(hears_refusals),
         CASE(goes_on_after_refusals),
+        CASE(goes_step_by_step),
+        CASE(hears_refusals_step_by_step),
+        CASE(drops_what_was_begun),
+        CASE(refuses_step_by_step),
+        CASE(declares_what_is_to_come),
+        CASE(goes_on_from_within),
         CASE(waits_as_told),
         CASE(tells_what_decided),
         CASE(uses_what_is_offered),

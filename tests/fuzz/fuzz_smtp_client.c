@@ -19,7 +19,7 @@ typedef struct fuzz_run {
     char out[OUT_ROOM];
     size_t out_size;
     unsigned how;
-    int told, queued, closed_told, why;
+    int told, queued, closed_told, why, steps;
     char classes[32]; /* of the replies */
     size_t class_count;
     bool closed, secure, full;
@@ -87,20 +87,37 @@ static void heard_closed(void *context, bk_smtp_client *client, int why, const c
     r->closed_told++;
 }
 
+/* Step by step: a recipient, the data; or the end, when something was refused. */
+static void heard_answered(void *arg, bk_smtp_client *client, const char *reply) {
+    static const bk_smtp_recipient to = {.address = (char *)(uintptr_t)"f@g"};
+    fuzz_run *r = arg;
+    FUZZ_CHECK(!r->closed_told && r->steps < 2);
+    int code = reply[0] != '2'  ? -ECANCELED
+               : r->steps++ > 0 ? bk_smtp_client_finish(client)
+                                : bk_smtp_client_recipient(client, &to);
+    if (code < 0)
+        bk_smtp_client_drop(client);
+}
+
+static int send_one(fuzz_run *r, bk_smtp_client *client, bk_smtp_message *m, int number) {
+    if (number == 1 && r->how & 0x80)
+        return bk_smtp_client_begin(client, m, heard_answered, heard_sent, r);
+    int code = bk_smtp_message_to(m, "d@e");
+    if (code == 0 && number != 1)
+        code = bk_smtp_message_to(m, "f@g");
+    return code < 0 ? code : bk_smtp_client_send(client, m, heard_sent, r);
+}
+
 static void queue(fuzz_run *r, bk_os *os, bk_smtp_client *client, int number) {
     static const char *const data[] = {".x\r\n..\r\n", "\xff\xff", ""};
     bk_smtp_message *m;
     if (bk_smtp_message_new(os, number == 1 ? "" : "a@b", &m) < 0)
         return;
-    int code = bk_smtp_message_to(m, "d@e");
-    if (code == 0 && number != 1)
-        code = bk_smtp_message_to(m, "f@g");
-    if (code == 0)
-        code = bk_smtp_message_add(m, data[number], strlen(data[number]));
+    int code = bk_smtp_message_add(m, data[number], strlen(data[number]));
     if (number == 2 && r->how & 0x20)
         m->body = BK_SMTP_BINARYMIME;
     if (code == 0)
-        code = bk_smtp_client_send(client, m, heard_sent, r);
+        code = send_one(r, client, m, number);
     if (code < 0)
         bk_smtp_message_free(m);
     else

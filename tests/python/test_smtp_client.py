@@ -185,6 +185,163 @@ def test_exceptions_are_smtplibs(answers, kind, check):
     assert list(caught.value.result) == ["c@d.example"]
 
 
+# ---- Step by step ----
+
+
+def test_goes_step_by_step(no_leaks):
+    script = Script(
+        EHLO="250-mx\n250-DSN\n250 SIZE 1000", **{"RCPT TO:<no@d.example>": "550 5.1.1 nobody"}
+    )
+
+    async def do(client):
+        async with client.transaction("a@b.example", size=30, ret="HDRS") as t:
+            assert t.reply == (250, "2.1.0", "sender ok")
+            assert str(await t.rcpt("no@d.example")) == "550 5.1.1 nobody"
+            yes = await t.rcpt("yes@d.example", notify="NEVER", original="rfc822;x@y")
+            assert yes == (250, "2.1.5", "recipient ok")
+            assert await t.data(DATA) == [smtp.Reply(250, "2.0.0", "taken")]
+            with pytest.raises(smtp.SMTPServerDisconnected):
+                await t.data(DATA)
+        async with client.transaction("") as t:
+            await t.rcpt("e@d.example")
+        await client.send("f@b.example", "c@d.example", DATA)
+
+    talk(script, do)
+    assert script.heard == [
+        "EHLO localhost",
+        "MAIL FROM:<a@b.example> SIZE=30 RET=HDRS",
+        "RCPT TO:<no@d.example>",
+        "RCPT TO:<yes@d.example> NOTIFY=NEVER ORCPT=rfc822;x@y",
+        *("DATA", "Subject: x", "", "Hello.", "."),
+        *("MAIL FROM:<>", "RCPT TO:<e@d.example>", "RSET"),
+        *("MAIL FROM:<f@b.example> SIZE=22", "RCPT TO:<c@d.example>"),
+        *("DATA", "Subject: x", "", "Hello.", ".", "QUIT"),
+    ]
+
+
+def test_one_transaction_at_a_time_and_others_wait():
+    script = Script()
+
+    async def do(client):
+        async def step_by_step(name):
+            async with client.transaction(f"{name}@b.example") as t:
+                await t.rcpt("c@d.example")
+                await asyncio.sleep(0)
+                await t.data(DATA)
+
+        await asyncio.gather(
+            step_by_step("a"), client.send("z@b.example", "c@d.example", DATA), step_by_step("b")
+        )
+
+    talk(script, do)
+    commands = [line[:4] for line in script.heard if line[:4] in ("MAIL", "RCPT", "DATA", ".")]
+    assert commands == ["MAIL", "RCPT", "DATA", "."] * 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "stage", "kind"),
+    [
+        ({"MAIL": "550 5.7.1 no"}, "MAIL", "SMTPSenderRefused"),
+        ({"MAIL": None}, "MAIL", "SMTPServerDisconnected"),
+        ({"MAIL": "421 4.3.2 bye"}, "MAIL", "SMTPServerDisconnected"),
+        ({"RCPT": None}, "RCPT", "SMTPServerDisconnected"),
+        ({"RCPT": "354 what"}, "RCPT", "SMTPServerDisconnected"),
+        ({"DATA": None}, "DATA", "SMTPServerDisconnected"),
+        ({"DATA": "250 odd"}, "DATA", "SMTPServerDisconnected"),
+        ({".": None}, "DATA", "SMTPServerDisconnected"),
+    ],
+)
+def test_what_goes_wrong_step_by_step(answers, stage, kind, no_leaks):
+    script = Script()
+    script.answers.update(answers)
+
+    async def do(client):
+        at = "MAIL"
+        with pytest.raises(getattr(smtp, kind)):
+            async with client.transaction("a@b.example") as t:
+                at = "RCPT"
+                await t.rcpt("c@d.example")
+                at = "DATA"
+                await t.data(DATA)
+        assert at == stage
+        assert client.is_connected == (kind == "SMTPSenderRefused")
+
+    talk(script, do)
+
+
+@pytest.mark.parametrize("end", [{"DATA": "451 4.3.0 later"}, {"END": "451 4.3.0 later"}])
+def test_data_that_is_refused_step_by_step(end):
+    async def do(client):
+        async with client.transaction("a@b.example") as t:
+            await t.rcpt("c@d.example")
+            await t.rcpt("e@d.example")
+            assert await t.data(DATA) == [smtp.Reply(451, "4.3.0", "later")] * 2
+        assert client.is_connected
+
+    talk(Script(**end), do)
+
+
+def test_what_is_no_step():
+    script = Script(RCPT="550 5.1.1 nobody", EHLO="250 mx", **{"RCPT TO:<c@d>": "250 ok"})
+
+    async def do(client):
+        with pytest.raises(ValueError, match="sender"):
+            await client.transaction("a\r\n@b").__aenter__()
+        with pytest.raises(ValueError, match="body"):
+            client.transaction("a@b", body="9BIT")
+        with pytest.raises(smtp.SMTPSenderRefused, match=r"553, b'5\.6\.7"):
+            await client.transaction("ä@b").__aenter__()
+        async with client.transaction("a@b") as t:
+            for wrong in ("", "c>@d", "ä@d"):
+                with pytest.raises(ValueError, match="recipients"):
+                    await t.rcpt(wrong)
+            with pytest.raises(ValueError, match="notify"):
+                await t.rcpt("c@d", notify="PERHAPS")
+            await t.rcpt("x@d")
+            with pytest.raises(ValueError, match="there is none"):
+                await t.data(DATA)
+            await t.rcpt("c@d")
+            with pytest.raises(TypeError):
+                await t.data("text")
+            with pytest.raises(ValueError, match="stands alone"):
+                await t.data(b"a\rb")
+            with pytest.raises(smtp.SMTPServerDisconnected):
+                await t.data(DATA)
+        async with client.transaction("a@b") as t:
+            await t.rcpt("c@d")
+            assert [r.enhanced for r in await t.data("ä\r\n".encode())] == ["5.6.3"]
+
+    talk(script, do)
+    assert script.heard.count("RSET") == 2
+    with pytest.raises(smtp.SMTPServerDisconnected):
+        becket.run(smtp.Client("tcp://127.0.0.1:1").transaction("a@b").__aenter__())
+
+
+@pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA", "END"])
+def test_a_step_that_is_cancelled_ends_the_connection(command, no_leaks):
+    """What comes next must not be taken for the answer to something else."""
+    script = Script(**{command: "354-wait" if command == "DATA" else "250-wait"})
+
+    async def do(client):
+        async def send():
+            async with client.transaction("a@b.example") as t:
+                await t.rcpt("c@d.example")
+                await t.data(DATA)
+
+        task = asyncio.create_task(send())
+        word = "." if command == "END" else command
+        while not any(line.startswith(word) for line in script.heard):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not client.is_connected
+        with pytest.raises(smtp.SMTPServerDisconnected):
+            await client.transaction("a@b.example").__aenter__()
+
+    talk(script, do)
+
+
 def test_what_the_server_cannot_take():
     script = Script(EHLO="250 mx")
 

@@ -385,6 +385,14 @@ def test_greeting(served):
         assert sock.makefile().readline().startswith("220 mx.example.org ")
 
 
+def test_a_silent_client_is_told_why_it_is_sent_away(ours):
+    where = ours.start(Keep(), timeout=1, hostname="mx.example.org")
+    with socket.create_connection(where, timeout=60) as sock:
+        lines = sock.makefile()
+        assert lines.readline().startswith("220 ")
+        assert lines.readlines() == ["421 4.4.2 mx.example.org timeout, closing the connection\n"]
+
+
 def test_command_call_limit(served):
     with served.client(served.handlers.Sink(), command_call_limit={"NOOP": 2, "*": 5}) as client:
         assert [client.noop()[0] for _ in range(2)] == [250, 250]

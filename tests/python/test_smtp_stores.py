@@ -7,6 +7,8 @@ import json
 import mailbox
 import re
 import smtplib
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from becket.smtp.memory import Memory
 from command import becket_command
+from conftest import Certificates
 from interop.processes import Server
 from mail import PATIENCE, letter, send, serving, untraced
 
@@ -91,6 +94,27 @@ def test_relay(driver: str) -> None:
     assert len(memory) == 4
 
 
+def test_relay_that_logs_in(tmp_path: Path, tls: Certificates) -> None:
+    """Under TLS, with the password of a file."""
+    (tmp_path / "password").write_text("secret\nnot this\n")
+    users = tmp_path / "users"
+    made = [sys.executable, "-m", "becket", "passwd", "ada", users]
+    subprocess.run(made, input=b"secret\n", stdout=subprocess.DEVNULL, check=True)
+    where = f"starttls+tcp://127.0.0.1:0?cert={tls.path('server.crt')}&key={tls.path('server.key')}"
+    behind = Server(
+        "-m", "becket", "serve", "smtp", "--drop", "--users", users, "--auth-required", where,
+        expected=SAID,
+    )  # fmt: skip
+    with behind:
+        there = behind.wait_for(r"SMTP at starttls://127\.0\.0\.1:(\d+)")[1]
+        endpoint = f"starttls://localhost:{there}?ca={tls.path('ca.crt')}"
+        options = ("--relay", endpoint, "--relay-user", "ada")
+        with store(*options, "--relay-password-file", tmp_path / "password") as (server, port):
+            send(port, letter("through"))
+            server.wait_for(r"^1: from <me@a\.org> ")
+        behind.wait_for(r"^1: from <me@a\.org> ")
+
+
 def test_lmtp_to_lmtp() -> None:
     memory = Memory()
     with serving(memory, lmtp=True) as there:
@@ -114,6 +138,19 @@ def test_lmtp_to_lmtp() -> None:
         (["--memory", "--memory-messages", "0"], "max_messages and max_bytes: at least 1"),
         (["--memory", "--web", "nonsense"], "nonsense"),
         (["--relay", "tcp://:1", "--relay-connections", "0"], "connections: 0 is less than 1"),
+        (["--relay", "tcp://:1", "--relay-user", "me"], "and --relay-password-file go together"),
+        (
+            ["--drop", "--relay-user", "me", "--relay-password-file", "x"],
+            "--relay-user: there is no --relay",
+        ),
+        (
+            ["--relay", "tcp://:1", "--relay-user", "me", "--relay-password-file", "nowhere"],
+            "nowhere",
+        ),
+        (
+            ["--relay", "tcp://:1", "--relay-user", "me", "--relay-password-file", "/dev/null"],
+            "--relay-password-file: /dev/null has no password",
+        ),
     ],
 )
 def test_options_that_cannot_be_right(options: list[str], error: str, tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def add_stores(stores: Any, parser: argparse.ArgumentParser) -> None:
         ("relay-connections", 20, "so many at once; further clients wait (%(default)s)"),
     ):
         more.add_argument(f"--{name}", type=int, default=number, metavar="N", help=help)
+    for name, metavar, help in (
+        ("relay-user", "NAME", "log in there, under TLS, as NAME"),
+        ("relay-password-file", "FILE", "… with the password in the first line of FILE"),
+    ):
+        more.add_argument(f"--{name}", metavar=metavar, help=help)
     for name, help in (
         ("deliver-each", "a process for each recipient, not for each message"),
         ("deliver-shell", "the command is one for sh, and finds $SENDER in its environment"),
@@ -62,6 +67,10 @@ def check(arguments: argparse.Namespace) -> None:
     """ValueError for options that do not go together."""
     if arguments.web and not arguments.memory:
         raise ValueError("--web: there is a page for --memory alone")
+    if (arguments.relay_user is None) != (arguments.relay_password_file is None):
+        raise ValueError("--relay-user and --relay-password-file go together")
+    if arguments.relay_user is not None and not arguments.relay:
+        raise ValueError("--relay-user: there is no --relay")
     if arguments.memory and arguments.driver.startswith("forks"):
         raise ValueError(f"--memory: {arguments.driver} would have a memory in each process")
 
@@ -90,10 +99,21 @@ def handler_of(arguments: argparse.Namespace) -> Iterator[tuple[Any, str]]:
             relay = Relay(
                 arguments.relay,
                 lmtp=arguments.relay_lmtp,
+                login=_relay_login(arguments),
                 connections=arguments.relay_connections,
                 **({"hostname": arguments.hostname} if arguments.hostname else {}),
             )
             yield relay, f"mail is passed on to {arguments.relay}"
+
+
+def _relay_login(arguments: argparse.Namespace) -> tuple[str, str] | None:
+    if arguments.relay_user is None:
+        return None
+    with open(arguments.relay_password_file, encoding="utf-8") as lines:
+        password = lines.readline().rstrip("\r\n")
+    if not password:
+        raise ValueError(f"--relay-password-file: {arguments.relay_password_file} has no password")
+    return arguments.relay_user, password
 
 
 def _memory(arguments: argparse.Namespace, stack: ExitStack) -> Any:

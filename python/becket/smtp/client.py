@@ -24,6 +24,7 @@ from becket.smtp.replies import (
     SMTPConnectError,
     SMTPException,
     SMTPRecipientsRefused,
+    SMTPSenderRefused,
     SMTPServerDisconnected,
     ending,
 )
@@ -51,16 +52,21 @@ class ClientOptions(TypedDict, total=False):
     make_whole: bool
 
 
-class MessageOptions(TypedDict, total=False):
-    """What may be asked of a server for one message; see Client.send()."""
+class MailOptions(TypedDict, total=False):
+    """What MAIL may ask of a server for one message; see Client.send()."""
 
     body: Literal["7BIT", "8BITMIME", "BINARYMIME"]
     require_tls: bool
-    notify: str | Sequence[str] | None
-    original: Mapping[str, str] | None
     ret: Literal["FULL", "HDRS"] | None
     envelope_id: str | None
     submitter: str | None
+
+
+class MessageOptions(MailOptions, total=False):
+    """What may be asked of a server for one message; see Client.send()."""
+
+    notify: str | Sequence[str] | None
+    original: Mapping[str, str] | None
 
 
 def endpoint_of(to: str | tuple[str, int], tls: Tls = "opportunistic", lmtp: bool = False) -> str:
@@ -102,6 +108,22 @@ def _notify_bits(notify: str | Sequence[str] | None) -> int:
     if bits & 1 and bits != 1:
         raise ValueError("notify: NEVER stands alone")
     return bits
+
+
+def _mail_options(options: MailOptions) -> dict[str, Any]:
+    """As the core takes them."""
+    known: Mapping[str, set[Any]] = {"body": set(_BODY), "ret": set(_RETURN)}
+    for name, values in known.items():
+        value = options.get(name, "7BIT" if name == "body" else None)
+        if value not in values:
+            raise ValueError(f"{name}: {value!r} is none of {sorted(filter(None, values))}")
+    return {
+        "body": _BODY[options.get("body", "7BIT")],
+        "require_tls": options.get("require_tls", False),
+        "ret": _RETURN[options.get("ret")],
+        "envelope_id": options.get("envelope_id"),
+        "submitter": options.get("submitter"),
+    }
 
 
 class Client:
@@ -158,6 +180,8 @@ class Client:
         self._closed: asyncio.Future[None] | None = None
         self._why: Exception | None = None  # it ended badly
         self._is_ending = False
+        self._turn = asyncio.Lock()  # of transactions
+        self._transaction: Transaction | None = None
 
     def __repr__(self) -> str:
         state = "connected" if self.is_connected else "not connected"
@@ -214,6 +238,8 @@ class Client:
             self._ready.set_exception(self._why or SMTPServerDisconnected("it was closed"))
         if not self._closed.done():
             self._closed.set_result(None)
+        if self._transaction is not None:
+            self._transaction._lost(self._why)
 
     async def __aenter__(self) -> Client:
         return await self.connect()
@@ -303,11 +329,7 @@ class Client:
                 data,
                 callback=sent,
                 utf8=utf8,
-                body=_BODY[options.get("body", "7BIT")],
-                require_tls=options.get("require_tls", False),
-                ret=_RETURN[options.get("ret")],
-                envelope_id=options.get("envelope_id"),
-                submitter=options.get("submitter"),
+                **_mail_options(options),
             )
         except BrokenPipeError:
             raise SMTPServerDisconnected("it is ending") from self._why
@@ -317,19 +339,26 @@ class Client:
     def _recipients(
         recipients: Sequence[str], options: MessageOptions
     ) -> list[tuple[str, int, str | None]]:
-        known: Mapping[str, set[Any]] = {
-            "body": set(_BODY) | {"7BIT"},
-            "ret": set(_RETURN),
-        }
-        for name, values in known.items():
-            value = options.get(name, "7BIT" if name == "body" else None)
-            if value not in values:
-                raise ValueError(f"{name}: {value!r} is none of {sorted(filter(None, values))}")
         if len(set(recipients)) != len(recipients):
             raise ValueError("recipients: an address is in it twice")
         notify = _notify_bits(options.get("notify"))
         original = options.get("original") or {}
         return [(address, notify, original.get(address)) for address in recipients]
+
+    def transaction(
+        self, sender: str, *, size: int = 0, utf8: bool = False, **options: Unpack[MailOptions]
+    ) -> Transaction:
+        """A message step by step, for those who must know each answer before they go on::
+
+            async with client.transaction("me@a.org") as t:
+                reply = await t.rcpt("you@b.org")
+                replies = await t.data(content)
+
+        *size*: its bytes, as far as they are known; 0: not at all. The rest is as of send(). On
+        entering: ValueError, SMTPSenderRefused, SMTPServerDisconnected. One at a time: others, and
+        other messages, wait. What was not finished at the end is given up.
+        """
+        return Transaction(self, sender, size, utf8, options)
 
     async def send_message(
         self,
@@ -350,6 +379,116 @@ class Client:
         eight_bit = self.offers("8BITMIME") is not None
         data = outgoing.as_bytes(message, utf8=utf8, eight_bit=eight_bit)
         return await self.send(sender, recipients, data, utf8=utf8, **options)
+
+
+class Transaction:
+    """A message that goes step by step; see Client.transaction(). Of one task at a time."""
+
+    def __init__(
+        self, client: Client, sender: str, size: int, utf8: bool, options: MailOptions
+    ) -> None:
+        self._client = client
+        self._sender = sender
+        self._settings = {"size": size, "utf8": utf8, **_mail_options(options)}
+        self._awaited: asyncio.Future[Any] | None = None
+        self._taken: list[bool] = []  # which recipients were
+        self._is_open = False
+        self._is_complete = False
+        self.reply: Reply | None = None
+        """What the server answered to MAIL."""
+
+    async def __aenter__(self) -> Transaction:
+        await self._client._turn.acquire()
+        self._is_open = True
+        self._client._transaction = self
+        try:
+            self.reply = await self._ask(
+                lambda core: core.begin(self._sender, self._answered, self._sent, **self._settings)
+            )
+            if not self.reply.ok:
+                raise SMTPSenderRefused(self.reply, self._sender, SendResult({}, "MAIL"))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give it up, unless it was sent. While an answer is awaited, that ends the connection:
+        what comes next must not be taken for the answer to something else. May be repeated."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        core, awaited = self._client._core, self._awaited
+        if awaited is not None and not awaited.done():
+            self._lost(None)
+            awaited.exception()  # there may be nobody who takes it
+            self._client.abort()
+        elif awaited is not None and awaited.cancelled():
+            self._client.abort()
+        elif core is not None:
+            core.drop()  # if anything is left
+        self._client._transaction = None
+        self._client._turn.release()
+
+    async def rcpt(
+        self,
+        recipient: str,
+        *,
+        notify: str | Sequence[str] | None = None,
+        original: str | None = None,
+    ) -> Reply:
+        """One more recipient, and what the server answered. ValueError: it is no address, or it is
+        beyond ASCII and the message without *utf8*. SMTPServerDisconnected."""
+        given = (recipient, _notify_bits(notify), original)
+        reply = await self._ask(lambda core: core.recipient(given))
+        self._taken.append(reply.ok)
+        return reply
+
+    async def data(self, data: bytes | bytearray | memoryview) -> list[Reply]:
+        """Send it: what was answered for each recipient that had been accepted, in order.
+        ValueError: nobody was accepted; or a CR or LF stands alone, and it is given up.
+        SMTPServerDisconnected."""
+        if not any(self._taken):
+            raise ValueError("recipients: there is none")
+        self._is_complete = True
+        decided, texts = await self._wait(lambda core: core.finish(data))
+        replies = [Reply.parse(t) for t, taken in zip(texts, self._taken, strict=True) if taken]
+        if decided is None and replies[0].enhanced.startswith("4.4."):
+            raise SMTPServerDisconnected(str(replies[0]))
+        return replies
+
+    async def _ask(self, say: Callable[[_becket.SmtpClient], None]) -> Reply:
+        return Reply.parse(await self._wait(say))
+
+    async def _wait(self, say: Callable[[_becket.SmtpClient], None]) -> Any:
+        core = self._client._core
+        if core is None or not self._is_open:
+            raise SMTPServerDisconnected("it is not connected") from self._client._why
+        self._awaited = asyncio.get_running_loop().create_future()
+        try:
+            say(core)
+        except BrokenPipeError:
+            self._awaited = None
+            raise SMTPServerDisconnected("it is ending") from self._client._why
+        except BaseException:
+            self._awaited = None
+            raise
+        return await self._awaited
+
+    def _answered(self, answer: Any) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(answer)
+
+    def _sent(self, decided: str | None, replies: list[str]) -> None:
+        if self._is_complete:  # else it is lost, or given up
+            self._answered((decided, replies))
+
+    def _lost(self, why: Exception | None) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(SMTPServerDisconnected(str(why or "it was closed")))
 
 
 class Pool:
@@ -568,4 +707,14 @@ class _Delivery:
         return endpoint_of((host, 25), tls)
 
 
-__all__ = ["Client", "ClientOptions", "MessageOptions", "Pool", "endpoint_of", "send", "send_sync"]
+__all__ = [
+    "Client",
+    "ClientOptions",
+    "MailOptions",
+    "MessageOptions",
+    "Pool",
+    "Transaction",
+    "endpoint_of",
+    "send",
+    "send_sync",
+]

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
-from becket.smtp.hop import ALONE, Hop, HopError, is_address
-from becket.smtp.hop import Reply as HopReply
+from becket.smtp.client import Client, Transaction
+from becket.smtp.replies import Reply as HopReply
+from becket.smtp.replies import SMTPException, SMTPSenderRefused, SMTPServerDisconnected
 from becket.smtp.store import Reply, answer, sender_of, traced
 
 logger = logging.getLogger("becket")
@@ -40,19 +41,76 @@ BAD_SENDER = "553 5.1.7 the sender's address is none"
 BAD_RECIPIENT = "553 5.1.3 the recipient's address is none"
 BAD_LINES = "554 5.6.0 a CR or LF stands alone in the message"
 LOOP = f"554 5.4.6 the message has been through more than {MAX_HOPS} servers"
-NO_UTF8 = "553 5.6.7 the next hop does not take SMTPUTF8"
-NO_8BIT = "554 5.6.3 the next hop does not take 8BITMIME"
-NO_BINARY = "554 5.6.3 the next hop does not take BINARYMIME"
-NO_TLS = "550 5.7.30 the next hop does not take REQUIRETLS"
 
+MAX_REPLY = 400  # characters of one that are passed on
 RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
+NOTIFY = re.compile("NEVER|(SUCCESS|FAILURE|DELAY)(,(SUCCESS|FAILURE|DELAY))*", re.I)
+ORIGINAL = re.compile("([A-Za-z0-9-]+);(.+)", re.S)
+
+
+class HopError(OSError):
+    """The next hop cannot be reached, or has gone."""
+
+
+class Hop(Client):
+    """A connection to it."""
+
+    messages = 0  # that were begun
 
 
 def passed_on(reply: HopReply) -> str:
     """What our client is told. 421 is between the next hop and us: here it would end the client's
     connection. What is no answer to the question is one for now."""
     code = reply.code if reply.code // 100 in (2, 4, 5) and reply.code != 421 else 451
-    return f"{code} {reply.text}" if reply.text else f"{code} (the next hop gave no reason)"
+    words = " ".join(f"{reply.enhanced} {reply.text}".split("\n")).strip()
+    text = re.sub(r"[^\x20-\x7e]", "?", words)[:MAX_REPLY]
+    return f"{code} {text or '(the next hop gave no reason)'}"
+
+
+# ---- Parameters ----------------------------------------------------------------------------------
+
+
+def _decoded(xtext: str) -> str | None:
+    """RFC 3461, 4; None: there is nothing in it that could be passed on."""
+    text = re.sub(r"\+([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), xtext)
+    return text if text and text.isprintable() else None
+
+
+def _mail_options(hop: Client, options: list[str]) -> dict[str, Any]:
+    """What our client asked for, as far as it is known here; the next hop may know less, and what
+    could be lost by that, it is not given."""
+    given: dict[str, Any] = {}
+    for each in options:
+        name, _, value = each.partition("=")
+        name, word = name.upper(), value.upper()
+        if name == "SIZE" and re.fullmatch("[0-9]{1,19}", value):
+            given["size"] = int(value)
+        elif name == "SMTPUTF8":
+            given["utf8"] = True
+        elif name == "REQUIRETLS":
+            given["require_tls"] = True
+        elif name == "BODY" and word == "8BITMIME" and hop.offers(word) is None:
+            pass  # it may be ASCII after all
+        elif name == "BODY" and word in ("8BITMIME", "BINARYMIME"):
+            given["body"] = word
+        elif name == "RET" and word in ("FULL", "HDRS"):
+            given["ret"] = word
+        elif name == "ENVID":
+            given["envelope_id"] = _decoded(value)
+    return given
+
+
+def _rcpt_options(options: list[str]) -> dict[str, Any]:
+    """The same of a recipient."""
+    given: dict[str, Any] = {}
+    for each in options:
+        name, _, value = each.partition("=")
+        original = ORIGINAL.fullmatch(value)
+        if name.upper() == "NOTIFY" and NOTIFY.fullmatch(value):
+            given["notify"] = value
+        elif name.upper() == "ORCPT" and original and _decoded(original[2]):
+            given["original"] = f"{original[1]};{_decoded(original[2])}"
+    return given
 
 
 # ---- Connections ---------------------------------------------------------------------------------
@@ -99,7 +157,7 @@ class Pool:
         while self._idle:
             hop, timer = self._idle.popitem()  # the one that was used last
             timer.cancel()
-            if hop.alive:
+            if hop.is_connected:
                 return hop, False
             hop.abort()
         return await self._connect(), True
@@ -111,23 +169,12 @@ class Pool:
 
     def give_back(self, hop: Hop | None) -> None:
         """It is not needed any more, whatever state it is in. None: it has been lost."""
-        if hop is None or not hop.alive:
+        if hop is None or not hop.is_connected:
             if hop is not None:
                 hop.abort()
             self._free.release()
-        elif not hop.clean:
-            self._begin(self._reset(hop))
         elif hop.messages >= MAX_MESSAGES:
             self._begin(hop.quit())
-            self._free.release()
-        else:
-            self._put(hop)
-
-    async def _reset(self, hop: Hop) -> None:
-        try:
-            await hop.reset()
-        except HopError:
-            hop.abort()
             self._free.release()
         else:
             self._put(hop)
@@ -159,19 +206,30 @@ class Pool:
 
 
 @dataclass
-class Transaction:
+class Passage:
     """A message that a client has begun, and the connection it holds."""
 
     pool: Pool
     hop: Hop | None
-    binary: bool = False
+    transaction: Transaction | None = None
     over: bool = False
     watch: Any = None  # of the session's end
+
+    async def begin(self, sender: str, options: list[str]) -> HopReply:
+        """MAIL. SMTPSenderRefused; SMTPException: the connection is lost; ValueError."""
+        assert self.hop is not None
+        self.hop.messages += 1
+        self.transaction = self.hop.transaction(sender, **_mail_options(self.hop, options))
+        await self.transaction.__aenter__()
+        assert self.transaction.reply is not None
+        return self.transaction.reply
 
     def end(self) -> None:
         """The connection is free again; once."""
         if not self.over:
             self.over = True
+            if self.transaction is not None:
+                self.transaction.close()
             self.pool.give_back(self.hop)
         if self.watch is not None:
             self.watch.detach()
@@ -179,9 +237,10 @@ class Transaction:
 
 class Relay:
     """Passes mail on to *endpoint*, any that becket.connect() takes: ``tls://`` has TLS from the
-    start, ``starttls://`` requires STARTTLS. *login* is a user and a password there (AUTH PLAIN,
-    under TLS). At most *connections* are open at once, for each loop that the server runs on, and
-    a client waits *wait* seconds for one.
+    start, ``starttls://`` requires STARTTLS. *login* is a user and a password there, under TLS, by
+    the best mechanism that is offered. At most *connections* are open at once, for each loop that
+    the server runs on; a client waits *wait* seconds for one. *connect_timeout*: seconds until a
+    connection is ready; *timeout*: seconds for each answer, None: as RFC 5321 has them.
     """
 
     def __init__(
@@ -194,6 +253,8 @@ class Relay:
         connections: int = 20,
         keep: float = 30.0,
         wait: float = 60.0,
+        connect_timeout: float = 60.0,
+        timeout: float | None = None,
     ) -> None:
         if connections < 1:
             raise ValueError(f"connections: {connections} is less than 1")
@@ -201,15 +262,32 @@ class Relay:
         self._connections = connections
         self._keep = keep
         self._wait = wait
-        self._options: dict[str, Any] = {"lmtp": lmtp, "hostname": hostname, "login": login}
+        user, password = login or (None, None)
+        starts_tls = endpoint.startswith("starttls")
+        self._new: Callable[[], Hop] = lambda: Hop(
+            endpoint,
+            hostname=hostname,
+            lmtp=lmtp,
+            tls="required" if starts_tls else "opportunistic",
+            user=user,
+            password=password,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+        )
+        self._new()  # ValueError, now
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, Pool] = WeakKeyDictionary()
-        self._transactions: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
+        self._passages: WeakKeyDictionary[Any, Passage] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"<becket.smtp.Relay to {self._endpoint}>"
 
     async def _connect(self) -> Hop:
-        return await Hop.connect(self._endpoint, **self._options)
+        hop = self._new()
+        try:
+            await hop.connect()
+        except OSError as error:
+            raise HopError(error.errno or 0, f"{self._endpoint}: {error}") from error
+        return hop
 
     def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
@@ -229,98 +307,95 @@ class Relay:
     ) -> str:
         """Begin a message there."""
         self._end(session)
-        address = sender_of(address)
-        if not is_address(address):
-            return BAD_SENDER
+        sender = sender_of(address)
         try:
-            return await self._begin(session, envelope, address, mail_options)
+            reply = await self._begin(session, sender, mail_options)
         except TimeoutError:
             return BUSY
-        except HopError as error:
+        except ValueError:
+            return BAD_SENDER
+        except SMTPSenderRefused as refusal:
+            return passed_on(refusal.reply)
+        except (HopError, SMTPException) as error:
             logger.warning("relay: %s", str(error))  # without its frames
             return UNREACHABLE
+        envelope.mail_from = sender
+        envelope.mail_options.extend(mail_options)
+        return passed_on(reply)
 
-    async def _begin(self, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+    async def _begin(self, session: Any, sender: str, options: list[str]) -> HopReply:
         pool = self._pool()
         hop, new = await pool.take(self._wait)
-        transaction = Transaction(pool, hop)
+        passage = Passage(pool, hop)
         try:
-            words = {each.upper() for each in options}
-            transaction.binary = "BODY=BINARYMIME" in words
-            refusal = _missing(hop, words)
-            if refusal:
-                return refusal
             try:
-                reply = await hop.mail(address, options)
-            except HopError:
+                reply = await passage.begin(sender, options)
+            except SMTPServerDisconnected:
                 if new:
                     raise
-                transaction.hop = None  # it had been idle for too long: nothing is lost yet
-                transaction.hop = hop = await pool.renew(hop)
-                reply = await hop.mail(address, options)
-            if reply.good:
-                envelope.mail_from = address
-                envelope.mail_options.extend(options)
-                self._hold(session, transaction)
-            return passed_on(reply)
+                passage.hop = None  # it had been idle for too long: nothing is lost yet
+                passage.hop = await pool.renew(hop)
+                reply = await passage.begin(sender, options)
+            self._hold(session, passage)
+            return reply
         finally:
-            if self._transactions.get(session) is not transaction:
-                transaction.end()
+            if self._passages.get(session) is not passage:
+                passage.end()
 
-    def _hold(self, session: Any, transaction: Transaction) -> None:
+    def _hold(self, session: Any, passage: Passage) -> None:
         """The connection is the session's, until the message, or the session, is over."""
-        self._transactions[session] = transaction
+        self._passages[session] = passage
         loop = asyncio.get_running_loop()
-        transaction.watch = finalize(session, _let_go, loop, transaction)
-        transaction.watch.atexit = False
+        passage.watch = finalize(session, _let_go, loop, passage)
+        passage.watch.atexit = False
 
     def _end(self, session: Any) -> None:
-        transaction = self._transactions.pop(session, None)
-        if transaction is not None:
-            transaction.end()
+        passage = self._passages.pop(session, None)
+        if passage is not None:
+            passage.end()
 
     async def handle_RCPT(
         self, server: Any, session: Any, envelope: Any, address: str, rcpt_options: list[str]
     ) -> str:
         """Ask for a recipient there."""
-        transaction = self._transactions.get(session)
-        if transaction is None or transaction.hop is None:
+        passage = self._passages.get(session)
+        if passage is None or passage.transaction is None:
             return LOST if envelope.mail_from is not None else NO_MAIL
-        if not is_address(address) or not address:
-            return BAD_RECIPIENT
         try:
-            reply = await transaction.hop.rcpt(address, rcpt_options)
-        except HopError as error:
+            reply = await passage.transaction.rcpt(address, **_rcpt_options(rcpt_options))
+        except ValueError:
+            return BAD_RECIPIENT
+        except SMTPException as error:
             logger.warning("relay: %s", str(error))  # without its frames
             self._end(session)
             return LOST
         except BaseException:
             self._end(session)
             raise
-        if reply.good:
+        if reply.ok:
             envelope.rcpt_tos.append(address)
             envelope.rcpt_options.extend(rcpt_options)
         return passed_on(reply)
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> Reply:
         """Pass the message on."""
-        transaction = self._transactions.get(session)
+        passage = self._passages.get(session)
         everybody = len(envelope.rcpt_tos)
-        if transaction is None or transaction.hop is None:
+        if passage is None or passage.transaction is None:
             return answer(server, [LOST] * everybody)
         content = traced(server, session, envelope)
         try:
-            refusal = _refuse(transaction.hop, content, transaction.binary)
-            if refusal:
-                return answer(server, [refusal] * everybody)
-            replies = await transaction.hop.data(content, binary=transaction.binary)
-        except HopError as error:
+            if len(RECEIVED.findall(content.partition(b"\r\n\r\n")[0])) > MAX_HOPS:
+                return answer(server, [LOOP] * everybody)
+            replies = await passage.transaction.data(content)
+        except ValueError:  # two servers could disagree where it ends
+            return answer(server, [BAD_LINES] * everybody)
+        except SMTPException as error:
             logger.warning("relay: %s", str(error))  # without its frames
             return answer(server, [LOST] * everybody)
         finally:
             self._end(session)
-        told = [passed_on(reply) for reply in replies]
-        return answer(server, told if len(told) == everybody else told * everybody)
+        return answer(server, [passed_on(reply) for reply in replies])
 
     async def handle_RSET(self, server: Any, session: Any, envelope: Any) -> str:
         """Forget the message."""
@@ -347,29 +422,7 @@ class Relay:
         return "221 Bye"
 
 
-def _let_go(loop: asyncio.AbstractEventLoop, transaction: Transaction) -> None:
+def _let_go(loop: asyncio.AbstractEventLoop, passage: Passage) -> None:
     """A session has gone, in whatever thread that is noticed."""
     with suppress(RuntimeError):  # the loop has gone, too
-        loop.call_soon_threadsafe(transaction.end)
-
-
-def _missing(hop: Hop, words: set[str]) -> str:
-    """What a message needs that the next hop does not have; "": nothing."""
-    if "SMTPUTF8" in words and "SMTPUTF8" not in hop.offers:
-        return NO_UTF8
-    if "REQUIRETLS" in words and "REQUIRETLS" not in hop.offers:
-        return NO_TLS
-    if "BODY=BINARYMIME" in words and not {"BINARYMIME", "CHUNKING"} <= hop.offers.keys():
-        return NO_BINARY
-    return ""
-
-
-def _refuse(hop: Hop, content: bytes, binary: bool) -> str:
-    """Why a message must not be passed on; "": it may be."""
-    if not binary and ALONE.search(content):
-        return BAD_LINES  # two servers could disagree where it ends
-    if not content.isascii() and "8BITMIME" not in hop.offers:
-        return NO_8BIT
-    if len(RECEIVED.findall(content.partition(b"\r\n\r\n")[0])) > MAX_HOPS:
-        return LOOP
-    return ""
+        loop.call_soon_threadsafe(passage.end)

@@ -137,6 +137,7 @@ class SMTPSenderRefused(smtplib.SMTPSenderRefused):
 
     def __init__(self, reply: Reply, sender: str, result: SendResult) -> None:
         super().__init__(reply.code, _words(reply), sender)
+        self.reply = reply
         self.result = result
 
 

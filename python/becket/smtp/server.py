@@ -601,8 +601,10 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return
         if moved != self._moved:
             self._set_timeout(seconds)
-        else:
-            self.transport.abort()
+            return
+        self._time_out()
+        # What it says is sent until then, unless the client has stopped reading.
+        asyncio.get_running_loop().call_soon(self.transport.abort)
 
 
 class LMTP(SMTP):
