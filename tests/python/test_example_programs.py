@@ -113,7 +113,7 @@ def test_mail(programs: Callable[[str], Path], tmp_path: Path) -> None:
         said, _ = server.communicate()
         assert re.findall("from <(.*)> to <c@d.example>, ", said) == ["a@b.example", ""]
     assert "refused" in send(where, "", "c@d.example", letter)[2]
-    assert "no such scheme" in send("x://y", "", "c@d.example", letter)[2]
+    assert "there is no scheme x" in send("x://y", "", "c@d.example", letter)[2]
     assert "usage: mail_send " in send()[2]
 
 
