@@ -310,9 +310,13 @@ extern PyType_Spec wire_spec;
 bool wire_is_ours(const bk_stream *s);
 bool wire_call_is_ours(bk_fn fn);
 PyObject *loop_wires(LoopObject *loop, PyObject *ignored);
+void wire_tie(PyObject *wire, PyObject *seal);
+int wire_send(PyObject *wire, PyObject *bytes, bool past);
+PyObject *wire_bytes(PyObject *wire, const void *data, size_t n);
 
 /* seal.c */
 extern PyType_Spec seal_spec;
+int seal_receive(PyObject *seal, const void *data, size_t n);
 
 /* datagram.c */
 extern PyType_Spec datagram_spec;

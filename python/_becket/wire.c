@@ -20,7 +20,8 @@ typedef struct WireObject {
     PyObject_HEAD LoopObject *loop; /* NULL: not attached yet */
     bk_stream *stream;              /* NULL: not yet, or not any more */
     PyObject *protocol, *producer;
-    PyObject *system;   /* what is logged meanwhile is said to come from here: {"system": …} */
+    PyObject *seal;   /* takes what is received without a call of Python's, while it is protocol */
+    PyObject *system; /* what is logged meanwhile is said to come from here: {"system": …} */
     PyObject *contexts; /* … the list that says so, of twisted.python.context */
     int fd;
     int connected, disconnected, disconnecting;
@@ -36,14 +37,21 @@ static int enter(WireObject *w) {
     return w->contexts == NULL ? 0 : PyList_Append(w->contexts, w->system);
 }
 
+/* The list keeps its room, for the next time. */
 static void leave(WireObject *w) {
     Py_ssize_t n = w->contexts == NULL ? 0 : PyList_GET_SIZE(w->contexts);
-    PyObject *type, *value, *tb;
     if (n == 0)
         return;
+#ifndef BK_FREE_THREADING
+    PyObject *last = PyList_GET_ITEM(w->contexts, n - 1);
+    Py_SET_SIZE(w->contexts, n - 1);
+    Py_DECREF(last);
+#else
+    PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
     (void)PyList_SetSlice(w->contexts, n - 1, n, NULL);
     PyErr_Restore(type, value, tb);
+#endif
 }
 
 /* The exception that is set is logged, and ends the connection: _raised(exception). */
@@ -82,10 +90,29 @@ static void tell(WireObject *w, PyObject *object, PyObject *method, PyObject *ar
 
 /* ---- The stream's callbacks ---- */
 
+/* To TLS, which is in C. */
+static void received_sealed(WireObject *w, const void *data, size_t n) {
+    PyObject *seal = Py_NewRef(w->seal);
+    Py_INCREF((PyObject *)w);
+    int code = enter(w);
+    if (code == 0) {
+        code = seal_receive(seal, data, n);
+        leave(w);
+    }
+    if (code < 0)
+        fail(w);
+    Py_DECREF((PyObject *)w);
+    Py_DECREF(seal);
+}
+
 static void received(bk_stream *s, const void *data, size_t n) {
     WireObject *w = bk_stream_user(s);
     if (w == NULL || w->protocol == NULL || w->loop->ending)
         return;
+    if (w->protocol == w->seal) {
+        received_sealed(w, data, n);
+        return;
+    }
     PyObject *bytes = transport_bytes(w->loop, data, n);
     if (bytes == NULL)
         fail(w);
@@ -415,12 +442,34 @@ static PyObject *wire_write_sequence(WireObject *w, PyObject *pieces) {
                   : wire_write_sequence_plain(w, pieces);
 }
 
+/* ---- For seal.c ---- */
+
+void wire_tie(PyObject *wire, PyObject *seal) {
+    Py_XSETREF(((WireObject *)wire)->seal, Py_XNewRef(seal));
+}
+
+/* As write(), or past the TLS of the wire, which is then the caller. */
+int wire_send(PyObject *wire, PyObject *bytes, bool past) {
+    WireObject *w = (WireObject *)wire;
+    Py_INCREF(wire);
+    PyObject *result = past ? wire_write_plain(w, bytes) : wire_write(w, bytes);
+    Py_XDECREF(result);
+    Py_DECREF(wire);
+    return result == NULL ? -1 : 0;
+}
+
+/* For the one protocol that gets them. */
+PyObject *wire_bytes(PyObject *wire, const void *data, size_t n) {
+    return transport_bytes(((WireObject *)wire)->loop, data, n);
+}
+
 /* ---- Life ---- */
 
 static int wire_traverse(WireObject *w, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(w));
     Py_VISIT((PyObject *)w->loop);
     Py_VISIT(w->protocol);
+    Py_VISIT(w->seal);
     Py_VISIT(w->producer);
     Py_VISIT(w->system);
     Py_VISIT(w->contexts);
@@ -429,6 +478,7 @@ static int wire_traverse(WireObject *w, visitproc visit, void *arg) {
 
 static int wire_clear(WireObject *w) {
     Py_CLEAR(w->protocol);
+    Py_CLEAR(w->seal);
     Py_CLEAR(w->producer);
     Py_CLEAR(w->system);
     Py_CLEAR(w->contexts);

@@ -10,12 +10,16 @@ import functools
 from typing import Any
 
 from OpenSSL.SSL import Error, WantReadError, ZeroReturnError
+from twisted.internet import _newtls
 from twisted.protocols import tls as twisted_tls
 from twisted.python.failure import Failure
 
 from becket import _becket
 
-_NAMES = ("SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "ERR_clear_error")
+_NAMES = (  # in the order of seal.c's
+    "SSL_read", "SSL_write", "SSL_get_error", "BIO_read", "BIO_write", "BIO_get_mem_data",
+    "SSL_pending", "ERR_peek_error", "ERR_clear_error",
+)  # fmt: skip
 
 
 @functools.cache
@@ -70,6 +74,15 @@ class Protocol(_becket.Seal, _Base):
         except (ImportError, AttributeError, TypeError):
             return
         self._adopt(connection, *addresses, functions)  # type: ignore[call-arg, arg-type]
+        self._tie_transport()
+
+    def _tie_transport(self) -> None:
+        """Over a transport of ours, with nothing in between or derived, C calls C."""
+        past = type(self.transport) is _newtls._BypassTLS
+        wire = self.transport._connection if past else self.transport
+        ours = isinstance(wire, _becket.Wire) and type(wire).write is _becket.Wire.write
+        if ours and type(self) is Protocol and wire.protocol is self and wire._attached:
+            self._tie(wire, past)
 
     # ---- Called by the C half ----
 

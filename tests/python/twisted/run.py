@@ -80,7 +80,7 @@ def result_class() -> Any:
             print(json.dumps(line), file=self._report, flush=True)
 
         def startTest(self, test: Any) -> None:
-            faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
+            faulthandler.dump_traceback_later(HANGS_AFTER, exit=True, file=sys.__stderr__)
             self._outcome, self._text = "passed", ""
             self._began = time.monotonic()
             self.tell(test, "started", "")

@@ -8,6 +8,7 @@ import http.server
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -150,6 +151,63 @@ def test_scrapy_crawls_a_site(site: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == sorted(map(str, range(1, 40)))
+
+
+MASTER = """
+from pathlib import Path
+from buildbot.plugins import schedulers, steps, util, worker
+from buildbot.process.results import SUCCESS
+from twisted.internet import defer, reactor
+
+class Stop(steps.BuildStep):
+    def run(self):
+        Path("reactor").write_text(type(reactor).__name__)
+        reactor.callLater(0, reactor.stop)
+        return defer.succeed(SUCCESS)
+
+BuildmasterConfig = {
+    "workers": [worker.Worker("one", "word")],
+    "protocols": {"pb": {"port": "unix:../pb"}},
+    "builders": [util.BuilderConfig(name="b", workernames=["one"], factory=util.BuildFactory([
+        steps.StringDownload("x" * 500_000, workerdest="file", haltOnFailure=True),
+        steps.ShellCommand(command="wc -c <file >size", haltOnFailure=True),
+        Stop(),
+    ]))],
+    "schedulers": [schedulers.Periodic(name="p", builderNames=["b"], periodicBuildTimer=3600)],
+    "db_url": "sqlite:///state.sqlite",
+    "buildbotNetUsageData": None,
+}
+"""
+WORKER = """
+from buildbot_worker.bot import Worker
+from twisted.application.service import Application
+
+application = Application("worker")
+Worker(
+    None, None, "one", "word", ".", 600, connection_string="unix:../pb"
+).setServiceParent(application)
+"""
+
+
+def test_buildbot_builds(tmp_path: Path) -> None:
+    """A master and a worker, over a socket between them, and the worker's processes."""
+    programs = Path(sys.executable).parent
+    master, worker = tmp_path / "master", tmp_path / "worker"
+    create = [programs / "buildbot", "create-master", "-q", master]
+    subprocess.run(create, check=True, timeout=PATIENCE)
+    (master / "master.cfg").write_text(MASTER)
+    worker.mkdir()
+    (worker / "buildbot.tac").write_text(WORKER)
+    twistd = [programs / "twistd", "-n", "--reactor=becket", "--pidfile=", "-y", "buildbot.tac"]
+    with subprocess.Popen(twistd, cwd=worker) as works:
+        try:
+            subprocess.run(twistd, cwd=master, check=True, timeout=PATIENCE)
+            works.terminate()
+            assert works.wait(PATIENCE) == -signal.SIGTERM  # so twistd ends
+        finally:
+            works.kill()
+    assert (master / "reactor").read_text() == "BecketReactor"
+    assert (worker / "b" / "build" / "size").read_text().strip() == "500000"
 
 
 def test_trial_finds_the_reactor(tmp_path: Path) -> None:

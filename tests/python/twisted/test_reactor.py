@@ -639,6 +639,100 @@ def test_what_is_not_tls_any_more(reactor: Any, certificate: Any) -> None:
     assert run(reactor, start) == "Error"
 
 
+@defer.inlineCallbacks
+def tls_pair(reactor: Any, certificate: Any, server: Any, wraps: Any = tls.Factory) -> Any:
+    """A connection under TLS that has opened, from a client."""
+    client = Recorder()
+    factory = wraps(certificate.options(), False, one(server))
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    reactor.connectSSL("127.0.0.1", port.getHost().port, one(client), CertificateOptions())
+    yield client.made
+    client.transport.write(b"0")
+    yield server.read(1)
+    yield port.stopListening()
+    return client
+
+
+def test_records_that_come_together_and_in_parts(reactor: Any, certificate: Any) -> None:
+    server = Recorder()
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        client = yield tls_pair(reactor, certificate, server)
+        connection = client.transport._tlsConnection
+        records = []
+        for data in (b"1", b"2" * 1000, b"3", b"4"):
+            connection.send(data)
+            records.append(connection.bio_read(65536))
+        client.transport.transport.write(records[0] + records[1] + records[2][:7])
+        assert (yield server.read(1002)) == b"01" + b"2" * 1000
+        client.transport.transport.write(records[2][7:] + records[3])
+        yield server.read(1004)
+        client.transport.write(b"5")
+        client.transport.loseConnection()  # its alert comes with the record
+        return (yield server.lost)
+
+    assert run(reactor, start) is error.ConnectionDone
+    assert server.data == b"01" + b"2" * 1000 + b"345"
+
+
+@pytest.mark.parametrize("reached", [True, False], ids=["in C", "in Twisted"])
+def test_what_a_protocol_raises_under_tls(
+    reactor: Any,
+    certificate: Any,
+    failures: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    reached: bool,
+) -> None:
+    if not reached:
+        monkeypatch.setattr(tls, "_functions", lambda: None)
+
+    class Raising(Recorder):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            if data == b"1":
+                raise LookupError("of a test")
+
+    server = Raising()
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        client = yield tls_pair(reactor, certificate, server)
+        client.transport.write(b"1")
+        yield client.lost
+        return (yield server.lost)
+
+    assert run(reactor, start) is error.ConnectionLost
+    assert [failure.type for failure in failures] == [LookupError]
+    failures.clear()
+
+
+def test_tls_that_is_derived_is_called(reactor: Any, certificate: Any) -> None:
+    heard: list[int] = []
+
+    class Derived(tls.Protocol):
+        def dataReceived(self, data: bytes) -> None:
+            heard.append(len(data))
+            super().dataReceived(data)
+
+    class Deriving(tls.Factory):
+        protocol = Derived
+
+    server = Recorder()
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        client = yield tls_pair(reactor, certificate, server, Deriving)
+        known = len(heard)
+        client.transport.write(b"1")
+        yield server.read(2)
+        client.transport.loseConnection()
+        yield server.lost
+        return len(heard) - known
+
+    assert run(reactor, start) > 0
+
+
 # ---- becket: endpoints, and serving ----
 
 
