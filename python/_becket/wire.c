@@ -233,15 +233,15 @@ static void closed(bk_stream *s, int why) {
     Py_DECREF((PyObject *)w); /* the stream's */
 }
 
-static const bk_protocol wire = {.size = sizeof wire,
-                                 .name = "twisted.Protocol",
-                                 .received = received,
-                                 .ended = ended,
-                                 .writable = writable,
-                                 .closed = closed};
+static const bk_protocol wire_events = {.size = sizeof wire_events,
+                                        .name = "twisted.Protocol",
+                                        .received = received,
+                                        .ended = ended,
+                                        .writable = writable,
+                                        .closed = closed};
 
 bool wire_is_ours(const bk_stream *s) {
-    return s->protocol == &wire && s->user != NULL;
+    return s->protocol == &wire_events && s->user != NULL;
 }
 
 /* ---- Coming and going ---- */
@@ -276,7 +276,7 @@ static PyObject *wire_attach(WireObject *w, PyObject *args) {
     bk_transport *transport;
     bk_stream *s;
     int code = make_transport(core, fd, passes, &transport);
-    if (code == 0 && (code = bk_stream_new_paused(core, transport, &wire, NULL, &s)) < 0) {
+    if (code == 0 && (code = bk_stream_new_paused(core, transport, &wire_events, NULL, &s)) < 0) {
         disown(transport);
         transport->ops->close(transport);
     }
