@@ -661,8 +661,8 @@ def test_a_worker_that_is_killed_is_replaced(target: str, start: Callable[..., P
 def test_workers_do_not_outlive_their_parent(start: Callable[..., Process]) -> None:
     process = start("coroutine", "forks:2")
     with process.connect(process.listening()) as one:
+        one.sendall(b"slow\n")  # who has said nothing is let go
         process.signal(signal.SIGKILL)
-        one.sendall(b"slow\n")
         assert one.readline() == b"slow\n", "what is under way comes to its end"
     status, _ = process.end()  # and nobody has its stderr any more
     assert status == -signal.SIGKILL
