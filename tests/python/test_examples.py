@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -31,13 +32,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("prefix")
     # The sanitizers of an outer run are not for make and meson.
     environment = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "MAKEFLAGS")}
-    subprocess.run(
-        ["make", "install-c", f"PREFIX={prefix}", f"PYTHON={sys.executable}"],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    (ROOT / "build").mkdir(exist_ok=True)
+    with open(ROOT / "build" / "install.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the tests may build there, too
+        subprocess.run(
+            ["make", "install-c", f"PREFIX={prefix}", f"PYTHON={sys.executable}"],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
     return prefix
 
 
