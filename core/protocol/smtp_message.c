@@ -126,7 +126,8 @@ int bk_smtp_recipient_place(bk_smtp_message *message, const char *address, size_
     return 0;
 }
 
-int bk_smtp_message_reserve(bk_smtp_message *message, size_t more) {
+/* Room for so many bytes of data more. */
+static int message_reserve(bk_smtp_message *message, size_t more) {
     if (more <= message->room - message->size)
         return 0;
     size_t room = message->room < BK_BUFFER_START ? (size_t)BK_BUFFER_START : message->room;
@@ -146,7 +147,7 @@ int bk_smtp_message_reserve(bk_smtp_message *message, size_t more) {
 int bk_smtp_message_add(bk_smtp_message *message, const void *data, size_t n) {
     if (message == NULL || (data == NULL && n > 0))
         return -EINVAL;
-    int r = bk_smtp_message_reserve(message, n);
+    int r = message_reserve(message, n);
     if (r < 0)
         return r;
     if (n > 0)

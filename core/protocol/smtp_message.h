@@ -20,8 +20,6 @@ int bk_smtp_recipient_place(bk_smtp_message *message, const char *address, size_
                             const char *options, size_t options_size,
                             bk_smtp_recipient **ret_recipient);
 void bk_smtp_recipient_clear(bk_os *os, bk_smtp_recipient *recipient);
-/* Room for so many bytes of data more. */
-int bk_smtp_message_reserve(bk_smtp_message *message, size_t more);
 /* All data behind the trace header; and the header, too. */
 void bk_smtp_message_drop_data(bk_smtp_message *message);
 

@@ -43,7 +43,9 @@ static uint32_t utf8_decode(const unsigned char *text, size_t n, size_t *ret_siz
     return point < least[size] || surrogate || point > 0x10FFFF ? 0 : point;
 }
 
-size_t bk_smtp_utf8_size(const char *text, size_t n) {
+/* Bytes of the character beyond ASCII at the start of text, in UTF-8; 0: it is none, or one that no
+   address has: a control character, a space, what looks like a dot. */
+static size_t utf8_size(const char *text, size_t n) {
     static const struct {
         uint32_t from, to;
     } never[] = {
@@ -77,7 +79,7 @@ static size_t domain_size(const char *text, size_t n, bool underscores, bool utf
     size_t i = 0, label = 0;
     for (; i < n; i++) {
         unsigned char c = (unsigned char)text[i];
-        size_t more = c > 127 && utf8 ? bk_smtp_utf8_size(text + i, n - i) : 0;
+        size_t more = c > 127 && utf8 ? utf8_size(text + i, n - i) : 0;
         if (more > 0) {
             label++;
             i += more - 1;
@@ -115,7 +117,7 @@ static size_t dot_string_size(const char *text, size_t n) {
     for (; i < n && more > 0; i += more) {
         unsigned char c = (unsigned char)text[i];
         if (c > 127)
-            more = bk_smtp_utf8_size(text + i, n - i);
+            more = utf8_size(text + i, n - i);
         else
             more = is_atext(c) || (c == '.' && i > 0 && text[i - 1] != '.');
     }
@@ -126,7 +128,7 @@ static size_t quoted_string_size(const char *text, size_t n) {
     size_t i = 1;
     while (i < n && text[i] != '"') {
         unsigned char c = (unsigned char)text[i];
-        size_t more = c > 127 ? bk_smtp_utf8_size(text + i, n - i) : 1;
+        size_t more = c > 127 ? utf8_size(text + i, n - i) : 1;
         if (c == '\\')
             c = ++i < n ? (unsigned char)text[i] : 0;
         if (c < 32 || c == 127 || more == 0 || (more == 1 && c > 127))
@@ -210,7 +212,7 @@ bool bk_smtp_param_parse(const char *text, size_t n, bk_smtp_param *ret_param) {
         p.value = text + ++i;
         for (size_t more = 1; i < n && more > 0; i += more) {
             unsigned char c = (unsigned char)text[i];
-            more = c > 127 ? bk_smtp_utf8_size(text + i, n - i) : c > 32 && c != 127 && c != '=';
+            more = c > 127 ? utf8_size(text + i, n - i) : c > 32 && c != 127 && c != '=';
             p.utf8 |= c > 127;
         }
         p.value_size = i - (size_t)(p.value - text);

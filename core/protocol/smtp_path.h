@@ -41,10 +41,6 @@ bool bk_smtp_param_parse(const char *text, size_t n, bk_smtp_param *ret_param);
    has characters that are not to be printed. */
 bool bk_smtp_xtext_decode(const char *text, size_t n, char *ret_text);
 
-/* Bytes of the character beyond ASCII at the start of text, in UTF-8; 0: it is none, or one that no
-   address has: a control character, a space, what looks like a dot. */
-size_t bk_smtp_utf8_size(const char *text, size_t n);
-
 bool bk_utf8_valid(const char *text, size_t n);
 
 /* Whether text is `word`, in letters of either case; word is in capitals. */

@@ -47,13 +47,14 @@ static size_t enhanced_size(const char *text) {
     return end != NULL ? (size_t)(end - text) - 4 : 0;
 }
 
-bool bk_smtp_reply_valid(const char *text) {
+/* Whether a text is a reply (becket-smtp.h). */
+static bool reply_valid(const char *text) {
     return (text[0] == '2' || text[0] == '4' || text[0] == '5') && text[1] >= '0' &&
            text[1] <= '5' && text[2] >= '0' && text[2] <= '9' && text[3] == ' ';
 }
 
 char bk_smtp_reply_class(const char *text) {
-    return bk_smtp_reply_valid(text) ? text[0] : '4';
+    return reply_valid(text) ? text[0] : '4';
 }
 
 /* "250", then "-" or " ", then the status, then the line: what is too long for it is cut, and what
@@ -78,7 +79,7 @@ static void relay_line(bk_smtp_session *s, const char *code, bool last, const ch
 
 char bk_smtp_relay(bk_smtp_session *s, const char *text, bool plain) {
     char generic[] = "2.0.0 ";
-    if (!bk_smtp_reply_valid(text))
+    if (!reply_valid(text))
         text = "451 4.3.0 local error";
     if (reply_counts(s, text[0]))
         return text[0];

@@ -159,8 +159,7 @@ void bk_smtp_reply(bk_smtp_session *s, const char *line);
 /* One that a hook made: whatever it is, a proper reply goes out. Returns its first digit. plain: it
    gets no enhanced status code. */
 char bk_smtp_relay(bk_smtp_session *s, const char *text, bool plain);
-/* Whether a text is a reply (becket-smtp.h); and the first digit of what would go out. */
-bool bk_smtp_reply_valid(const char *text);
+/* The first digit of what would go out. */
 char bk_smtp_reply_class(const char *text);
 
 #define BK_SMTP_NO_SPACE "452 4.3.1 insufficient system storage"
