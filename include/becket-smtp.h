@@ -71,7 +71,8 @@ typedef struct bk_smtp_message {
     char *options;      /* all parameters of MAIL as they were sent */
     char *data;         /* lines end in CRLF (but with BINARYMIME), dots are unstuffed */
     size_t size;        /* of data */
-    size_t trace_size;  /* how much of it, at its start, is the Received: header added here */
+    size_t trace_size;  /* how much of it, at its start, is the Received: header added here, with an
+                           empty line behind it where what follows would be more of the header */
     size_t room;
 } bk_smtp_message;
 

@@ -29,12 +29,23 @@ void bk_smtp_data_refuse(bk_smtp_session *s, const char *reply) {
     data_refuse(s, s->refused != NULL ? s->refused : "451 4.3.0 out of memory");
 }
 
+/* Data that begins as a folded line would go on with the trace header (RFC 5322, 2.2.3): an empty
+   line, which is the server's as the header is, makes it text. */
+static int data_first(bk_smtp_message *message, char first) {
+    if (message->trace_size == 0 || (first != ' ' && first != '\t'))
+        return 0;
+    int r = bk_smtp_message_add(message, "\r\n", 2);
+    message->trace_size = message->size;
+    return r;
+}
+
 static void data_keep(bk_smtp_session *s, const char *data, size_t n) {
     if (s->refusal != NULL || n == 0)
         return;
     if (n > s->config.max_message - s->taken)
         data_refuse(s, "552 5.3.4 message is too big");
-    else if (bk_smtp_message_add(s->message, data, n) < 0)
+    else if ((s->taken == 0 && data_first(s->message, data[0]) < 0) ||
+             bk_smtp_message_add(s->message, data, n) < 0)
         data_refuse(s, BK_SMTP_NO_SPACE);
     else
         s->taken += n;

@@ -642,6 +642,32 @@ static void traces(void) {
                           "Thu, 29 Feb 2024 23:59:58 +0000\r\n|");
 }
 
+/* What begins as a folded line is no more of the server's header. */
+static void keeps_its_trace_apart(void) {
+    static const struct {
+        const char *script, *data;
+    } mails[] = {{ENVELOPE " x\r\n.\r\n", "\r\n x\r\n|"},
+                 {ENVELOPE "\tx\r\n.\r\n", "\r\n\tx\r\n|"},
+                 {ENVELOPE ". x\r\n.\r\n", "\r\n x\r\n|"},
+                 {ENVELOPE "\r\n x\r\n.\r\n", "\r\n x\r\n|"},
+                 {ENVELOPE "x\r\n x\r\n.\r\n", "x\r\n x\r\n|"},
+                 {HI FROM TO "BDAT 0\r\nBDAT 1\r\n BDAT 4 LAST\r\n x\r\n", "\r\n  x\r\n|"}};
+    setup();
+    config.flags = 0;
+    for (int i = 0; i < COUNT(mails); i++)
+        for (size_t piece = 0; piece < 4; piece++) {
+            rig_reset(AT_ONCE, NULL);
+            run_pieces(&fixed, mails[i].script, strlen(mails[i].script), 0, piece);
+            const char *data = strstr(now.stored, "+0000\r\n");
+            CHECK(data != NULL);
+            CHECK_STR(data + 7, mails[i].data);
+        }
+    config.flags = BK_SMTP_NO_TRACE;
+    rig_reset(AT_ONCE, NULL);
+    RUN(ENVELOPE " x\r\n.\r\n");
+    CHECK_STR(now.stored, "a@b.c|d@e.f| x\r\n|");
+}
+
 static void tells_the_date(void) {
     static const struct {
         int64_t seconds;
@@ -1120,6 +1146,7 @@ int main(int argc, char **argv) {
         CASE(takes_long_lines),
         CASE(tells_the_stores_answer),
         CASE(traces),
+        CASE(keeps_its_trace_apart),
         CASE(tells_the_date),
         CASE(starts_tls),
         CASE(forgets_what_was_said_in_plain),

@@ -73,6 +73,14 @@ def test_what_a_client_says_ends_no_header(hostile: str) -> None:
     )
 
 
+@pytest.mark.parametrize("content", [b" x", b"\tx", b"x", b"\r\n x"])
+def test_what_begins_as_a_folded_line_is_no_more_of_the_header(content: bytes) -> None:
+    kept = traced(Server, Session(), Envelope(content, "me@a.org", ("you@b.org",)))
+    apart = b"+0000\r\n\r\n" if content[:1] in (b" ", b"\t") else b"+0000\r\n"
+    assert kept.endswith(apart + content)
+    assert kept.partition(b"+0000\r\n")[2].startswith((b"\r\n", b"x"))
+
+
 @pytest.mark.parametrize(
     ("content", "data"),
     [(b"x", b"x"), (None, b""), ("ü\udc80", b"\xc3\xbc\x80"), (bytearray(b"y"), b"y")],

@@ -39,7 +39,10 @@ def content_of(envelope: Any) -> bytes:
 
 def traced(server: Any, session: Any, envelope: Any) -> bytes:
     """The message with a Received: of ours in front (RFC 5321, 4.4), for stores that deliver it or
-    pass it on."""
+    pass it on. A message that begins as a folded line would go on with that (RFC 5322, 2.2.3): an
+    empty line makes it text."""
+    content = content_of(envelope)
+    apart = b"\r\n" if content[:1] in (b" ", b"\t") else b""
     peer, helo = peer_of(session), text_of(getattr(session, "host_name", None))
     if ":" in peer:
         peer = f"IPv6:{peer}"
@@ -51,7 +54,7 @@ def traced(server: Any, session: Any, envelope: Any) -> bytes:
         f"\tby {_word(host)} with {_protocol(server, session, envelope)}{only};\r\n"
         f"\t{format_datetime(datetime.now(UTC))}\r\n"
     )
-    return text.encode() + content_of(envelope)
+    return text.encode() + apart + content
 
 
 def _word(text: str) -> str:
