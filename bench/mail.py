@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import loads
 from peers import HERE
 from serving import Target
 
@@ -121,56 +120,18 @@ def load_command(cell: MailCell, build: Path, endpoint: str, count: int) -> list
     return [program, *size, *keep, *ends]
 
 
-def cpu_of(pid: int) -> tuple[float, float]:
-    """User and system seconds so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    tick = os.sysconf("SC_CLK_TCK")
-    return int(fields[11]) / tick, int(fields[12]) / tick
-
-
-def send(command: Sequence[str], core: int) -> tuple[float, float]:
-    """Seconds that it took, and that the load had its core."""
-    from measure import PATIENCE_SECONDS, Failure, on_core
-
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with on_core(core):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-    with process:
-        try:
-            _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failure(f"the load had not ended after {PATIENCE_SECONDS} s") from None
-    spent, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise Failure((complaint.strip() or f"status {process.returncode}")[:200])
-    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return spent, busy
-
-
 def measure(bench: Bench, server: Server, cell: MailCell) -> Sample:
     """A little load tells how much fills the window."""
 
-    def once(count: int) -> tuple[float, float]:
-        return send(load_command(cell, bench.load.parent, server.endpoint, count), bench.load_core)
+    def once(count: int) -> loads.Load:
+        command = load_command(cell, bench.load.parent, server.endpoint, count)
+        return loads.run(command, bench.load_core, server.pid)
 
     trial = 10 * cell.sessions
-    count = max(trial, round(trial / once(trial)[0] * bench.seconds))
-    user, system = cpu_of(server.pid)
-    seconds, load = once(count)
-    user, system = (
-        now - then for now, then in zip(cpu_of(server.pid), (user, system), strict=True)
-    )
-    sample = {
-        "rate": count / seconds,
-        "user_us": user / count * 1e6,
-        "system_us": system / count * 1e6,
-        "cpu_us": (user + system) / count * 1e6,
-    }
+    count = max(trial, round(trial / once(trial).seconds * bench.seconds))
+    load = once(count)
     # Who waits for a disk has his core to himself for nothing.
-    return sample if cell.stored else {**sample, "busy": max(load, user + system) / seconds}
+    return load.sample(count) if cell.stored else {**load.sample(count), "busy": load.busy}
 
 
 def one_at_a_time(bench: Bench) -> Sample:

@@ -1,7 +1,6 @@
 """One measurement: starts a server on one core and the load on another, and returns the figures.
 
-bench/run.py calls echo(), udp(), connect(), idle(), active(), serve(), asyncore() and micro(), each
-in a fresh server process.
+bench/run.py calls one function a cell, echo() to micro(), each of which has a fresh server process.
 Anything that goes wrong is a Failure with a reason to be shown; it ends this measurement only.
 """
 
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import mail
+import web
+from loads import PATIENCE_SECONDS, Failure, on_core
 from peers import Peer, asyncore_command, calibrate_command, twisted_command
 from serving import Serving, Way
 
@@ -35,11 +36,6 @@ Sample = dict[str, float]
 UNDISTURBED = 0.9
 START_SECONDS = 20
 UDP_PEERS = 64  # each with one datagram on its way: a socket's room is several times that
-PATIENCE_SECONDS = 60
-
-
-class Failure(Exception):
-    """A measurement that could not be made."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +90,6 @@ def allow_files(count: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, new)
             soft = new[0]
     return soft
-
-
-@contextlib.contextmanager
-def on_core(*cores: int) -> Iterator[None]:
-    """Children started inside run on these cores only, from their first instruction."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def free_endpoint(transport: str, scratch: Path) -> str:
@@ -342,6 +327,14 @@ def asyncore(bench: Bench, loop: str, idle: int) -> Sample:
     command = asyncore_command(loop, idle, bench.seconds, bench.load_core)
     sample: Sample = json.loads(output(bench, command))[loop]
     return sample
+
+
+def web_server(bench: Bench, peer: Peer) -> Sample:
+    """twisted.web under wrk."""
+    if why := web.why_not():
+        raise Failure(why)
+    with serving(bench, peer, "web", "tcp", {}) as server:
+        return web.measure(bench, server)
 
 
 def twisted(bench: Bench, peer: Peer, what: str) -> Sample:

@@ -37,7 +37,7 @@ TITLES = {
     "serve": "becket.serve() beside loop.create_server()",
     "smtp": "Mail: messages of 1 KiB, 50 sessions, dropped",
     "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
-    "twisted": "Twisted's reactors: echo of a Protocol, and calls that are asked for",
+    "twisted": "Twisted's reactors: echo of a Protocol, twisted.web, and calls that are asked for",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
 
@@ -306,7 +306,8 @@ def cell_lines(name: str, table: Table) -> list[str]:
     elif name in CELLS:
         lines += serving_lines(CELLS[name], table)
     else:
-        lines += load_table(table, "connection" if group == "connect" else "message")
+        units = {"connect": "connection", "twisted/web": "request"}
+        lines += load_table(table, units.get(group) or units.get(name, "message"))
     return lines + failed_rows(table)
 
 

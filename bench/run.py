@@ -33,7 +33,8 @@ import measure
 import peers
 import report
 import serving
-from measure import Bench, Failure, Sample
+from loads import Failure
+from measure import Bench, Sample
 from peers import Peer
 
 HERE = Path(__file__).resolve().parent
@@ -70,7 +71,7 @@ class Contestant:
 @dataclass(frozen=True)
 class Cell:
     name: str
-    what: str  # echo, udp, connect, idle, active, micro, serving or asyncore
+    what: str  # echo, udp, web, connect, idle, active, micro, serving or asyncore
     kind: str  # as in KINDS; or "python": each library in its usual way; "all": and becket in C
     transport: str = "tcp"
     size: int = 1024
@@ -100,6 +101,8 @@ class Cell:
             return measure.echo(bench, who.peer, who.kind, self.transport, self.size)
         if self.what == "udp":
             return measure.udp(bench, who.peer, who.kind, self.size)
+        if self.what == "web":
+            return measure.web_server(bench, who.peer)
         if self.what == "connect":
             return measure.connect(bench, who.peer, who.kind, self.transport)
         if self.what == "idle":
@@ -113,7 +116,7 @@ class Cell:
         window = bench.seconds + bench.warmup
         if self.what == "micro":
             return 2 if bench.quick else 6
-        return {"idle": 3.0, "active": 3 + 2 * window}.get(self.what, 0.5 + window)
+        return {"idle": 3.0, "active": 3 + 2 * window, "web": 3.0}.get(self.what, 0.5 + window)
 
 
 class ServingCell(Cell):
@@ -209,6 +212,7 @@ def all_cells() -> list[Cell]:
         for name, cell in mail.CELLS.items()
     ]
     cells += [Cell(f"twisted/{name}/1KiB", "echo", "twisted", name) for name in PLAIN_AND_TLS]
+    cells.append(Cell("twisted/web", "web", "web"))
     calls = ("callLater", "callFromThread")
     cells += [TwistedCell(f"twisted/{name}", "twisted", "twisted") for name in calls]
     return [*cells, Cell("micro", "micro", "python")]

@@ -7,6 +7,7 @@ The listening socket is made here, the same for all, so that backlog and options
 protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's Protocol); for
            datagrams datagram_received() sends it back
 twisted    the same Protocol of Twisted's, on each of its reactors
+web        no echo: a short answer of twisted.web's to each request, on the same reactors
 buffered   asyncio.BufferedProtocol with a room of its own for each connection
 streams    read, write, read again: a coroutine, a greenlet or a thread for each connection
 
@@ -221,6 +222,20 @@ def install_reactor(library: str) -> None:
         asyncioreactor.install(loop_factory("becket")())
 
 
+def web_site() -> Any:
+    """As a user writes one."""
+    from twisted.web.resource import Resource
+    from twisted.web.server import Site
+
+    class Hello(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> bytes:
+            return b"hello"
+
+    return Site(Hello())
+
+
 def run_twisted(library: str, place: Place, kind: str) -> None:
     install_reactor(library)
     from twisted.internet import reactor as installed
@@ -237,7 +252,7 @@ def run_twisted(library: str, place: Place, kind: str) -> None:
             self.transport.write(data)
 
     reactor: Any = installed
-    factory: Any = Factory.forProtocol(TwistedEcho)
+    factory: Any = web_site() if kind == "web" else Factory.forProtocol(TwistedEcho)
     if place.pem is not None:
         from twisted.internet.ssl import PrivateCertificate
         from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -341,8 +356,8 @@ FAMILY = ("asyncio", "uvloop", "rloop", "aiofastnet", "aiofastnet+uvloop", "beck
 KINDS = {
     **dict.fromkeys(FAMILY, ("protocol", "buffered", "streams")),
     **dict.fromkeys(OTHERS, ("streams",)),
-    **dict.fromkeys(TWISTED, ("twisted",)),
-    "twisted": ("protocol", "twisted"),
+    **dict.fromkeys(TWISTED, ("twisted", "web")),
+    "twisted": ("protocol", "twisted", "web"),
 }
 WITH_UDP = ("asyncio", "uvloop", "becket")  # aiofastnet leaves datagrams to the loop it is on
 WITHOUT_TLS = ("rloop",)  # 0.5: NotImplementedError
@@ -354,7 +369,9 @@ def main() -> None:
     parser.add_argument("endpoint", help="tcp:127.0.0.1:PORT, udp:…, unix:PATH or tls:…?PEM")
     parser.add_argument("--library", required=True, choices=sorted(KINDS))
     parser.add_argument(
-        "--kind", required=True, choices=["protocol", "buffered", "streams", "twisted"]
+        "--kind",
+        required=True,
+        choices=sorted({kind for kinds in KINDS.values() for kind in kinds}),
     )
     options = parser.parse_args()
     if options.kind not in KINDS[options.library]:

@@ -29,7 +29,7 @@
     X(create_future) X(throw) X(_connection_lost) X(set_exception) X(flush) X(wants)          \
     X(open) X(query) X(datagram_received) X(error_received) X(_current_handle) X(seconds)         \
     X(dataReceived) X(pauseProducing) X(resumeProducing) X(writeSequence) X(_raised) X(_ended)     \
-    X(_broken) X(_all_sent) X(_fds_came) X(result) X(_done) X(add_done_callback)
+    X(_broken) X(_all_sent) X(_fds_came) X(result) X(_done) X(add_done_callback) X(debug)
 
 /* Types that derive from object alone, each with a name_spec and, in the module's state, a
    name_type. */

@@ -18,12 +18,13 @@ typedef struct TimersObject {
     PyObject *reactor; /* its __dict__, where a test may have put another seconds() */
     PyObject *seconds; /* the reactor's own */
     PyObject *report;  /* report(call, exception) */
+    PyObject *twisted; /* Twisted's DelayedCall: its `debug` is the switch of ours, too */
 } TimersObject;
 
 typedef struct DelayedCallObject {
     PyObject_HEAD TimersObject *timers;
     PyObject *dict, *weakrefs;
-    PyObject *creator, *repr;   /* for Twisted's __repr__(): None, as without DelayedCall.debug */
+    PyObject *creator, *repr;   /* with DelayedCall.debug: who made it; its repr() at the end */
     PyObject *func, *args, *kw; /* NULL: called, or cancelled */
     PyObject *seconds;          /* NULL: the wall clock itself */
     double time, delayed; /* seconds since the epoch; and what is to be added when it is due */
@@ -161,11 +162,15 @@ static void stop(DelayedCallObject *c) {
     Py_DECREF((PyObject *)c); /* the heap's: whoever calls has one of his own */
 }
 
+static PyObject *delayed_repr(DelayedCallObject *c);
+
 static PyObject *delayed_cancel(DelayedCallObject *c, PyObject *Py_UNUSED(ignored)) {
     if (is_over(c))
         return NULL;
     c->cancelled = 1;
     stop(c);
+    if (c->creator != NULL && (c->repr = delayed_repr(c)) == NULL)
+        PyErr_Clear();
     drop_call(c);
     Py_RETURN_NONE;
 }
@@ -247,6 +252,7 @@ static int delayed_traverse(DelayedCallObject *c, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(c));
     Py_VISIT(c->timers);
     Py_VISIT(c->dict);
+    Py_VISIT(c->creator);
     Py_VISIT(c->func);
     Py_VISIT(c->args);
     Py_VISIT(c->kw);
@@ -257,6 +263,8 @@ static int delayed_traverse(DelayedCallObject *c, visitproc visit, void *arg) {
 static int delayed_clear(DelayedCallObject *c) {
     drop_call(c);
     Py_CLEAR(c->dict);
+    Py_CLEAR(c->creator);
+    Py_CLEAR(c->repr);
     Py_CLEAR(c->seconds);
     return 0;
 }
@@ -328,12 +336,12 @@ PyType_Spec delayed_spec = {
 
 /* ---- What is asked of a reactor ---- */
 
-/* Timers(loop, reactor.__dict__, seconds, report) */
+/* Timers(loop, reactor.__dict__, seconds, report, twisted.internet.base.DelayedCall) */
 static PyObject *timers_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs)) {
     module_state *state = state_of_type(type);
-    PyObject *loop, *reactor, *seconds, *reporter;
-    if (state == NULL || !PyArg_ParseTuple(args, "O!O!OO:Timers", state->loop_type, &loop,
-                                           &PyDict_Type, &reactor, &seconds, &reporter))
+    PyObject *loop, *reactor, *seconds, *reporter, *twisted;
+    if (state == NULL || !PyArg_ParseTuple(args, "O!O!OOO:Timers", state->loop_type, &loop,
+                                           &PyDict_Type, &reactor, &seconds, &reporter, &twisted))
         return NULL;
     TimersObject *self = (TimersObject *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -342,6 +350,7 @@ static PyObject *timers_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNU
     self->reactor = Py_NewRef(reactor);
     self->seconds = Py_NewRef(seconds);
     self->report = Py_NewRef(reporter);
+    self->twisted = Py_NewRef(twisted);
     return (PyObject *)self;
 }
 
@@ -377,6 +386,19 @@ static DelayedCallObject *make(TimersObject *self, PyObject *const *args, Py_ssi
     return c;
 }
 
+/* With DelayedCall.debug: the stack of who asks for the call. */
+static int note_creator(const TimersObject *self, DelayedCallObject *c) {
+    PyObject *debug = PyObject_GetAttr(self->twisted, self->loop->state->str_debug);
+    int wanted = debug == NULL ? -1 : PyObject_IsTrue(debug);
+    Py_XDECREF(debug);
+    if (wanted <= 0)
+        return wanted;
+    PyObject *module = PyImport_ImportModule("traceback");
+    c->creator = module != NULL ? PyObject_CallMethod(module, "format_stack", NULL) : NULL;
+    Py_XDECREF(module);
+    return c->creator == NULL ? -1 : 0;
+}
+
 static PyObject *timers_call_later(TimersObject *self, PyObject *const *args, Py_ssize_t n,
                                    PyObject *names) {
     if (n < 2)
@@ -391,7 +413,8 @@ static PyObject *timers_call_later(TimersObject *self, PyObject *const *args, Py
     if (c == NULL)
         return NULL;
     c->seconds = Py_XNewRef(PyDict_GetItem(self->reactor, self->loop->state->str_seconds));
-    if (now_of(c, &now) < 0 || loop_check_open(self->loop) < 0 || start(c, seconds) < 0) {
+    if (note_creator(self, c) < 0 || now_of(c, &now) < 0 || loop_check_open(self->loop) < 0 ||
+        start(c, seconds) < 0) {
         Py_DECREF((PyObject *)c);
         return NULL;
     }
@@ -448,6 +471,7 @@ static int timers_traverse(TimersObject *self, visitproc visit, void *arg) {
     Py_VISIT(self->reactor);
     Py_VISIT(self->seconds);
     Py_VISIT(self->report);
+    Py_VISIT(self->twisted);
     return 0;
 }
 
@@ -463,6 +487,7 @@ static void timers_dealloc(TimersObject *self) {
     timers_clear(self);
     Py_CLEAR(self->seconds);
     Py_CLEAR(self->report);
+    Py_CLEAR(self->twisted);
     Py_CLEAR(self->loop);
     type->tp_free(self);
     Py_DECREF(type);
@@ -481,7 +506,7 @@ static PyMethodDef timers_methods[] = {
 };
 
 static PyType_Slot timers_slots[] = {
-    {Py_tp_doc, "Timers(loop, reactor_dict, seconds, report): what a reactor has of time."},
+    {Py_tp_doc, "Timers(loop, reactor_dict, seconds, report, twisted): what a reactor has of time."},
     {Py_tp_new, timers_new},
     {Py_tp_dealloc, timers_dealloc},
     {Py_tp_traverse, timers_traverse},

@@ -15,6 +15,9 @@
 /* As long as Twisted's: what is beyond is told to a producer that streams. */
 enum { BUFFER_BYTES = 64 * 1024 };
 
+/* Pieces of writeSequence() that are shorter, on average, are joined. */
+enum { JOIN_BYTES = 512 };
+
 /* The state that Twisted's transports have in attributes of the same names. */
 typedef struct WireObject {
     PyObject_HEAD LoopObject *loop; /* NULL: not attached yet */
@@ -402,23 +405,50 @@ static PyObject *wire_write_plain(WireObject *w, PyObject *data) {
     Py_RETURN_NONE;
 }
 
+/* Pieces that are small on average, as those of a header are, cost more apart than a copy does. */
+static PyObject *join(PyObject *list, size_t total) {
+    PyObject *whole = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    char *at = whole != NULL ? PyBytes_AS_STRING(whole) : NULL;
+    for (Py_ssize_t i = 0; whole != NULL && i < PyList_GET_SIZE(list); i++) {
+        PyObject *piece = PyList_GET_ITEM(list, i);
+        memcpy(at, PyBytes_AS_STRING(piece), (size_t)PyBytes_GET_SIZE(piece));
+        at += PyBytes_GET_SIZE(piece);
+    }
+    return whole;
+}
+
+static int queue_all(WireObject *w, PyObject *list) {
+    size_t total = 0;
+    Py_ssize_t n = PyList_GET_SIZE(list);
+    for (Py_ssize_t i = 0; i < n; i++)
+        total += (size_t)PyBytes_GET_SIZE(PyList_GET_ITEM(list, i));
+    if (n == 0)
+        return 0;
+    int code = 0;
+    if (n > 1 && total / (size_t)n < JOIN_BYTES) {
+        PyObject *whole = join(list, total);
+        code = whole == NULL ? -1 : queue(w, whole);
+        Py_XDECREF(whole);
+    } else {
+        for (Py_ssize_t i = 0; code == 0 && i < n; i++)
+            code = queue(w, PyList_GET_ITEM(list, i));
+    }
+    return code < 0 ? -1 : mind_producer(w);
+}
+
+static int write_slowly(WireObject *w, PyObject *list) {
+    PyObject *result = PyObject_CallMethod((PyObject *)w, "_write_sequence_slowly", "O", list);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
 static PyObject *wire_write_sequence_plain(WireObject *w, PyObject *pieces) {
     PyObject *list = PySequence_List(pieces); /* a generator can be asked once */
     int code = list == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; code == 0 && i < PyList_GET_SIZE(list); i++)
         code = check_bytes(PyList_GET_ITEM(list, i));
-    PyObject *slow = NULL;
-    if (code == 0 && takes(w) && w->stream == NULL) {
-        slow = PyObject_CallMethod((PyObject *)w, "_write_sequence_slowly", "O", list);
-        code = slow == NULL ? -1 : 0;
-        Py_XDECREF(slow);
-        Py_DECREF(list);
-        return code < 0 ? NULL : Py_NewRef(Py_None);
-    }
-    for (Py_ssize_t i = 0; code == 0 && takes(w) && i < PyList_GET_SIZE(list); i++)
-        code = queue(w, PyList_GET_ITEM(list, i));
-    if (code == 0 && takes(w) && PyList_GET_SIZE(list) > 0)
-        code = mind_producer(w);
+    if (code == 0 && takes(w))
+        code = w->stream == NULL ? write_slowly(w, list) : queue_all(w, list);
     Py_XDECREF(list);
     return code < 0 ? NULL : Py_NewRef(Py_None);
 }

@@ -90,6 +90,7 @@ class Timers:
         reactor: dict[str, Any],
         seconds: Callable[[], float],
         report: Callable[[DelayedCall, BaseException], object],
+        twisted: type,
         /,
     ) -> Self: ...
     def call_later(

@@ -13,9 +13,8 @@ import signal
 import socket
 from typing import Any
 
-from twisted.internet import error, process
+from twisted.internet import base, error, process
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
 from twisted.internet.main import installReactor
 from twisted.internet.posixbase import PosixReactorBase
@@ -36,10 +35,13 @@ def _nothing() -> None:
     pass
 
 
-def _report(_call: _becket.DelayedCall, exception: BaseException) -> None:
+def _report(call: _becket.DelayedCall, exception: BaseException) -> None:
     """What a call raised that the loop has made goes to Twisted's log."""
     failure = Failure(exception, type(exception), exception.__traceback__)
-    _log.failure("Unhandled error in a timed call, or one from a thread", failure=failure)
+    made = "".join(["\ntraceback at creation:\n", *call.creator]) if call.creator else ""
+    _log.failure(
+        "Unhandled error in a timed call, or one from a thread{made}", failure=failure, made=made
+    )
 
 
 def _loop_to_share() -> becket.EventLoop:
@@ -94,7 +96,7 @@ class BecketReactor(AsyncioSelectorReactor):
             raise ValueError("loop: it is closed")
         self._becket = loop
         self._children = _ChildSignals(self)
-        timers = _becket.Timers(loop, self.__dict__, self.seconds, _report)
+        timers = _becket.Timers(loop, self.__dict__, self.seconds, _report, base.DelayedCall)
         self._timers = timers
         self.callLater = timers.call_later
         self.callFromThread = timers.call_from_thread
@@ -163,7 +165,7 @@ class BecketReactor(AsyncioSelectorReactor):
     def _signalsFactory(self) -> Any:
         from twisted.internet._signals import _MultiSignalHandling
 
-        return _MultiSignalHandling((ReactorBase._signalsFactory(self), self._children))
+        return _MultiSignalHandling((base.ReactorBase._signalsFactory(self), self._children))
 
     # ---- Descriptors ----
 

@@ -42,6 +42,7 @@ class Stream(_becket.Wire):
     logstr: str
     _tlsClientDefault: bool
     _passes_fds = False  # through UNIX sockets, with the bytes
+    _host: Any = None
     getHandle: Any
     getPeerCertificate: Any
 
@@ -97,6 +98,15 @@ class Stream(_becket.Wire):
         abstract.FileDescriptor.writeSequence(self, pieces)
 
     # ---- In the place of Twisted's ----
+
+    def getHost(self) -> Any:
+        """Our own address, which does not change while there is a connection."""
+        if self._host is not None:
+            return self._host
+        host = super().getHost()  # type: ignore[misc]
+        if self._attached:
+            self._host = host
+        return host
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:
         """TLS from now on; *normal*: a client of TCP is one of TLS too."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import defer, error, interfaces, protocol
+from twisted.internet import base, defer, error, interfaces, protocol
 from twisted.internet.endpoints import clientFromString, serverFromString, wrapClientTLS
 from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 from twisted.protocols import tls as twisted_tls
@@ -157,6 +157,28 @@ def test_what_a_call_is_given(reactor: Any) -> None:
     done: defer.Deferred[Any] = defer.Deferred()
     reactor.callLater(0, lambda *args, **kw: done.callback((args, kw)), 1, 2, a=3)
     assert run(reactor, lambda: done) == ((1, 2), {"a": 3})
+
+
+def test_who_made_a_call_is_told_when_debugging(
+    reactor: Any, failures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = reactor.callLater(60, print)
+    assert plain.creator is None
+    monkeypatch.setattr(base.DelayedCall, "debug", True)
+    call = reactor.callLater(60, print)
+    assert "in test_who_made_a_call_is_told_when_debugging" in call.creator[-1]
+    assert "traceback at creation" in repr(call)
+    call.cancel()
+    assert "print" in repr(call)
+    seen: list[str] = []
+    log.addObserver(note := lambda event: seen.append(log.textFromEventDict(event) or ""))
+    done: defer.Deferred[Any] = defer.Deferred()
+    reactor.callLater(0, lambda: 1 / 0)
+    reactor.callLater(0.01, done.callback, None)
+    run(reactor, lambda: done)
+    log.removeObserver(note)
+    assert any("traceback at creation" in text and "when_debugging" in text for text in seen)
+    failures.clear()
 
 
 @pytest.mark.parametrize("wrong", [(-1, print), (float("nan"), print), (0, None)])
@@ -382,6 +404,42 @@ def test_there_and_back(reactor: Any, n: int) -> None:
         return reason
 
     assert run(reactor, start) is error.ConnectionDone
+
+
+@pytest.mark.parametrize(
+    "sizes", [[3, 0, 1, 400], [0, 0, 5], [511, 512], [512, 512], [100_000, 2], [], [0]]
+)
+def test_pieces_arrive_in_order(reactor: Any, sizes: list[int]) -> None:
+    """Whether they are joined, as small ones are, or not."""
+    pieces = [os.urandom(size) for size in sizes]
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        server, client = yield pair(reactor)
+        client.transport.write(b"before ")
+        client.transport.writeSequence(iter(pieces))
+        client.transport.write(b" after")
+        sent = b"".join([b"before ", *pieces, b" after"])
+        assert (yield server.read(len(sent))) == sent
+        client.transport.loseConnection()
+        yield server.lost
+
+    run(reactor, start)
+
+
+def test_own_address(reactor: Any) -> None:
+    @defer.inlineCallbacks
+    def start() -> Any:
+        server, client = yield pair(reactor)
+        host = client.transport.getHost()
+        assert (host.type, host.host) == ("TCP", "127.0.0.1")
+        assert host.port == client.transport.getHandle().getsockname()[1]
+        assert client.transport.getHost() == host == server.transport.getPeer()
+        assert server.transport.getHost() == client.transport.getPeer()
+        client.transport.loseConnection()
+        yield server.lost
+
+    run(reactor, start)
 
 
 @pytest.mark.parametrize("wrong", ["text", bytearray(b"x"), None, 1])
