@@ -173,8 +173,8 @@ typedef struct bk_smtp_config {
 /* In the thread that runs the session. reply is copied. When the connection has gone meanwhile,
    this only frees the session. */
 BK_API void bk_smtp_answer(bk_smtp_session *s, const char *reply);
-/* message, with LMTP: one reply for each recipient, in order. With SMTP the worst of them is sent.
- */
+/* message, with LMTP: one reply for each recipient, in order. With SMTP the worst of them is sent;
+   4xx is worse than 5xx, as the client then comes again for those who were to be asked later. */
 BK_API void bk_smtp_answer_each(bk_smtp_session *s, const char *const *replies);
 /* auth, with SCRAM: what is kept of the password; NULL: there is no such user (the exchange goes on
    as if there were one, and fails). */

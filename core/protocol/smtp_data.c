@@ -132,11 +132,16 @@ static bool answer_each(bk_smtp_session *s, const char *const *replies, size_t c
     return taken;
 }
 
+/* "Try again later" comes before "never": who comes again for all of them loses none. */
+static int reply_badness(const char *reply) {
+    char class = bk_smtp_reply_class(reply);
+    return class == '4' ? 10 : class - '0';
+}
+
 static bool answer_worst(bk_smtp_session *s, const char *const *replies, size_t count) {
     const char *worst = "250 2.0.0 message accepted";
     for (size_t i = 0; i < count; i++)
-        if (replies[i] != NULL &&
-            (i == 0 || bk_smtp_reply_class(replies[i]) > bk_smtp_reply_class(worst)))
+        if (replies[i] != NULL && (i == 0 || reply_badness(replies[i]) > reply_badness(worst)))
             worst = replies[i];
     return bk_smtp_relay(s, worst, false) == '2';
 }

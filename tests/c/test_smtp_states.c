@@ -256,7 +256,7 @@ static void speaks_lmtp(void) {
           "250 250 250 554 250 ");
 }
 
-static const char *const each[] = {"250 2.1.5 one", "450 4.2.1 two", NULL};
+static const char *each[3];
 
 static void answer_each(void *context, bk_smtp_session *s, bk_smtp_message *message) {
     (void)context;
@@ -270,9 +270,18 @@ static void answers_for_each_recipient(void) {
     config.message = answer_each;
 #define THREE                                                                                      \
     " c\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nRCPT TO:<b@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n.\r\n"
-    CODES("LHLO" THREE, "250 250 250 250 250 354 250 450 250 ");
-    config.flags = BK_SMTP_NO_TRACE;
-    CODES("EHLO" THREE, "250 250 250 250 250 354 450 ");
+#define EACH(one, two, three, lmtp, smtp)                                                          \
+    each[0] = one, each[1] = two, each[2] = three;                                                 \
+    config.flags = BK_SMTP_LMTP;                                                                   \
+    CODES("LHLO" THREE, "250 250 250 250 250 354 " lmtp);                                          \
+    config.flags = BK_SMTP_NO_TRACE;                                                               \
+    CODES("EHLO" THREE, "250 250 250 250 250 354 " smtp)
+    EACH("250 2.1.5 one", "450 4.2.1 two", NULL, "250 450 250 ", "450 ");
+    EACH("550 5.1.1 one", "450 4.2.1 two", NULL, "550 450 250 ", "450 ");
+    EACH("450 4.2.1 one", "550 5.1.1 two", "250 three", "450 550 250 ", "450 ");
+    EACH(NULL, "550 5.1.1 two", NULL, "250 550 250 ", "550 ");
+    EACH(NULL, NULL, NULL, "250 250 250 ", "250 ");
+    EACH("550 5.1.1 one", "rubbish", NULL, "550 451 250 ", "451 ");
 }
 
 /* ---- Whole dialogues, in every cutting ---- */

@@ -22,54 +22,16 @@ REACTORS = ("epoll", "becket")
 
 Ends = dict[str, str]  # by the names of tests: passed, skipped, failed, todo, or started
 
-# What ReactorBuilder makes tests of, and what stands on the reactor directly.
-REACTOR = [
-    "twisted.internet.test.test_core",
-    "twisted.internet.test.test_default",
-    "twisted.internet.test.test_endpoints",
-    "twisted.internet.test.test_fdset",
-    "twisted.internet.test.test_process",
-    "twisted.internet.test.test_socket",
-    "twisted.internet.test.test_stdio",
-    "twisted.internet.test.test_threads",
-    "twisted.internet.test.test_time",
-    "twisted.test.test_internet",
-    "twisted.test.test_threads",
-]
-TCP = [
-    "twisted.internet.test.test_tcp",
-    "twisted.internet.test.test_udp",
-    "twisted.internet.test.test_unix",
-    "twisted.test.test_tcp",
-    "twisted.test.test_tcp_internals",
-    "twisted.test.test_udp",
-    "twisted.test.test_unix",
-]
-TLS = [
-    "twisted.internet.test.test_newtls",
-    "twisted.internet.test.test_tls",
-    "twisted.protocols.test.test_tls",
-    "twisted.test.test_ssl",
-]
+PACKAGES = ("internet", "protocols", "web", "mail", "conch", "names", "words")
+# Of Twisted's oldest tests those that go through the reactor.
+OLDEST = (
+    "adbapi", "amp", "ftp", "internet", "iutils", "loopback", "policies", "process", "sni", "ssl",
+    "sslverify", "stdio", "strports", "tcp", "tcp_internals", "threads", "udp", "unix",
+)  # fmt: skip
 SUITES = {
-    "reactor": REACTOR,
-    "tcp": TCP,
-    "tls": TLS,
-    "protocols": ["twisted.protocols.test.test_basic", "twisted.test.test_policies"],
-    "web": [
-        "twisted.web.test.test_http",
-        "twisted.web.test.test_web",
-        "twisted.web.test.test_wsgi",
-    ],
-    "mail": ["twisted.mail.test.test_smtp", "twisted.mail.test.test_pop3"],
-    "names": ["twisted.names.test.test_names", "twisted.names.test.test_server"],
-    "words": ["twisted.words.test.test_irc"],
-    "conch": ["twisted.conch.test.test_ssh", "twisted.conch.test.test_forwarding"],
+    **{name: [f"twisted.{name}"] for name in PACKAGES},
+    "oldest": [f"twisted.test.test_{name}" for name in OLDEST],
 }
-# Whole packages: for who has the time.
-LARGE = ["internet", "protocols", "web", "mail", "conch", "names", "words"]
-if os.environ.get("BECKET_TWISTED_LARGE") == "1":
-    SUITES = {name: [f"twisted.{name}"] for name in LARGE}
 
 
 def read_entries(text: str) -> dict[str, str]:
@@ -86,10 +48,13 @@ def start(reactor: str, modules: list[str], folder: Path) -> subprocess.Popen[st
     (folder / reactor).mkdir()
     report = folder / f"{reactor}.json"
     report.touch()
+    # Some start Twisted's own commands, which are beside the interpreter; some set a locale.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.Popen(
         [sys.executable, str(HERE / "run.py"), reactor, str(report), *modules],
         cwd=folder / reactor, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace",
+        env=os.environ | {"PATH": path, "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
 
 
