@@ -113,11 +113,12 @@ int64_t bk_timers_next(bk_loop *loop) {
 }
 
 void bk_timers_begin(bk_loop *loop) {
+    loop->now_known = false;
     loop->firing = loop->timer_count > 0 ? bk_loop_now(loop) : 0;
     loop->firing_order = loop->timer_order;
 }
 
-/* Those started since the turn began wait for the next, even if their time has come. */
+/* Those started since bk_timers_begin() wait for the next, even if their time has come. */
 void bk_timers_fire(bk_loop *loop) {
     while (!loop->broken && loop->firing > 0 && loop->timer_count > 0) {
         const bk_timer_entry *first = &loop->timers[0];

@@ -268,8 +268,6 @@ PyObject *loop_start_task(LoopObject *loop, PyObject *coroutine, PyObject *conte
 /* fn(arg) on the loop's thread, from any; it takes the reference over. A loop that is closed makes
    the calls that are due, with `ending` set. -1 with an exception; RuntimeError: it is closed. */
 int loop_post(LoopObject *loop, bk_fn fn, PyObject *arg);
-/* The same, in its place among what is queued where the GIL sees to that. */
-int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg);
 /* Alive until the loop is closed, or lets it go. */
 int loop_keep(LoopObject *loop, PyObject *object);
 void loop_let_go(LoopObject *loop, PyObject *object);
@@ -304,6 +302,7 @@ void addresses_free(LoopObject *loop);
 /* delayed.c */
 extern PyType_Spec delayed_spec, timers_spec;
 bool delayed_is_ours(bk_fn fn);
+void delayed_drop(bk_fn fn, PyObject *arg); /* a call of it, uncalled */
 
 /* wire.c */
 extern PyType_Spec wire_spec;

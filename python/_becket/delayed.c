@@ -12,6 +12,8 @@
    the former, unless it was set back by more than this. */
 enum { NS_PER_S = 1000000000 };
 
+typedef struct DelayedCallObject DelayedCallObject;
+
 /* What a reactor has of time. */
 typedef struct TimersObject {
     PyObject_HEAD LoopObject *loop;
@@ -19,9 +21,11 @@ typedef struct TimersObject {
     PyObject *seconds; /* the reactor's own */
     PyObject *report;  /* report(call, exception) */
     PyObject *twisted; /* Twisted's DelayedCall: its `debug` is the switch of ours, too */
+    DelayedCallObject *brought, *brought_last; /* by threads, in order */
+    bool hurried;                              /* run_until_current() is on its way */
 } TimersObject;
 
-typedef struct DelayedCallObject {
+struct DelayedCallObject {
     PyObject_HEAD TimersObject *timers;
     PyObject *dict, *weakrefs;
     PyObject *creator, *repr;   /* with DelayedCall.debug: who made it; its repr() at the end */
@@ -30,7 +34,8 @@ typedef struct DelayedCallObject {
     double time, delayed; /* seconds since the epoch; and what is to be added when it is due */
     int cancelled, called;
     bk_timer timer;
-} DelayedCallObject;
+    DelayedCallObject *next; /* of those brought by threads */
+};
 
 static double wall_seconds(void) {
     bk_os *os = bk_os_default();
@@ -82,12 +87,63 @@ static void call(DelayedCallObject *c) {
 
 static void due(void *arg);
 
+static DelayedCallObject *take_brought(TimersObject *timers) {
+    DelayedCallObject *c = timers->brought;
+    timers->brought = c->next;
+    if (c->next == NULL)
+        timers->brought_last = NULL;
+    return c;
+}
+
+static int hurry(TimersObject *timers);
+
+/* As ReactorBase.runUntilCurrent(): what threads have brought, then what is due. What comes
+   meanwhile waits for the next turn. */
+static void run_until_current(void *arg) {
+    TimersObject *timers = arg;
+    bk_loop *core = timers->loop->core;
+    const DelayedCallObject *last = timers->brought_last;
+    bool more = last != NULL;
+    timers->hurried = false;
+    while (more && !core->broken && !timers->loop->ending) {
+        DelayedCallObject *c = take_brought(timers);
+        more = c != last;
+        call(c);
+        Py_DECREF((PyObject *)c);
+        bk_loop_settle(core);
+    }
+    if (more && !timers->loop->ending && hurry(timers) < 0)
+        PyErr_Clear(); /* with what comes next */
+    if (!more && !timers->loop->ending) {
+        bk_timers_begin(core);
+        bk_timers_fire(core);
+    }
+    Py_DECREF((PyObject *)timers);
+}
+
+/* What is to be called at once is called before descriptors are looked at again, as in Twisted,
+   where a connection has its first callLater(0) ahead of its first data: ClientCreator lives on it.
+   The core's own order is asyncio's: descriptors, then what is due. */
+static int hurry(TimersObject *timers) {
+    if (timers->hurried)
+        return 0;
+    int code = bk_loop_soon(timers->loop->core, run_until_current, Py_NewRef((PyObject *)timers));
+    if (code < 0) {
+        Py_DECREF((PyObject *)timers);
+        return loop_raise(code);
+    }
+    timers->hurried = true;
+    return 0;
+}
+
 /* `seconds` from now, by the core's clock; the heap's reference is there already. */
 static int start(DelayedCallObject *c, double seconds) {
     LoopObject *loop = c->timers->loop;
     double ns = ceil(seconds * NS_PER_S);
     int64_t now = loop->core->os->clock(loop->core->os);
     int64_t when = ns >= 9.2e18 - (double)now ? INT64_MAX : ns > 0 ? now + (int64_t)ns : now;
+    if (ns <= 0 && hurry(c->timers) < 0)
+        return -1;
     int code = bk_timer_start(loop->core, &c->timer, when, due, c);
     return code < 0 ? loop_raise(code) : 0;
 }
@@ -113,25 +169,57 @@ static void due(void *arg) {
     Py_DECREF((PyObject *)c);
 }
 
-static void due_brought(void *arg) {
-    DelayedCallObject *c = arg;
-    call(c);
-    Py_DECREF((PyObject *)c);
+/* In the loop's thread; the queue's reference is there already. */
+static int queue_brought(TimersObject *timers, DelayedCallObject *c) {
+    if (hurry(timers) < 0)
+        return -1;
+    if (timers->brought_last != NULL)
+        timers->brought_last->next = c;
+    else
+        timers->brought = c;
+    timers->brought_last = c;
+    return 0;
 }
 
-/* Brought by a thread: of the ready queue. As in Twisted, calls that are due go before it: so it is
-   due now, too. */
+/* From any thread. */
+#ifdef BK_FREE_THREADING
 static void brought(void *arg) {
     DelayedCallObject *c = arg;
-    bk_loop *core = c->timers->loop->core;
-    if (c->timers->loop->ending)
+    if (c->timers->loop->ending) {
         Py_DECREF((PyObject *)c);
-    else if (bk_timer_start(core, &c->timer, bk_loop_now(core), due_brought, c) < 0)
-        due_brought(c);
+    } else if (queue_brought(c->timers, c) < 0) {
+        PyErr_Clear(); /* without memory it is called out of turn */
+        call(c);
+        Py_DECREF((PyObject *)c);
+    }
 }
 
+static int bring(TimersObject *timers, DelayedCallObject *c) {
+    return loop_post(timers->loop, brought, (PyObject *)c);
+}
+#else
+/* The GIL keeps others from the queue, as it does from the loop's own. */
+static int bring(TimersObject *timers, DelayedCallObject *c) {
+    if (queue_brought(timers, c) < 0)
+        return -1;
+    bk_loop_wake(timers->loop->core);
+    return 0;
+}
+#endif
+
 bool delayed_is_ours(bk_fn fn) {
-    return fn == due || fn == due_brought || fn == brought;
+    return fn == due || fn == run_until_current;
+}
+
+static void forget_brought(TimersObject *timers) {
+    while (timers->brought != NULL)
+        Py_DECREF((PyObject *)take_brought(timers));
+}
+
+void delayed_drop(bk_fn fn, PyObject *arg) {
+    if (fn == run_until_current)
+        forget_brought((TimersObject *)arg);
+    Py_DECREF(arg);
 }
 
 /* ---- What is asked of a call ---- */
@@ -429,7 +517,7 @@ static PyObject *timers_call_from_thread(TimersObject *self, PyObject *const *ar
     DelayedCallObject *c = loop_check_open(self->loop) < 0 ? NULL : make(self, args, n, names);
     if (c == NULL)
         return NULL;
-    if (loop_bring(self->loop, brought, (PyObject *)c) < 0) {
+    if (bring(self, c) < 0) {
         Py_DECREF((PyObject *)c);
         return NULL;
     }
@@ -471,6 +559,8 @@ static int timers_traverse(TimersObject *self, visitproc visit, void *arg) {
     Py_VISIT(self->reactor);
     Py_VISIT(self->seconds);
     Py_VISIT(self->report);
+    for (DelayedCallObject *c = self->brought; c != NULL; c = c->next)
+        Py_VISIT((PyObject *)c);
     Py_VISIT(self->twisted);
     return 0;
 }
@@ -478,6 +568,7 @@ static int timers_traverse(TimersObject *self, visitproc visit, void *arg) {
 /* The loop stays: calls that others still hold refer to it. */
 static int timers_clear(TimersObject *self) {
     Py_CLEAR(self->reactor);
+    forget_brought(self);
     return 0;
 }
 

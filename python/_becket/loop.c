@@ -248,11 +248,14 @@ static void drop_handles(LoopObject *self) {
        The core's own calls stay. */
     for (uint32_t i = 0; i < core->ring_count; i++) {
         bk_call *call = &core->ring[(core->ring_head + i) & core->ring_mask];
-        bool plain = delayed_is_ours(call->fn) || wire_call_is_ours(call->fn);
-        if (call->fn != handle_run && !plain)
+        bk_fn fn = call->fn;
+        bool delayed = delayed_is_ours(fn), wire = wire_call_is_ours(fn);
+        if (fn != handle_run && !delayed && !wire)
             continue;
         call->fn = bk_release_static;
-        if (plain)
+        if (delayed)
+            delayed_drop(fn, call->arg);
+        else if (wire)
             Py_DECREF((PyObject *)call->arg);
         else
             handle_drop(call->arg);
@@ -509,24 +512,12 @@ static PyObject *loop_call_soon(LoopObject *self, PyObject *const *args, Py_ssiz
 }
 
 #ifdef BK_FREE_THREADING
-int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg) {
-    return loop_post(loop, fn, arg);
-}
-
 /* It is in the ready queue when the loop's own thread next queues or turns: so the order of calls
    holds. */
 static int queue_from_anywhere(LoopObject *self, HandleObject *h) {
     return loop_post(self, queue_posted, (PyObject *)h);
 }
 #else
-int loop_bring(LoopObject *loop, bk_fn fn, PyObject *arg) {
-    int code = loop_check_open(loop) < 0 ? -1 : bk_loop_soon(loop->core, fn, arg);
-    if (code < 0)
-        return PyErr_Occurred() ? -1 : loop_raise(code);
-    bk_loop_wake(loop->core);
-    return 0;
-}
-
 /* The GIL keeps others from the ready queue, as the loop lets go of it in a wait only; so the order
    of calls holds among all threads. */
 static int queue_from_anywhere(LoopObject *self, HandleObject *h) {

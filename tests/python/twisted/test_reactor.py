@@ -159,6 +159,56 @@ def test_what_a_call_is_given(reactor: Any) -> None:
     assert run(reactor, lambda: done) == ((1, 2), {"a": 3})
 
 
+def test_calls_at_once_are_made_before_what_is_received(reactor: Any) -> None:
+    """As ClientCreator needs it: its Deferred fires by callLater(0), and data may be there."""
+    order: list[str] = []
+
+    class Client(Recorder):
+        def connectionMade(self) -> None:
+            reactor.callLater(0, order.append, "later")
+            reactor.callFromThread(order.append, "from a thread")
+            super().connectionMade()
+
+        def dataReceived(self, data: bytes) -> None:
+            order.append("data")
+
+    class Server(Recorder):
+        def connectionMade(self) -> None:
+            assert self.transport is not None
+            self.transport.write(b"x")
+            self.transport.loseConnection()
+            super().connectionMade()
+
+    @defer.inlineCallbacks
+    def start() -> Any:
+        _, client = yield pair(reactor, Server(), Client())
+        yield client.lost
+
+    run(reactor, start)
+    assert order == ["from a thread", "later", "data"]
+
+
+def test_calls_from_threads_let_others_be(reactor: Any) -> None:
+    """One that brings another is not called again and again in the same turn, and timers go first:
+    as runUntilCurrent() has it."""
+    order: list[str] = []
+    done: defer.Deferred[Any] = defer.Deferred()
+
+    def again() -> None:
+        order.append("again")
+        done.callback(None)
+
+    def first() -> None:
+        order.append("first")
+        reactor.callFromThread(again)
+        reactor.callLater(0, order.append, "later")
+
+    reactor.callFromThread(first)
+    reactor.callFromThread(order.append, "second")
+    run(reactor, lambda: done)
+    assert order == ["first", "second", "later", "again"]
+
+
 def test_who_made_a_call_is_told_when_debugging(
     reactor: Any, failures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
