@@ -95,28 +95,34 @@ static DelayedCallObject *take_brought(TimersObject *timers) {
     return c;
 }
 
-static int hurry(TimersObject *timers);
-
-/* As ReactorBase.runUntilCurrent(): what threads have brought, then what is due. What comes
-   meanwhile waits for the next turn. */
-static void run_until_current(void *arg) {
-    TimersObject *timers = arg;
-    bk_loop *core = timers->loop->core;
+/* What threads have brought so far; what it brings itself waits. Returns whether all was called. */
+static bool call_brought(TimersObject *timers) {
     const DelayedCallObject *last = timers->brought_last;
     bool more = last != NULL;
-    timers->hurried = false;
-    while (more && !core->broken && !timers->loop->ending) {
+    /* One of them may have called others of them, by iterate(). */
+    while (more && timers->brought != NULL) {
+        if (timers->loop->core->broken || timers->loop->ending)
+            return false;
         DelayedCallObject *c = take_brought(timers);
         more = c != last;
         call(c);
         Py_DECREF((PyObject *)c);
-        bk_loop_settle(core);
     }
-    if (more && !timers->loop->ending && hurry(timers) < 0)
-        PyErr_Clear(); /* with what comes next */
-    if (!more && !timers->loop->ending) {
+    return true;
+}
+
+static int hurry(TimersObject *timers);
+
+/* As ReactorBase.runUntilCurrent(): what threads have brought, then what is due. */
+static void run_until_current(void *arg) {
+    TimersObject *timers = arg;
+    bk_loop *core = timers->loop->core;
+    timers->hurried = false;
+    if (!timers->loop->ending && call_brought(timers)) {
         bk_timers_begin(core);
         bk_timers_fire(core);
+    } else if (!timers->loop->ending && hurry(timers) < 0) {
+        PyErr_Clear(); /* with what comes next */
     }
     Py_DECREF((PyObject *)timers);
 }
@@ -538,8 +544,10 @@ static PyObject *timers_pending(TimersObject *self, PyObject *Py_UNUSED(ignored)
     return list;
 }
 
-/* run_due(): call what is due now, out of turn: from within a turn no other can be made. */
+/* run_due(): call what was brought and what is due now, out of turn: from within a turn no other can
+   be made. */
 static PyObject *timers_run_due(TimersObject *self, PyObject *Py_UNUSED(ignored)) {
+    (void)call_brought(self);
     PyObject *list = timers_pending(self, NULL);
     double now = wall_seconds();
     for (Py_ssize_t i = 0; list != NULL && i < PyList_GET_SIZE(list); i++) {

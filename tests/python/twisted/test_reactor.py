@@ -209,6 +209,24 @@ def test_calls_from_threads_let_others_be(reactor: Any) -> None:
     assert order == ["first", "second", "later", "again"]
 
 
+def test_calls_that_call_others_by_iterating(reactor: Any) -> None:
+    order: list[str] = []
+    done: defer.Deferred[Any] = defer.Deferred()
+
+    def first() -> None:
+        order.append("first")
+        reactor.callLater(0, order.append, "later")
+        reactor.callFromThread(order.append, "brought by first")
+        reactor.iterate()
+        order.append("first ends")
+
+    reactor.callFromThread(first)
+    reactor.callFromThread(order.append, "second")
+    reactor.callLater(0.01, done.callback, None)
+    run(reactor, lambda: done)
+    assert order == ["first", "second", "brought by first", "later", "first ends"]
+
+
 def test_who_made_a_call_is_told_when_debugging(
     reactor: Any, failures: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
