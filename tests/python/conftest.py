@@ -40,12 +40,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.longrepr = f"skipped, and BECKET_NO_SKIP is set: {report.longrepr}"
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is there before the tests is not theirs: the collector need not look at it each time."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """TLS lies above the notifiers: its tests run on one, and on the fallback for ssl's objects,
     which no other test needs."""
@@ -84,7 +78,7 @@ def descriptors() -> dict[str, str]:
 
 
 def transports() -> list[object]:
-    """The transports of becket that are alive."""
+    """The transports of becket that are alive, but for those that were frozen."""
     gc.collect()
     kinds = (_becket.Transport, _becket.DatagramTransport)
     return [o for o in gc.get_objects() if isinstance(o, kinds)]
@@ -124,12 +118,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test opened is closed when it ends, and no transport of becket outlives it."""
-    known = {id(t) for t in transports()}
+    # What is there before a test is not its own, and the collector need not look at it: with every
+    # test there is more of it.
+    gc.collect()
+    gc.freeze()
     before = descriptors()
     yield
     if request.node.stash.get(FAILED, False):
         return  # it did not come to its end, and its frames are kept for the report
-    assert [t for t in transports() if id(t) not in known] == []
+    assert transports() == []
     assert descriptors() == before
 
 
