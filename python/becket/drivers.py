@@ -241,6 +241,16 @@ class Share:
 
     async def run(self) -> bool:
         """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
+        served = self.plan.served
+        if served.started is not None:
+            served.started()
+        try:
+            return await self._run()
+        finally:
+            if served.ended is not None:
+                served.ended()
+
+    async def _run(self) -> bool:
         try:
             await self.stopping.wait()
         finally:  # or something has ended the loop

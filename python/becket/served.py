@@ -43,7 +43,7 @@ class Served:
     One of three is there: *factory(loop)* gives a function that makes an asyncio.Protocol for each
     connection; *call(connection)* blocks until one is over; *core(loop)* gives what the core
     serves by itself. *refusal* is sent to connections that a limit keeps out; *reload* reads files
-    again.
+    again. *started* is called when a loop begins to serve, *ended* when it serves no more.
     """
 
     kind: str
@@ -53,6 +53,8 @@ class Served:
     core: Callable[[EventLoop], Any] | None = None
     refusal: bytes | None = None
     reload: Callable[[], object] | None = None
+    started: Callable[[], object] | None = None
+    ended: Callable[[], object] | None = None
 
 
 # ---- Protocols of the core -----------------------------------------------------------------------
@@ -231,7 +233,7 @@ def find(target: Any, settings: dict[str, Any] | None = None) -> Served:
     if not inspect.isclass(target) and callable(getattr(target, "buildProtocol", None)):
         from becket.twisted import adapter
 
-        return Served("factory", name, factory=adapter.serve(target), refusal=refusal)
+        return adapter.served(target, name, refusal)
     if callable(target) and not inspect.isclass(target):
         needed = _required(target)
         if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import address, error, interfaces, main
 from twisted.python import log
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from becket.served import Served
 
 
 @implementer(interfaces.IAddress)
@@ -197,8 +201,9 @@ class Transport:
 class Adapter(asyncio.Protocol):
     """An asyncio.Protocol that calls one of Twisted's, which a factory makes."""
 
-    def __init__(self, factory: Any) -> None:
+    def __init__(self, factory: Any, ended: Callable[[], object] | None = None) -> None:
         self._factory = factory
+        self._ended = ended  # called when the protocol has lost its connection
         self._protocol: Any = None
         self._transport: Transport | None = None
 
@@ -265,14 +270,28 @@ class Adapter(asyncio.Protocol):
         except Exception:
             log.err()
         self._transport = self._protocol = None
+        if self._ended is not None:
+            self._ended()
 
 
-def serve(factory: Any) -> Any:
-    """What becket.served asks for: a function of a loop that gives one which makes an
-    asyncio.Protocol for each connection."""
+def served(factory: Any, name: str, refusal: bytes | None) -> Served:
+    """A factory as the drivers ask for it. Each loop that serves is a port of it: the first starts
+    it, and the last stops it."""
+    lock = threading.Lock()  # loops may be in several threads
 
-    def of_loop(_loop: Any) -> Any:
-        factory.doStart()
-        return lambda: Adapter(factory)
+    def started() -> None:
+        with lock:
+            factory.doStart()
 
-    return of_loop
+    def ended() -> None:
+        with lock:
+            factory.doStop()
+
+    return Served(
+        "factory",
+        name,
+        factory=lambda _loop: lambda: Adapter(factory),
+        refusal=refusal,
+        started=started,
+        ended=ended,
+    )

@@ -104,7 +104,9 @@ class ClientEndpoint:
     def connect(self, protocolFactory: Any) -> Any:
         """A Deferred with the protocol."""
         protocolFactory.doStart()
-        connecting = self._loop.connect_endpoint(lambda: Adapter(protocolFactory), self._endpoint)
+        connecting = self._loop.connect_endpoint(
+            lambda: Adapter(protocolFactory, protocolFactory.doStop), self._endpoint
+        )
         made = defer.Deferred.fromFuture(asyncio.ensure_future(connecting, loop=self._loop))
 
         def made_protocol(result: Any) -> Any:

@@ -875,15 +875,19 @@ def test_endpoints_of_any_scheme(reactor: Any, where: str, tmp_path: Path) -> No
         to = where.replace(":0", f":{getattr(host, 'port', 0)}")
         client = Recorder()
         endpoint = clientFromString(reactor, f"becket:{to}{options[1]}")
-        assert (yield endpoint.connect(one(client))) is client
+        factory = one(client)
+        assert (yield endpoint.connect(factory)) is client
+        assert factory.numPorts == 1
         client.transport.writeSequence([data[:1000], data[1000:]])
         assert (yield client.read(len(data))) == data
         client.transport.loseConnection()
         reason = yield client.lost
         yield port.stopListening()
-        return reason
+        return factory, reason
 
-    assert run(reactor, start) is error.ConnectionDone
+    factory, reason = run(reactor, start)
+    assert reason is error.ConnectionDone
+    assert factory.numPorts == 0, "it has not been stopped"
 
 
 def free_port() -> int:
@@ -951,6 +955,32 @@ def test_a_factory_under_becket_serve() -> None:
             assert connection.recv(10) == b""
     assert got == b"x" * 10_000_000
     assert ended == ["write", error.ConnectionDone]
+
+
+@pytest.mark.parametrize("driver", ["loop", "loops:2", "threads:2"])
+def test_a_factory_is_started_and_stopped(driver: str) -> None:
+    told: list[str] = []
+
+    class Telling(protocol.Factory):
+        protocol = Echo
+        noisy = False
+
+        def startFactory(self) -> None:
+            told.append("started")
+
+        def stopFactory(self) -> None:
+            told.append("stopped")
+
+        def buildProtocol(self, addr: Any) -> Any:
+            told.append("built")
+            return super().buildProtocol(addr)
+
+    with becket.Server(Telling(), "tcp://127.0.0.1:0", driver=driver) as server:
+        for _ in range(2):
+            with becket.connect(server.endpoints[0], timeout=PATIENCE) as connection:
+                connection.send(b"x")
+                assert connection.readexactly(1) == b"x"
+    assert told == ["started", "built", "built", "stopped"]
 
 
 def test_a_factory_that_refuses() -> None:
