@@ -116,6 +116,35 @@ def _mechanisms(server: SMTP, handler: Any, excluded: Iterable[str]) -> dict[str
     return {name: method for name, method in found.items() if name not in set(excluded)}
 
 
+class _Early(asyncio.Protocol):
+    """What comes under TLS before start_tls() has returned: the first command may be in the client's
+    last flight. It waits, as a session tells of the TLS of the transport it has."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ended = False
+        self._lost: list[Exception | None] = []
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+
+    def eof_received(self) -> None:
+        self._ended = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost.append(exc)
+
+    def hand_over(self, protocol: SMTP, transport: asyncio.Transport) -> None:
+        """To the protocol that is *transport*'s from now on."""
+        transport.set_protocol(protocol)
+        if self._data:
+            protocol.data_received(bytes(self._data))
+        if self._ended and not protocol.eof_received():
+            transport.close()
+        for exc in self._lost:
+            protocol.connection_lost(exc)
+
+
 class SMTP(_becket.SmtpConnection, asyncio.Protocol):
     """A client's connection, and what a handler's methods get as ``server``.
 
@@ -579,13 +608,17 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
 
     async def _upgrade(self, transport: Any) -> None:
         assert self.tls_context is not None
+        early = _Early()
         try:
-            self.transport = await asyncio.get_running_loop().start_tls(
-                transport, self, self.tls_context, server_side=True
+            upgraded: Any = await asyncio.get_running_loop().start_tls(
+                transport, early, self.tls_context, server_side=True
             )
         except (OSError, asyncio.CancelledError) as error:
             transport.abort()
             self.connection_lost(error if isinstance(error, OSError) else None)
+            return
+        self.transport = upgraded
+        early.hand_over(self, upgraded)
 
     def _set_timeout(self, seconds: int) -> None:
         if self._timer is not None:

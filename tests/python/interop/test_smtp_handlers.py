@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -219,6 +221,51 @@ def test_smtplib_and_starttls_of_a_controller(tls):
     [(session, envelope)] = handler.got
     assert envelope.content == TEXT
     assert session.ssl["cipher"][1].startswith("TLSv1.") and told == [session.ssl]
+
+
+def handshake(sock: socket.socket, context: ssl.SSLContext) -> tuple[ssl.SSLObject, ssl.MemoryBIO]:
+    """A client's half, whose last flight is not sent yet."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            client.do_handshake()
+            return client, outgoing
+        except ssl.SSLWantReadError:
+            sock.sendall(outgoing.read())
+            incoming.write(sock.recv(65536))
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.SelectorEventLoop, becket.EventLoop])
+@pytest.mark.parametrize("last", [b"", b"QUIT\r\n"])
+def test_commands_in_the_last_flight_of_a_handshake(tls, make_loop, last):
+    """The session tells of TLS, and nothing of what came with the handshake is lost."""
+    handler = Keep()
+    controller = becket.smtp.Controller(
+        handler,
+        hostname="127.0.0.1",
+        port=0,
+        tls_context=tls.server(),
+        require_starttls=True,
+        ready_timeout=60,
+        loop=make_loop(),
+    )
+    controller.start()
+    try:
+        with socket.create_connection(("127.0.0.1", controller.port), 60) as sock:
+            for said in (b"", b"EHLO c\r\n", b"STARTTLS\r\n"):
+                sock.sendall(said)
+                assert sock.recv(65536)[:1] == b"2"
+            client, outgoing = handshake(sock, tls.client())
+            mail = b"EHLO c\r\nMAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nBDAT 7 LAST\r\nhello\r\n"
+            client.write(mail + last)
+            sock.sendall(outgoing.read())
+            wait_until(lambda: handler.got, "the mail has not come")
+    finally:
+        controller.stop()
+    [(session, envelope)] = handler.got
+    assert envelope.content == b"hello\r\n"
+    assert session.ssl["cipher"][1].startswith("TLSv1.")
 
 
 def test_controller_under_tls(tls):
