@@ -257,6 +257,11 @@ struct bk_os {
        would not be told. */
     int (*list)(bk_os *os, const char *path, void (*each)(void *arg, const char *name), void *arg);
     int (*sync_all)(bk_os *os, int fd);
+
+    /* Of a listening socket that is to be closed: nobody new comes into its backlog, and who is in
+       it stays. The others try again, as if nothing had arrived. NULL where a system has no such
+       thing. */
+    int (*refuse)(bk_os *os, int fd);
 };
 
 /* The table of the system this library was built for. Static; never to be changed. Thread-safe. */
@@ -852,7 +857,9 @@ BK_API int bk_listen_with(bk_loop *loop, const char *endpoint, const bk_protocol
 BK_API int bk_listener_pause(bk_listener *listener, int on);
 
 /* Accept at once all that wait in the backlog, paused or not: closing would reset those, who may
-   have sent their requests already. For listeners that are to be closed while clients come. */
+   have sent their requests already. For listeners that are to be closed while clients come: on
+   Linux nobody new gets into the backlog of sockets that are the listener's alone, but finds, when
+   TCP tries again, what is there then. */
 BK_API void bk_listener_drain(bk_listener *listener);
 
 /* Its listening sockets, at most `room`, for bk_listen_options; returns how many there are: 0 where

@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
+#include <linux/filter.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -782,6 +783,20 @@ static ssize_t posix_recv_fds(bk_os *os, int fd, void *room, size_t n, int *ret_
     return got;
 }
 
+#if defined(__linux__)
+/* Of what comes in by TCP, whatever begins a connection (SYN without ACK) is dropped. */
+static int posix_refuse(bk_os *os, int fd) {
+    enum { FLAGS = 13, SYN = 0x02, ACK = 0x10 }; /* RFC 9293, 3.1 */
+    static struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, FLAGS), BPF_STMT(BPF_ALU | BPF_AND | BPF_K, SYN | ACK),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYN, 0, 1), BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX)};
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    (void)os;
+    RESULT(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program));
+}
+#endif
+
 static bk_os posix = {
     .size = sizeof(bk_os),
     .name = "posix",
@@ -846,6 +861,7 @@ static bk_os posix = {
     .list = posix_list,
 #if defined(__linux__)
     .sync_all = posix_sync_all,
+    .refuse = posix_refuse,
 #endif
 };
 

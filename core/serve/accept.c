@@ -10,6 +10,7 @@ typedef struct door {
     bk_acceptor *acceptor;
     int fd;
     bool unblocked; /* was blocking before, and is to be so again for whom it is given back to */
+    bool own;       /* made here: nobody else has it, unless the acceptor is shared */
 } door;
 
 struct bk_acceptor {
@@ -37,14 +38,14 @@ int bk_acceptor_new(bk_loop *loop, const bk_protocol *protocol, int room,
 }
 
 void bk_acceptor_add(bk_acceptor *a, int fd) {
-    a->doors[a->count++] = (door){a, fd, false};
+    a->doors[a->count++] = (door){.acceptor = a, .fd = fd, .own = true};
 }
 
 int bk_acceptor_adopt(bk_acceptor *a, int fd, bool borrowed) {
     int was = a->loop->os->set_nonblocking(a->loop->os, fd, 1);
     if (was < 0)
         return was;
-    a->doors[a->count++] = (door){a, fd, was == 0 && !borrowed};
+    a->doors[a->count++] = (door){.acceptor = a, .fd = fd, .unblocked = was == 0 && !borrowed};
     return 0;
 }
 
@@ -198,7 +199,12 @@ static void accept_ready(void *arg, unsigned events) {
     (void)accept_some(d->acceptor, d->fd, most, true);
 }
 
+/* First nobody new is let in, or he would be cut off between the last accept() and the end. */
 void bk_acceptor_drain(bk_acceptor *a) {
+    bk_os *os = a->loop->os;
+    for (int i = 0; i < a->count; i++)
+        if (a->doors[i].own && !a->shared && BK_HAS(os, refuse))
+            (void)os->refuse(os, a->doors[i].fd);
     for (int i = 0; i < a->count; i++)
         if (!accept_some(a, a->doors[i].fd, BK_ACCEPTS_AT_END, false))
             return;

@@ -544,8 +544,8 @@ static PyObject *timers_pending(TimersObject *self, PyObject *Py_UNUSED(ignored)
     return list;
 }
 
-/* run_due(): call what was brought and what is due now, out of turn: from within a turn no other can
-   be made. */
+/* run_due(): call what was brought and what is due now, out of turn: from within a turn no other
+   can be made. */
 static PyObject *timers_run_due(TimersObject *self, PyObject *Py_UNUSED(ignored)) {
     (void)call_brought(self);
     PyObject *list = timers_pending(self, NULL);
@@ -605,7 +605,8 @@ static PyMethodDef timers_methods[] = {
 };
 
 static PyType_Slot timers_slots[] = {
-    {Py_tp_doc, "Timers(loop, reactor_dict, seconds, report, twisted): what a reactor has of time."},
+    {Py_tp_doc,
+     "Timers(loop, reactor_dict, seconds, report, twisted): what a reactor has of time."},
     {Py_tp_new, timers_new},
     {Py_tp_dealloc, timers_dealloc},
     {Py_tp_traverse, timers_traverse},

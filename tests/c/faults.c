@@ -464,6 +464,10 @@ static int f_sync_all(bk_os *os, int fd) {
     return (int)seen(os, fd, inner(os)->sync_all(inner(os), fd), "sync_all");
 }
 
+static int f_refuse(bk_os *os, int fd) {
+    return fails(os, "refuse") ? -ENOMEM : inner(os)->refuse(inner(os), fd);
+}
+
 /* ---- Threads and signals --------------------------------------------------------------------- */
 
 static int f_thread_start(bk_os *os, bk_fn fn, void *arg, bk_thread *ret_thread) {
@@ -636,6 +640,7 @@ static const bk_os TABLE = {
     .recv_fds = f_recv_fds,
     .list = f_list,
     .sync_all = f_sync_all,
+    .refuse = f_refuse,
 };
 
 void faults_open(faults *f, bk_os *under) {
@@ -657,6 +662,8 @@ void faults_open(faults *f, bk_os *under) {
         f->loud.os.recv_fds = NULL;
     if (!BK_HAS(f->inner, sync_all))
         f->loud.os.sync_all = NULL;
+    if (!BK_HAS(f->inner, refuse))
+        f->loud.os.refuse = NULL;
     f->quiet = f->loud;
     f->quiet.quiet = true;
     pthread_mutex_init(&f->lock, NULL);

@@ -50,10 +50,14 @@ static int lying_accept(bk_os *os, int fd, struct sockaddr *ret_address, unsigne
     return result;
 }
 
+static bool cannot_refuse; /* as of a system that has no such call */
+
 static bk_os *table(void) {
     faults *f = support_faults();
     view = *(faults_view *)faults_os(f);
     view.os.accept = lying_accept;
+    if (cannot_refuse)
+        view.os.refuse = NULL;
     return &view.os;
 }
 
@@ -208,12 +212,22 @@ static int port(void) {
     return colon == NULL ? -1 : atoi(colon + 1);
 }
 
-static int dial(void) {
+static int dial_soon(void) {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port())};
     a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(connect(fd, (struct sockaddr *)&a, sizeof a) == 0);
-    CHECK(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    CHECK(connect(fd, (struct sockaddr *)&a, sizeof a) == 0 || errno == EINPROGRESS);
+    return fd;
+}
+
+static bool is_connected(int fd, int timeout_ms) {
+    struct pollfd p = {fd, POLLOUT, 0};
+    return poll(&p, 1, timeout_ms) == 1 && p.revents == POLLOUT;
+}
+
+static int dial(void) {
+    int fd = dial_soon();
+    CHECK(is_connected(fd, 10000));
     return fd;
 }
 
@@ -1013,6 +1027,30 @@ static void shared_and_drained(void) {
     finish();
 }
 
+/* Or he would be cut off between the last accept() and close(). */
+static void lets_nobody_in_at_the_end(void) {
+    bool can = BK_HAS(table(), refuse);
+    for (int how = 0; how < 3; how++) { /* its own sockets; shared; where the system cannot */
+        cannot_refuse = how == 2;
+        start(tcp, &host, (bk_limits){.max_connections = 9});
+        if (how == 1) {
+            bk_listener_close(listener);
+            bk_listen_options options = {.size = sizeof options, .gate = gate, .shared = 1};
+            CHECK_INT(bk_listen_with(loop, tcp, &host, &options, NULL, &listener), 0);
+        }
+        CHECK_INT(bk_listener_pause(listener, 1), 0);
+        int fds[2] = {dial(), -1};
+        bk_listener_drain(listener);
+        CHECK_INT(seen.opened, 1);
+        fds[1] = dial_soon();
+        bool alone = how == 0 && can;
+        CHECK(is_connected(fds[1], alone ? 50 : 10000) == !alone);
+        hang_up(fds, 2);
+        finish();
+    }
+    cannot_refuse = false;
+}
+
 /* ---- Everything once more, with each call failing in turn ---- */
 
 static void visits(const char *endpoint) {
@@ -1107,6 +1145,7 @@ int main(int argc, char **argv) {
         CASE(closed_before_opened),
         CASE(two_threads),
         CASE(shared_and_drained),
+        CASE(lets_nobody_in_at_the_end),
         CASE(faults_in_plain),
         CASE(faults_in_tls),
     };
