@@ -112,6 +112,12 @@ static void turn_layers(bk_loop *loop) {
             loop->layers[i]->turn(loop);
 }
 
+static void end_layers_turn(bk_loop *loop) {
+    for (int i = 0; i < BK_LAYERS && !loop->broken; i++)
+        if (loop->layers[i] != NULL && loop->layers[i]->turned != NULL)
+            loop->layers[i]->turned(loop);
+}
+
 int bk_loop_free(bk_loop *loop) {
     if (loop == NULL)
         return 0;
@@ -185,7 +191,7 @@ static void call_ready(bk_loop *loop) {
 
 static bool has_work(const bk_loop *loop) {
     return loop->ring_count > 0 || loop->closing != NULL || loop->awake != NULL ||
-           loop->unsent != NULL || loop->due != NULL ||
+           loop->unsent != NULL || loop->gathered != NULL || loop->due != NULL ||
            atomic_load_explicit(&loop->posted, memory_order_seq_cst);
 }
 
@@ -252,6 +258,7 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
         bk_watches_dispatch(loop, count);
     if (!loop->broken)
         bk_timers_fire(loop);
+    end_layers_turn(loop);
     loop->turning = false;
     return count < 0 ? count : 0;
 }

@@ -43,6 +43,7 @@ typedef struct bk_timer_entry {
 typedef struct bk_layer {
     void (*settle)(bk_loop *loop); /* a callback returned, and something is to be sent */
     void (*turn)(bk_loop *loop);   /* once a turn; may be NULL */
+    void (*turned)(bk_loop *loop); /* the same, at its end */
     void (*close)(bk_loop *loop);  /* the loop is being freed: end all that is left */
 } bk_layer;
 
@@ -98,12 +99,13 @@ struct bk_loop {
     const bk_layer *layers[BK_LAYERS]; /* NULL: has nothing here */
 
     /* Streams (core/stream). */
-    bk_stream *streams; /* all of them */
-    bk_stream *dirty;   /* to be sent when the callback returns */
-    bk_stream *awake;   /* to be looked at in the next turn, ready or not */
-    bk_stream *closing; /* whose closed() is due, and which the ready queue had no room for */
-    bool receiving;     /* what lies in scratch is being handed to received() */
-    bk_timer sweep;     /* coarse time-outs */
+    bk_stream *streams;  /* all of them */
+    bk_stream *dirty;    /* to be sent when the callback returns */
+    bk_stream *gathered; /* … when all callbacks of the turn have returned */
+    bk_stream *awake;    /* to be looked at in the next turn, ready or not */
+    bk_stream *closing;  /* whose closed() is due, and which the ready queue had no room for */
+    bool receiving;      /* what lies in scratch is being handed to received() */
+    bk_timer sweep;      /* coarse time-outs */
     uint32_t timed_streams;
     void *scratch;
     bk_chunk *free_chunks;

@@ -200,9 +200,11 @@ static int send_rest(bk_stream *s) {
 static void mark_dirty(bk_stream *s) {
     if (s->flags & (BK_STREAM_DIRTY | BK_STREAM_CLOSED))
         return;
+    bool gathers = s->flags & BK_STREAM_GATHERS && s->loop->turning;
+    bk_stream **list = gathers ? &s->loop->gathered : &s->loop->dirty;
     s->flags |= BK_STREAM_DIRTY;
-    s->next_due = s->loop->dirty;
-    s->loop->dirty = s;
+    s->next_due = *list;
+    *list = s;
 }
 
 static void tell_writable(bk_stream *s) {
@@ -275,6 +277,20 @@ static void flush_dirty(bk_loop *loop) {
     }
 }
 
+/* The first that wrote is the first to be sent. What is written meanwhile waits for the next turn.
+ */
+static void flush_gathered(bk_loop *loop) {
+    bk_stream *s = loop->gathered;
+    loop->gathered = NULL;
+    while (s != NULL) {
+        bk_stream *next = s->next_due;
+        s->next_due = loop->dirty;
+        loop->dirty = s;
+        s = next;
+    }
+    bk_loop_settle(loop);
+}
+
 /* Whether data lies in what is just being handed to received(). */
 static bool is_received(const bk_loop *loop, const void *data, size_t n) {
     uintptr_t p = (uintptr_t)data, from = (uintptr_t)loop->scratch;
@@ -285,7 +301,7 @@ static bool is_received(const bk_loop *loop, const void *data, size_t n) {
 static int enqueue(bk_stream *s, const void *data, size_t n, bk_release release, void *arg) {
     if (release != BK_COPY)
         return bk_queue_add(s, data, n, release, arg);
-    if (is_received(s->loop, data, n)) {
+    if (!(s->flags & BK_STREAM_GATHERS) && is_received(s->loop, data, n)) {
         s->flags |= BK_STREAM_BORROWS;
         return bk_queue_add(s, data, n, bk_release_borrowed, NULL);
     }
@@ -605,7 +621,8 @@ void bk_stream_set_visit(bk_stream *s, bk_visit *visit) {
 
 static void close_all(bk_loop *loop);
 
-static const bk_layer layer = {.settle = flush_dirty, .turn = take_turn, .close = close_all};
+static const bk_layer layer = {
+    .settle = flush_dirty, .turn = take_turn, .turned = flush_gathered, .close = close_all};
 
 static void adopt(bk_stream *s, bk_transport *t) {
     s->transport = t;
@@ -752,6 +769,10 @@ void bk_stream_resume(bk_stream *s) {
     update(s);
 }
 
+void bk_stream_gather(bk_stream *s) {
+    s->flags |= BK_STREAM_GATHERS;
+}
+
 int bk_stream_set_water(bk_stream *s, size_t low, size_t high) {
     if (s == NULL || low > high || high > UINT32_MAX)
         return -EINVAL;
@@ -875,7 +896,7 @@ static void close_all(bk_loop *loop) {
     while (loop->streams != NULL) {
         for (bk_stream *s = loop->streams; s != NULL; s = s->next)
             bk_stream_fail(s, -ECANCELED);
-        bk_loop_settle(loop);
+        flush_gathered(loop);
         finish_closing(loop);
         finish_queued(loop);
     }

@@ -49,6 +49,7 @@ enum {
     BK_STREAM_OPENING = 1 << 15, /* its transport is getting ready to move bytes */
     BK_STREAM_OPENED = 1 << 16,  /* opened() was called */
     BK_STREAM_TIMED = 1 << 17,   /* has a time-out: counted in loop->timed_streams */
+    BK_STREAM_GATHERS = 1 << 18, /* listed in loop->gathered instead, within a turn */
 };
 
 /* What a server keeps of one connection: how long it may take, what it moved, and who is to be
@@ -91,6 +92,9 @@ int bk_stream_new_connecting(bk_loop *loop, bk_transport *transport, const bk_pr
 /* As bk_stream_new(), but paused from the first: nothing is watched until it is resumed. */
 int bk_stream_new_paused(bk_loop *loop, bk_transport *transport, const bk_protocol *protocol,
                          void *user, bk_stream **ret_stream);
+/* What callbacks write is sent when all of the turn have returned, and not each when it does: where
+   they take their time, peers need not be woken one by one. */
+void bk_stream_gather(bk_stream *s);
 void bk_stream_connected(bk_stream *s, bk_transport *transport);
 
 /* Give a stream a visit, or take it away (NULL), to be given to another stream. */

@@ -289,6 +289,7 @@ static PyObject *wire_attach(WireObject *w, PyObject *args) {
     }
     /* Whether it is full is asked in ask(), and Twisted looks at no more than that. */
     (void)bk_stream_set_water(s, 0, UINT32_MAX);
+    bk_stream_gather(s); /* as Twisted does */
     Py_XSETREF(w->loop, (LoopObject *)Py_NewRef(loop));
     Py_XSETREF(w->contexts, find_contexts());
     w->stream = s;
