@@ -539,7 +539,7 @@ static PyMethodDef wire_methods[] = {
      "startWriting()\n\nHave what waits for all to be sent looked at."},
     {"stopWriting", (PyCFunction)wire_stop_writing, METH_NOARGS, "stopWriting()"},
     {"write", (PyCFunction)wire_write, METH_O,
-     "write(data)\n\nSend bytes, with all that is written in the same callback, when it returns."},
+     "write(data)\n\nSend bytes, with all that is written in the same turn, at its end."},
     {"writeSequence", (PyCFunction)wire_write_sequence, METH_O,
      "writeSequence(iovec)\n\nSend each of an iterable of bytes."},
     {NULL, NULL, 0, NULL},

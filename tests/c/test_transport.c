@@ -405,6 +405,107 @@ static void descriptors_where_none_can_come(void) {
     CHECK_INT(bk_loop_free(loop), 0);
 }
 
+/* ---- What is sent when all callbacks of a turn have returned ---- */
+
+static bk_stream *near_end;
+static bk_transport *far_end;
+static size_t arrived_by_then;
+
+/* How much is there; it is taken. */
+static size_t arrived(void) {
+    char room[64];
+    ssize_t n = far_end->ops->read(far_end, room, sizeof room);
+    return n > 0 ? (size_t)n : 0;
+}
+
+static void write_one(void *arg) {
+    (void)arg;
+    CHECK_INT(bk_stream_write(near_end, "x", 1, BK_COPY, NULL), 0);
+}
+
+static void look(void *arg) {
+    (void)arg;
+    arrived_by_then = arrived();
+}
+
+static void break_off(void *arg) {
+    bk_loop_break(arg);
+}
+
+static void close_near(void *arg) {
+    (void)arg;
+    bk_stream_close(near_end);
+}
+
+static void turn_with(bk_loop *loop, bk_fn first, bk_fn second, bk_fn third) {
+    bk_fn fns[] = {first, second, third};
+    for (int i = 0; i < COUNT(fns) && fns[i] != NULL; i++)
+        CHECK_INT(bk_loop_soon(loop, fns[i], loop), 0);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+}
+
+static void gathers_what_is_written(void) {
+    for (int gathers = 0; gathers < 2; gathers++) {
+        bk_loop *loop = new_loop();
+        bk_transport *pair[2];
+        CHECK_INT(bk_memory_transport(loop, 100, pair), 0);
+        CHECK_INT(bk_stream_new(loop, pair[0], &quiet_protocol, NULL, &near_end), 0);
+        far_end = pair[1];
+        if (gathers)
+            bk_stream_gather(near_end);
+        turn_with(loop, write_one, look, write_one);
+        CHECK_INT(arrived_by_then, gathers ? 0 : 1);
+        CHECK_INT(arrived(), gathers ? 2 : 1);
+        turn_with(loop, write_one, break_off, NULL);
+        CHECK_INT(arrived(), gathers ? 0 : 1);
+        CHECK_INT(bk_loop_deadline(loop) == 0, gathers);
+        turn_with(loop, NULL, NULL, NULL);
+        CHECK_INT(arrived(), gathers ? 1 : 0);
+        write_one(NULL); /* between turns */
+        turn_with(loop, look, NULL, NULL);
+        CHECK_INT(arrived_by_then, 1);
+        if (gathers) {
+            turn_with(loop, write_one, close_near, NULL);
+            turn_with(loop, NULL, NULL, NULL);
+            CHECK_INT(arrived(), 1);
+        } else {
+            turn_with(loop, write_one, break_off,
+                      NULL); /* and the loop goes with what was written */
+        }
+        far_end->ops->close(far_end);
+        free_loop(loop);
+    }
+}
+
+static void write_back(bk_stream *s, const void *data, size_t n) {
+    CHECK_INT(bk_stream_write(s, data, n, BK_COPY, NULL), 0);
+}
+
+/* What was received is written where others have received since. */
+static void gathers_what_was_received(void) {
+    static const bk_protocol echo = {.size = sizeof echo, .received = write_back};
+    bk_loop *loop = new_loop();
+    bk_transport *pairs[2][2];
+    bk_stream *s;
+    for (int i = 0; i < 2; i++) {
+        CHECK_INT(bk_memory_transport(loop, 100, pairs[i]), 0);
+        CHECK_INT(bk_stream_new(loop, pairs[i][0], &echo, NULL, &s), 0);
+        bk_stream_gather(s);
+    }
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    for (int i = 0; i < 2; i++)
+        CHECK_INT(pairs[i][1]->ops->write(pairs[i][1], &(struct iovec){i ? "b" : "a", 1}, 1), 1);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    CHECK_INT(bk_loop_turn(loop, 0), 0);
+    for (int i = 0; i < 2; i++) {
+        char c = 0;
+        CHECK_INT(pairs[i][1]->ops->read(pairs[i][1], &c, 1), 1);
+        CHECK_INT(c, i ? 'b' : 'a');
+        pairs[i][1]->ops->close(pairs[i][1]);
+    }
+    free_loop(loop);
+}
+
 int main(int argc, char **argv) {
     static const check_case cases[] = {
         CASE(tcp),
@@ -428,6 +529,8 @@ int main(int argc, char **argv) {
         CASE(missing_directions),
         CASE(descriptors_that_come),
         CASE(descriptors_where_none_can_come),
+        CASE(gathers_what_is_written),
+        CASE(gathers_what_was_received),
     };
     return check_main(argc, argv, cases, COUNT(cases));
 }
