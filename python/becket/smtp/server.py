@@ -117,8 +117,8 @@ def _mechanisms(server: SMTP, handler: Any, excluded: Iterable[str]) -> dict[str
 
 
 class _Early(asyncio.Protocol):
-    """What comes under TLS before start_tls() has returned: the first command may be in the client's
-    last flight. It waits, as a session tells of the TLS of the transport it has."""
+    """What comes under TLS before start_tls() has returned, as the first command may be in the
+    client's last flight: it waits, as a session tells of the TLS of the transport it has."""
 
     def __init__(self) -> None:
         self._data = bytearray()
