@@ -40,6 +40,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.longrepr = f"skipped, and BECKET_NO_SKIP is set: {report.longrepr}"
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """What no_leaks() has frozen is collected after all, or it would look lost at the exit."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """TLS lies above the notifiers: its tests run on one, and on the fallback for ssl's objects,
     which no other test needs."""
