@@ -63,22 +63,31 @@ def cpu_of(pid: int) -> tuple[float, float]:
     return int(fields[11]) / tick, int(fields[12]) / tick
 
 
+def run_to_end(
+    command: Sequence[str], core: int, patience: float = PATIENCE_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """A program on *core*, whatever its status is. Failure: it took longer than *patience*."""
+    pipe = subprocess.PIPE
+    with on_core(core):
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace")
+    with process:
+        try:
+            out, complaint = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            name = Path(command[0]).name
+            raise Failure(f"{name} had not ended after {patience:.0f} s") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, complaint)
+
+
 def run(command: Sequence[str], core: int, server: int) -> Load:
     """The load, to its end, on *core*; *server* is a process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     user, system = cpu_of(server)
-    pipe = subprocess.PIPE
-    with on_core(core):
-        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-    with process:
-        try:
-            said, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failure(f"the load had not ended after {PATIENCE_SECONDS} s") from None
+    done = run_to_end(command, core)
     seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise Failure((complaint.strip() or f"status {process.returncode}")[:200])
+    if done.returncode:
+        raise Failure((done.stderr.strip() or f"status {done.returncode}")[:200])
     own = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     user_after, system_after = cpu_of(server)
-    return Load(seconds, own, user_after - user, system_after - system, said)
+    return Load(seconds, own, user_after - user, system_after - system, done.stdout)

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import mail
 import web
-from loads import PATIENCE_SECONDS, Failure, on_core
+from loads import PATIENCE_SECONDS, Failure, on_core, run_to_end
 from peers import Peer, asyncore_command, calibrate_command, twisted_command
 from serving import Serving, Way
 
@@ -194,18 +194,11 @@ def load(bench: Bench, server: Server, mode: str, **options: float) -> Sample:
     for name, value in arguments.items():
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     patience = arguments["seconds"] + arguments["warmup"] + PATIENCE_SECONDS
-    with on_core(bench.load_core):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with process:
-        try:
-            out, complaint = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failure(f"the load had not ended after {patience:.0f} s") from None
-    if not out:
-        said = complaint.decode(errors="replace").strip().removeprefix("bench-load: ")
-        raise Failure(said or f"the load ended with status {process.returncode}")
-    result: dict[str, Any] = json.loads(out)
+    done = run_to_end(command, bench.load_core, patience)
+    if not done.stdout:
+        said = done.stderr.strip().removeprefix("bench-load: ")
+        raise Failure(said or f"the load ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
     reason = result.pop("complaint")
     if result["errors"]:
         raise Failure(reason)
@@ -345,18 +338,11 @@ def twisted(bench: Bench, peer: Peer, what: str) -> Sample:
 
 def output(bench: Bench, command: Sequence[str]) -> str:
     """What a program on the server's core says."""
-    with on_core(bench.server_core):
-        process = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-    if process.returncode:
-        lines = process.stderr.strip().splitlines()
-        raise Failure(lines[-1][:200] if lines else f"status {process.returncode}")
-    return process.stdout
+    done = run_to_end(command, bench.server_core)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise Failure(lines[-1][:200] if lines else f"status {done.returncode}")
+    return done.stdout
 
 
 def micro(bench: Bench, peer: Peer) -> Sample:

@@ -106,16 +106,13 @@ static void end_all(bk_loop *loop) {
              loop->datagrams != NULL);
 }
 
-static void turn_layers(bk_loop *loop) {
-    for (int i = 0; i < BK_LAYERS && !loop->broken; i++)
-        if (loop->layers[i] != NULL && loop->layers[i]->turn != NULL)
-            loop->layers[i]->turn(loop);
-}
-
-static void end_layers_turn(bk_loop *loop) {
-    for (int i = 0; i < BK_LAYERS && !loop->broken; i++)
-        if (loop->layers[i] != NULL && loop->layers[i]->turned != NULL)
-            loop->layers[i]->turned(loop);
+/* Once a turn, and at its end. */
+static void turn_layers(bk_loop *loop, bool end) {
+    for (int i = 0; i < BK_LAYERS && !loop->broken; i++) {
+        const bk_layer *layer = loop->layers[i];
+        if (layer != NULL && (end ? layer->turned : layer->turn) != NULL)
+            (end ? layer->turned : layer->turn)(loop);
+    }
 }
 
 int bk_loop_free(bk_loop *loop) {
@@ -251,14 +248,14 @@ static int turn(bk_loop *loop, int64_t timeout_ns) {
     bk_timers_begin(loop);
     if (!loop->broken && atomic_load_explicit(&loop->posted, memory_order_acquire))
         bk_posts_take(loop);
-    turn_layers(loop);
+    turn_layers(loop, false);
     if (!loop->broken)
         call_ready(loop);
     if (!loop->broken && count > 0)
         bk_watches_dispatch(loop, count);
     if (!loop->broken)
         bk_timers_fire(loop);
-    end_layers_turn(loop);
+    turn_layers(loop, true);
     loop->turning = false;
     return count < 0 ? count : 0;
 }

@@ -4,6 +4,7 @@ there is: swaks, aiosmtplib, smtp-source, posttls-finger, and Postfix, which rel
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import smtplib
 import socket
 import ssl
@@ -189,6 +190,19 @@ def test_aiosmtplib(tls, users, how):
     assert (handler.got[0][0].ssl is None) == (how == "plain")
 
 
+@contextlib.contextmanager
+def controlled(handler: Any, **settings: Any) -> Iterator[becket.smtp.Controller]:
+    """As aiosmtpd's programs run a server."""
+    controller = becket.smtp.Controller(
+        handler, hostname="127.0.0.1", port=0, ready_timeout=60, **settings
+    )
+    controller.start()
+    try:
+        yield controller
+    finally:
+        controller.stop()
+
+
 def test_smtplib_and_starttls_of_a_controller(tls):
     """STARTTLS by an ssl.SSLContext, as aiosmtpd's programs have it."""
     told = []
@@ -199,16 +213,7 @@ def test_smtplib_and_starttls_of_a_controller(tls):
             return True
 
     handler = Handler()
-    controller = becket.smtp.Controller(
-        handler,
-        hostname="127.0.0.1",
-        port=0,
-        tls_context=tls.server(),
-        require_starttls=True,
-        ready_timeout=60,
-    )
-    controller.start()
-    try:
+    with controlled(handler, tls_context=tls.server(), require_starttls=True) as controller:
         with smtplib.SMTP("127.0.0.1", controller.port, timeout=60) as client:
             client._host = "localhost"
             client.ehlo()
@@ -216,8 +221,6 @@ def test_smtplib_and_starttls_of_a_controller(tls):
             client.starttls(context=tls.client())
             client.sendmail("a@b.c", ["d@e.f"], TEXT)
             assert "starttls" not in client.esmtp_features
-    finally:
-        controller.stop()
     [(session, envelope)] = handler.got
     assert envelope.content == TEXT
     assert session.ssl["cipher"][1].startswith("TLSv1.") and told == [session.ssl]
@@ -241,17 +244,8 @@ def handshake(sock: socket.socket, context: ssl.SSLContext) -> tuple[ssl.SSLObje
 def test_commands_in_the_last_flight_of_a_handshake(tls, make_loop, last):
     """The session tells of TLS, and nothing of what came with the handshake is lost."""
     handler = Keep()
-    controller = becket.smtp.Controller(
-        handler,
-        hostname="127.0.0.1",
-        port=0,
-        tls_context=tls.server(),
-        require_starttls=True,
-        ready_timeout=60,
-        loop=make_loop(),
-    )
-    controller.start()
-    try:
+    settings = {"tls_context": tls.server(), "require_starttls": True, "loop": make_loop()}
+    with controlled(handler, **settings) as controller:
         with socket.create_connection(("127.0.0.1", controller.port), 60) as sock:
             for said in (b"", b"EHLO c\r\n", b"STARTTLS\r\n"):
                 sock.sendall(said)
@@ -261,8 +255,6 @@ def test_commands_in_the_last_flight_of_a_handshake(tls, make_loop, last):
             client.write(mail + last)
             sock.sendall(outgoing.read())
             wait_until(lambda: handler.got, "the mail has not come")
-    finally:
-        controller.stop()
     [(session, envelope)] = handler.got
     assert envelope.content == b"hello\r\n"
     assert session.ssl["cipher"][1].startswith("TLSv1.")
@@ -270,17 +262,11 @@ def test_commands_in_the_last_flight_of_a_handshake(tls, make_loop, last):
 
 def test_controller_under_tls(tls):
     handler = Keep()
-    controller = becket.smtp.Controller(
-        handler, hostname="127.0.0.1", port=0, ssl_context=tls.server(), ready_timeout=60
-    )
-    controller.start()
     context = tls.client()
     context.check_hostname = False
-    try:
+    with controlled(handler, ssl_context=tls.server()) as controller:
         with smtplib.SMTP_SSL("127.0.0.1", controller.port, timeout=60, context=context) as client:
             client.sendmail("a@b.c", ["d@e.f"], TEXT)
-    finally:
-        controller.stop()
     [(session, _)] = handler.got
     assert session.ssl is not None
 
