@@ -811,8 +811,13 @@ class Forks(Driver):
         asyncio._set_running_loop(None)
         signal.set_wakeup_fd(-1)
         worker = Worker(self.plan, self._board, place, sockets, line)
+
+        def ready() -> None:
+            with contextlib.suppress(ConnectionError):  # else the line tells
+                line.sendall(b"+")
+
         try:
-            return worker._run(lambda: line.sendall(b"+"), signals=True)
+            return worker._run(ready, signals=True)
         except (OSError, ValueError) as error:
             logger.error("a worker could not begin: %s", error)
             return 1

@@ -498,7 +498,7 @@ def test_a_function_starts_tls_as_its_endpoint_offers(driver: str, tls: Certific
 # ---- As a process --------------------------------------------------------------------------------
 
 PROGRAM = """
-import asyncio, os, socketserver, sys, time
+import asyncio, itertools, os, socketserver, sys, time
 import becket
 
 async def coroutine(reader, writer):
@@ -516,6 +516,16 @@ def blocking(connection):
         if line == b"slow\\n":
             time.sleep(0.5)
         connection.sendall(line)
+
+forked = itertools.count()
+
+def tarry():
+    if next(forked) > 1:
+        time.sleep(0.3)
+
+if sys.argv[2] == "late":  # all workers but the first begin late
+    os.register_at_fork(before=lambda: next(forked), after_in_child=tarry)
+    sys.argv[2] = "forks:2"
 
 sys.exit(becket.serve(globals()[sys.argv[1]], "tcp://127.0.0.1:0", driver=sys.argv[2], drain=5))
 """
@@ -658,14 +668,14 @@ def test_a_worker_that_is_killed_is_replaced(target: str, start: Callable[..., P
     assert "was killed by signal 9; another takes its place" in said
 
 
-def test_workers_do_not_outlive_their_parent(start: Callable[..., Process]) -> None:
-    process = start("coroutine", "forks:2")
+@pytest.mark.parametrize("driver", ["forks:2", "late"])
+def test_workers_do_not_outlive_their_parent(driver: str, start: Callable[..., Process]) -> None:
+    process = start("coroutine", driver)
     with process.connect(process.listening()) as one:
         one.sendall(b"slow\n")  # who has said nothing is let go
         process.signal(signal.SIGKILL)
         assert one.readline() == b"slow\n", "what is under way comes to its end"
-    status, _ = process.end()  # and nobody has its stderr any more
-    assert status == -signal.SIGKILL
+    assert process.end() == (-signal.SIGKILL, "")  # and nobody has its stderr any more
 
 
 BEHIND = """
