@@ -136,7 +136,8 @@ typedef struct bk_smtp_config {
     unsigned timeout;        /* seconds; 300 */
     unsigned max_session;    /* seconds that a session may last; no limit */
     void *context;
-    /* A client is here, and is not greeted yet. NULL: "220 …"; 554 or 421: it is sent away. */
+    /* A client is here, and is not greeted yet. NULL: "220 …"; 421 or 521: it is sent away; 554:
+       nothing but QUIT is taken from it (RFC 5321, 3.1). */
     void (*connect)(void *context, bk_smtp_session *s);
     /* HELO, EHLO or LHLO; see bk_smtp_helo(). NULL: the usual reply; 250 with text of one's own
        replaces it, line by line (bk_smtp_keywords() has the usual lines). */

@@ -7,10 +7,16 @@
 #include "core/protocol/sasl.h"
 #include "core/protocol/smtp_message.h"
 
+/* RFC 5321, 3.1: who is refused is to say QUIT; RFC 7504, 3: he need not be waited for after 521.
+ */
 static void answer_connect(bk_smtp_session *s, const char *reply) {
-    if (reply == NULL || (reply[0] == '2' && strncmp(reply, "220 ", 4) != 0))
+    if (reply == NULL || (reply[0] == '2' && strncmp(reply, "220 ", 4) != 0)) {
         bk_smtp_greet(s);
-    else if (bk_smtp_relay(s, reply, true) != '2')
+        return;
+    }
+    char class = bk_smtp_relay(s, reply, true);
+    s->denied = class == '5' && strncmp(reply, "521", 3) != 0;
+    if (class != '2' && !s->denied)
         bk_machine_close(&s->machine);
 }
 

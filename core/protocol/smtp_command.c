@@ -335,6 +335,10 @@ static void command_run(bk_smtp_session *s, const char *text, size_t n) {
     }
     size_t size = space != NULL ? (size_t)(space - text) : n;
     const smtp_command *command = command_find(text, size);
+    if (s->denied && (command == NULL || command->run != smtp_quit)) {
+        bk_smtp_reply(s, "503 5.5.1 only QUIT is left");
+        return;
+    }
     if ((command == NULL || command->flags & COMMAND_IDLE) && ++s->idle > s->config.max_idle) {
         bk_smtp_hang_up(s, "too many commands without mail");
         return;

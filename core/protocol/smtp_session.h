@@ -63,6 +63,7 @@ struct bk_smtp_session {
     bk_smtp_mode mode;
     bool followed; /* more has arrived than the command that is being run */
 
+    bool denied;                    /* the greeting was a refusal: there is nothing but QUIT */
     bool greeted, extended;         /* HELO; or EHLO or LHLO */
     unsigned errors, idle, crowded; /* crowded: recipients refused because there were too many */
     unsigned messages;

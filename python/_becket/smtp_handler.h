@@ -20,6 +20,7 @@ enum {
     ASKS_VRFY = 4,
     ASKS_COMMAND = 8,
     ASKS_COUNT = 16,
+    ASKS_CONNECT = 32,
 };
 
 typedef enum smtp_question {

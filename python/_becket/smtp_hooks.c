@@ -138,11 +138,12 @@ static int session_proxy(SmtpConnectionObject *c, SmtpSessionObject *session, bk
     if (bk_stream_query(s, BK_QUERY_LOCAL, &local, &local_size) < 0)
         local_size = 0;
     session->proxy_data =
-        handler_call(c, "_proxy", "(ONN)", session->peer, address_to_python(&local, local_size),
-                     address_to_python(&proxy, size));
+        PyObject_CallMethod((PyObject *)c, "_proxy", "ONN", session->peer,
+                            address_to_python(&local, local_size), address_to_python(&proxy, size));
     return session->proxy_data == NULL ? -1 : 0;
 }
 
+/* From within a hook, too, whose context is entered: nothing here is called in that. */
 static int session_describe(SmtpConnectionObject *c, SmtpSessionObject *session) {
     bk_stream *stream =
         c->machine != NULL || c->gone ? NULL : bk_smtp_machine(c->core)->runner_state;
@@ -156,7 +157,7 @@ static int session_describe(SmtpConnectionObject *c, SmtpSessionObject *session)
     if (session->peer == NULL || (stream != NULL && session_proxy(c, session, stream) < 0))
         return -1;
     if (c->secure && c->machine != NULL)
-        session->ssl = handler_call(c, "_tls_info", "()");
+        session->ssl = PyObject_CallMethod((PyObject *)c, "_tls_info", NULL);
     else if (c->secure && stream != NULL)
         session->ssl = stream_tls(stream);
     if (c->secure && session->ssl == NULL && PyErr_Occurred())
@@ -509,6 +510,18 @@ static bool is_over(void *context, bk_smtp_session *s, const char *verb) {
     return true;
 }
 
+static void hook_connect(void *context, bk_smtp_session *s) {
+    if (!(rules_of(context, s)->asks & ASKS_CONNECT)) {
+        bk_smtp_answer(s, NULL);
+        return;
+    }
+    SmtpConnectionObject *c = connection_of(context, s);
+    if (c == NULL)
+        return;
+    c->question = QUESTION_OTHER;
+    settle(c, handler_call(c, "_connect", "()"));
+}
+
 static void hook_helo(void *context, bk_smtp_session *s) {
     SmtpConnectionObject *c = bk_smtp_user(s);
     bool extended = bk_smtp_extended(s);
@@ -750,6 +763,7 @@ static void hook_disconnect(void *context, bk_smtp_session *s) {
 
 void handler_set_hooks(bk_smtp_config *config, bool auth) {
     config->auth = auth ? hook_auth : NULL;
+    config->connect = hook_connect;
     config->helo = hook_helo;
     config->mail = hook_mail;
     config->rcpt = hook_rcpt;

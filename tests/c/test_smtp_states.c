@@ -773,7 +773,12 @@ static void greets_as_told(void) {
     told = "220 here I am\nat last";
     SAYS("QUIT\r\n", "220-here I am\r\n220 at last\r\n221 2.0.0 bye\r\n");
     told = "554 no mail here";
-    SAYS("QUIT\r\n", "554 no mail here\r\n");
+    SAYS("EHLO c\r\nFOO\r\nBDAT 6 LAST\r\nQUIT\r\n",
+         "554 no mail here\r\n503 5.5.1 only QUIT is left\r\n503 5.5.1 only QUIT is left\r\n"
+         "503 5.5.1 only QUIT is left\r\n221 2.0.0 bye\r\n");
+    CHECK(now.closed);
+    told = "521 never";
+    SAYS("QUIT\r\n", "521 never\r\n");
     CHECK(now.closed);
     told = "421 later";
     SAYS("QUIT\r\n", "421 later\r\n");

@@ -385,6 +385,59 @@ def test_greeting(served):
         assert sock.makefile().readline().startswith("220 mx.example.org ")
 
 
+def test_connect_decides(ours):
+    class Handler(Keep):
+        async def handle_CONNECT(self, server, session, envelope):
+            assert session.peer[0] == "127.0.0.1"
+            assert session.proxy_data is None
+            return answers.pop(0)
+
+    answers = ["220 come in", None, "554 no mail here", "421 not now"]
+    where = ours.start(Handler(), hostname="mx.example.org")
+    for code, text in [(220, "come in"), (220, "mx.example.org ESMTP becket"), (421, "not now")]:
+        client = smtplib.SMTP(timeout=60)
+        found = client.connect(*where)
+        if found[0] == 554:
+            assert found[1] == b"no mail here"
+            assert client.ehlo()[0] == 503
+            assert client.quit()[0] == 221
+            found = client.connect(*where)
+        assert found[0] == code
+        assert found[1].decode().startswith(text)
+        client.close()
+    assert answers == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_proxy_header_decides(asynchronous):
+    """handle_PROXY, as aiosmtpd calls it: what it returns says whether the client may go on."""
+    told = []
+
+    class Handler(Keep):
+        def handle_PROXY(self, server, session, envelope, proxy_data):
+            assert session.proxy_data is proxy_data
+            told.append((proxy_data.src_addr, proxy_data.src_port, proxy_data.dst_port))
+            answer = proxy_data.src_addr == "192.0.2.1"
+            return asyncio.sleep(0, answer) if asynchronous else answer
+
+    endpoint = "tcp://127.0.0.1:0?proxy=accept"
+    said = {}
+    with becket.smtp.Server(Handler(), endpoint, drain=0.0) as server:
+        for source in ("192.0.2.1", "192.0.2.2", None):
+            where = server.endpoints[0].partition("?")[0]
+            with becket.connect(where, timeout=60) as client:
+                if source is not None:
+                    client.sendall(f"PROXY TCP4 {source} 192.0.2.9 4000 25\r\n".encode())
+                client.sendall(b"QUIT\r\n")
+                said[source] = (client.readline()[:4], client.readline()[:4])
+    assert said == {
+        "192.0.2.1": (b"220 ", b"221 "),
+        "192.0.2.2": (b"554 ", b"221 "),
+        None: (b"220 ", b"221 "),
+    }
+    assert told == [("192.0.2.1", 4000, 25), ("192.0.2.2", 4000, 25)]
+
+
 def test_a_silent_client_is_told_why_it_is_sent_away(ours):
     where = ours.start(Keep(), timeout=1, hostname="mx.example.org")
     with socket.create_connection(where, timeout=60) as sock:

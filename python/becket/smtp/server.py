@@ -48,6 +48,7 @@ _NO_TRACE, _LMTP, _MAKE_WHOLE, _AUTH_IN_CLEAR = 1, 2, 4, 8
 _AUTH_REQUIRED, _TLS_REQUIRED, _NO_UTF8 = 16, 32, 128
 # As ASKS_… in smtp_handler.c.
 _ASKS_HELO, _ASKS_AUTH, _ASKS_VRFY, _ASKS_COMMAND, _ASKS_COUNT = 1, 2, 4, 8, 16
+_ASKS_CONNECT = 32
 
 SYNTAX = {
     "AUTH": "AUTH <mechanism>",
@@ -308,7 +309,7 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
 
     def _asks(self) -> int:
         hooks = self._hooks.keys()
-        asks = 0
+        asks = _ASKS_CONNECT if {"CONNECT", "PROXY"} & hooks else 0
         if {"EHLO", "HELO", "STARTTLS"} & hooks or (self._has_auth() and self.users is None):
             asks |= _ASKS_HELO
         if self._has_auth() and self._own_auth is None:
@@ -338,6 +339,22 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
         left.setdefault(verb, self._call_limit.get(verb, self._call_limit["*"]))
         left[verb] -= 1
         return f"421 4.7.0 {verb} sent too many times" if left[verb] < 0 else None
+
+    async def _connect(self) -> str | bytes | None:
+        if self.session.proxy_data is not None:
+            welcome = await self._hook("PROXY", True, self.session.proxy_data)
+            if welcome is MISSING or not welcome:
+                return "554 5.7.1 Access denied"
+        status = await self._hook("CONNECT", None)
+        return None if status is MISSING else status
+
+    async def _hook(self, name: str, default: Any, *args: Any) -> Any:
+        """What handle_NAME says; without one, the *default*."""
+        hook = self._hooks.get(name)
+        if hook is None:
+            return default
+        found = hook(self, self.session, self.envelope, *args)
+        return await found if inspect.isawaitable(found) else found
 
     def _helo(self, extended: bool, hostname: str, keywords: str) -> Any:
         session = self.session
