@@ -10,8 +10,8 @@ WERROR ?= $(if $(CI),true,false)
 FUZZ_SECONDS ?= 30
 # More arguments for pytest, or for bench/run.py.
 ARGS ?=
-# How many processes `make test-sanitize` has.
-SHARDS ?= 1
+# How many processes share the Python tests. They wait most of the time: more than there are cores.
+PROCESSES ?= 6
 
 TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
 VENV ?= .venv/$(TAG)
@@ -37,13 +37,13 @@ meson-test = ninja --quiet -C $(1) && meson test -C $(1) --no-rebuild --print-er
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-c test-python test-sanitize soak fuzz bench bench-quick bench-prepare \
-	lint format install-c clean
+.PHONY: help run test test-c test-python test-sanitize test-sanitize-c test-sanitize-python soak fuzz \
+	bench bench-quick bench-prepare lint format install-c clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON=$(PYTHON) PORT=$(PORT) PREFIX=$(PREFIX) WERROR=$(WERROR) ARGS=$(ARGS) \
-		FUZZ_SECONDS=$(FUZZ_SECONDS)'
+		PROCESSES=$(PROCESSES) FUZZ_SECONDS=$(FUZZ_SECONDS)'
 
 run: $(VENV)/.package $(VENV)/.extra-pyopenssl $(VENV)/.extra-tlslite ## Serve mail from PORT on: in plain, and under every TLS engine
 	exec $(BIN)/becket demo --maildir Maildir --port $(PORT) --unix becket-smtp.sock
@@ -61,28 +61,34 @@ test-c: $(VENV)/.build ## The C tests
 	@$(call meson-test,build/c)
 
 test-python: $(VENV)/.package $(VENV)/.extra-test ## The Python tests, on the package as a user installs it
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
 
 # The interpreter is not built with sanitizers, so gcc's are loaded ahead of it, and PYTHONMALLOC
 # lets them watch every object. It and other programs that the tests start leak at exit: a leak
 # ends no process by itself, and tests/sanitizer.awk finds ours among the reports. UBSan writes to
 # stderr only, hence --capture=sys. Leaks are found when a process exits, which those of pytest-xdist
-# do not: SHARDS processes share the tests in their stead.
+# do not: PROCESSES of our own have a part of the tests each.
 SANITIZE := build/sanitize-$(TAG)
 SANITIZE_OPTIONS = -Db_sanitize=address,undefined -Db_lundef=false -Ddefault_library=static \
 	-Dpython=enabled -Dpython.platlibdir=$(CURDIR)/$(SANITIZE)/site -Dwerror=$(WERROR)
 SANITIZERS = $(shell for name in asan ubsan; do $${CC:-cc} -print-file-name=lib$$name.so; done)
 SANITIZER_LOG = log_path=$(CURDIR)/$(SANITIZE)/reports/of:stack_trace_format='    \#%n %f %S (%m)'
 
-test-sanitize: $(VENV)/.package $(VENV)/.extra-test ## C and Python tests under ASan (with leaks) and UBSan
+test-sanitize: ## C and Python tests under ASan (with leaks) and UBSan
 	@tests/packages.sh
+	@$(MAKE) -k --no-print-directory test-sanitize-c test-sanitize-python
+
+test-sanitize-c: $(VENV)/.build
 	@$(call setup,$(SANITIZE),$(SANITIZE_OPTIONS))
 	@export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1; \
 	export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1; \
 	$(call meson-test,$(SANITIZE),--timeout-multiplier 4)
+
+test-sanitize-python: $(VENV)/.package $(VENV)/.extra-test
+	@$(call setup,$(SANITIZE),$(SANITIZE_OPTIONS)) && ninja --quiet -C $(SANITIZE)
 	@meson install -C $(SANITIZE) --no-rebuild --quiet --tags runtime,python-runtime
 	@rm -rf $(SANITIZE)/reports && mkdir $(SANITIZE)/reports
-	seq $(SHARDS) | xargs -I SHARD -P $(SHARDS) env BECKET_SHARD=SHARD/$(SHARDS) \
+	seq $(PROCESSES) | xargs -I @ -P $(PROCESSES) env BECKET_SHARD=@/$(PROCESSES) \
 		PYTHONPATH=$(CURDIR)/$(SANITIZE)/site PYTHONMALLOC=malloc LD_PRELOAD='$(SANITIZERS)' \
 		ASAN_OPTIONS="detect_leaks=1:halt_on_error=1:$(SANITIZER_LOG)" LSAN_OPTIONS=exitcode=0 \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \

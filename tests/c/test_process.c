@@ -91,7 +91,7 @@ ON_EACH_NOTIFIER(there_and_back) {
     ask("process:cat");
     ask("process:cat %7C cat;");
     CHECK(reaped_within(5000));
-    heard("process:echo 100%25 %3F", "100% ?\n", 0);
+    heard("process:echo 100%25 '%3F'", "100% ?\n", 0);
     heard("process:exit 0", "", 0);
     int opened = seen.opened;
     bk_stream *s = hear("process:cat", &hearing);

@@ -432,12 +432,14 @@ def test_a_worker_that_is_killed_is_replaced(start: Start) -> None:
         server.until_told("was killed by signal 9; another takes its place in")
         assert clients[other].ask("still") == "still"
         seen: set[int] = set()
-        for _ in range(1000):
-            client = stack.enter_context(closing(server.connect()))
-            seen.add(client.who()[0])
-            if len(seen) == 2:
-                break
-        assert other in seen and victim not in seen and len(seen) == 2
+
+        def both_serve() -> bool:
+            with closing(server.connect()) as client:
+                seen.add(client.who()[0])
+            return len(seen) == 2
+
+        wait_until(both_serve)
+        assert other in seen and victim not in seen
     server.signal(signal.SIGTERM)
     assert server.ends() == 0, server.told
 
