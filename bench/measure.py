@@ -322,11 +322,11 @@ def asyncore(bench: Bench, loop: str, idle: int) -> Sample:
     return sample
 
 
-def web_server(bench: Bench, peer: Peer) -> Sample:
-    """twisted.web under wrk."""
+def web_server(bench: Bench, peer: Peer, kind: str) -> Sample:
+    """A web server under wrk."""
     if why := web.why_not():
         raise Failure(why)
-    with serving(bench, peer, "web", "tcp", {}) as server:
+    with serving(bench, peer, kind, "tcp", {}) as server:
         return web.measure(bench, server)
 
 

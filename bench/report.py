@@ -37,6 +37,7 @@ TITLES = {
     "serve": "becket.serve() beside loop.create_server()",
     "smtp": "Mail: messages of 1 KiB, 50 sessions, dropped",
     "asyncore": "asyncore's dispatchers: one active among 2,000 idle ones",
+    "web": "Web servers on asyncio's loops under wrk",
     "twisted": "Twisted's reactors: echo of a Protocol, twisted.web, and calls that are asked for",
 }
 HEADINGS = {"user_us": "user", "cpu_us": "CPU", "bytes": "bytes"}
@@ -306,7 +307,7 @@ def cell_lines(name: str, table: Table) -> list[str]:
     elif name in CELLS:
         lines += serving_lines(CELLS[name], table)
     else:
-        units = {"connect": "connection", "twisted/web": "request"}
+        units = {"connect": "connection", "web": "request", "twisted/web": "request"}
         lines += load_table(table, units.get(group) or units.get(name, "message"))
     return lines + failed_rows(table)
 

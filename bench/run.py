@@ -102,7 +102,7 @@ class Cell:
         if self.what == "udp":
             return measure.udp(bench, who.peer, who.kind, self.size)
         if self.what == "web":
-            return measure.web_server(bench, who.peer)
+            return measure.web_server(bench, who.peer, who.kind)
         if self.what == "connect":
             return measure.connect(bench, who.peer, who.kind, self.transport)
         if self.what == "idle":
@@ -213,6 +213,7 @@ def all_cells() -> list[Cell]:
     ]
     cells += [Cell(f"twisted/{name}/1KiB", "echo", "twisted", name) for name in PLAIN_AND_TLS]
     cells.append(Cell("twisted/web", "web", "web"))
+    cells += [Cell(f"web/{name}", "web", name) for name in ("uvicorn", "aiohttp")]
     calls = ("callLater", "callFromThread")
     cells += [TwistedCell(f"twisted/{name}", "twisted", "twisted") for name in calls]
     return [*cells, Cell("micro", "micro", "python")]

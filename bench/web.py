@@ -1,5 +1,5 @@
-"""The web cell: a short answer of twisted.web's, asked for by wrk over 50 connections that are
-kept. bench/measure.py starts the server, and calls measure().
+"""The web cells: a short answer of twisted.web's, uvicorn's or aiohttp's, asked for by wrk over 50
+connections that are kept. bench/measure.py starts the server, and calls measure().
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ protocol   data_received() writes what it was given (asyncio.Protocol, Twisted's
            datagrams datagram_received() sends it back
 twisted    the same Protocol of Twisted's, on each of its reactors
 web        no echo: a short answer of twisted.web's to each request, on the same reactors
+uvicorn    a short answer of an ASGI application's, parsed by httptools, on each of asyncio's loops
+aiohttp    a short answer of aiohttp.web's, on the same
 buffered   asyncio.BufferedProtocol with a room of its own for each connection
 streams    read, write, read again: a coroutine, a greenlet or a thread for each connection
 
@@ -160,7 +162,46 @@ def buffered_echo(library: str, tls: bool) -> type[BufferedEcho]:
     return CopyingEcho if library == "rloop" else BufferedEcho
 
 
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def serve_uvicorn(place: Place) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        hello, http="httptools", lifespan="off", log_level="warning", backlog=BACKLOG
+    )
+    server = uvicorn.Server(config)
+    asyncio.get_running_loop().call_soon(ready)  # what listens does already
+    await server.serve([place.sock])
+
+
+async def serve_aiohttp(place: Place) -> None:
+    from aiohttp import web
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    application = web.Application()
+    application.router.add_get("/", hello)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, place.sock, backlog=BACKLOG).start()
+    ready()
+    await asyncio.Event().wait()
+
+
+WEB = {"uvicorn": serve_uvicorn, "aiohttp": serve_aiohttp}
+
+
 async def serve_asyncio(library: str, place: Place, kind: str) -> None:
+    if kind in WEB:
+        await WEB[kind](place)
+        return
     loop = asyncio.get_running_loop()
     if place.sock.type == socket.SOCK_DGRAM:
         endpoint = await loop.create_datagram_endpoint(DatagramEcho, sock=place.sock)
@@ -354,7 +395,7 @@ OTHERS: dict[str, Callable[[Place, str], None]] = {
 }
 FAMILY = ("asyncio", "uvloop", "rloop", "aiofastnet", "aiofastnet+uvloop", "becket")
 KINDS = {
-    **dict.fromkeys(FAMILY, ("protocol", "buffered", "streams")),
+    **dict.fromkeys(FAMILY, ("protocol", "buffered", "streams", *WEB)),
     **dict.fromkeys(OTHERS, ("streams",)),
     **dict.fromkeys(TWISTED, ("twisted", "web")),
     "twisted": ("protocol", "twisted", "web"),
