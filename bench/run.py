@@ -213,9 +213,9 @@ def all_cells() -> list[Cell]:
     ]
     cells += [Cell(f"twisted/{name}/1KiB", "echo", "twisted", name) for name in PLAIN_AND_TLS]
     cells.append(Cell("twisted/web", "web", "web"))
-    cells += [Cell(f"web/{name}", "web", name) for name in ("uvicorn", "aiohttp")]
     calls = ("callLater", "callFromThread")
     cells += [TwistedCell(f"twisted/{name}", "twisted", "twisted") for name in calls]
+    cells += [Cell(f"web/{name}", "web", name) for name in ("uvicorn", "aiohttp")]
     return [*cells, Cell("micro", "micro", "python")]
 
 
