@@ -241,16 +241,6 @@ class Share:
 
     async def run(self) -> bool:
         """Serve until stop(); True: nothing had to be cut before its time, which may be none."""
-        served = self.plan.served
-        if served.started is not None:
-            served.started()
-        try:
-            return await self._run()
-        finally:
-            if served.ended is not None:
-                served.ended()
-
-    async def _run(self) -> bool:
         try:
             await self.stopping.wait()
         finally:  # or something has ended the loop
@@ -419,7 +409,7 @@ class Driver:
             self._catch_signals(share.loop)
         share.open(self.given)
         self.names = share.names()
-        with self._others(share) as others:
+        with self._service(), self._others(share) as others:
             ready()
             if signals:
                 tell_ready(share.loop)
@@ -430,6 +420,18 @@ class Driver:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    @contextlib.contextmanager
+    def _service(self) -> Iterator[None]:
+        """What is served hears when it begins, and when all of it is over."""
+        served = self.plan.served
+        if served.started is not None:
+            served.started()
+        try:
+            yield
+        finally:
+            if served.ended is not None:
+                served.ended()
 
     @contextlib.contextmanager
     def _others(self, share: Share) -> Any:
@@ -598,9 +600,10 @@ class Worker(Driver):
         share.open(self._sockets)
         share.copies = [fd for fds in self._sockets.values() for fd in fds]
         share.loop.add_reader(self._line, self._orphaned)
-        ready()
-        self._note(share.loop)
-        good = await share.run()
+        with self._service():
+            ready()
+            self._note(share.loop)
+            good = await share.run()
         self._write()
         for number in (signal.SIGTERM, signal.SIGHUP):  # told once more, it need not die of it
             share.loop.remove_signal_handler(number)

@@ -43,7 +43,7 @@ class Served:
     One of three is there: *factory(loop)* gives a function that makes an asyncio.Protocol for each
     connection; *call(connection)* blocks until one is over; *core(loop)* gives what the core
     serves by itself. *refusal* is sent to connections that a limit keeps out; *reload* reads files
-    again. *started* is called when a loop begins to serve, *ended* when it serves no more.
+    again. *started* is called when a process begins to serve, *ended* when it has ended.
     """
 
     kind: str

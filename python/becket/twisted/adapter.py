@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -275,23 +274,12 @@ class Adapter(asyncio.Protocol):
 
 
 def served(factory: Any, name: str, refusal: bytes | None) -> Served:
-    """A factory as the drivers ask for it. Each loop that serves is a port of it: the first starts
-    it, and the last stops it."""
-    lock = threading.Lock()  # loops may be in several threads
-
-    def started() -> None:
-        with lock:
-            factory.doStart()
-
-    def ended() -> None:
-        with lock:
-            factory.doStop()
-
+    """A factory as the drivers ask for it. A server is a port of it, whatever loops it has."""
     return Served(
         "factory",
         name,
         factory=lambda _loop: lambda: Adapter(factory),
         refusal=refusal,
-        started=started,
-        ended=ended,
+        started=factory.doStart,
+        ended=factory.doStop,
     )
