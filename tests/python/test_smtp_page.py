@@ -422,7 +422,7 @@ def test_on_the_loop_that_runs(short_path: str, no_leaks: None) -> None:
     becket.run(main())
 
 
-def test_the_commands_of_the_documentation(site: Site) -> None:
+def test_the_commands_of_the_documentation(site: Site, tmp_path: Path) -> None:
     """Each `curl` in docs/mail-page.md, in order, with this page's address."""
     find_program("curl")
     for n in range(13):
@@ -439,6 +439,7 @@ def test_the_commands_of_the_documentation(site: Site) -> None:
         done = subprocess.run(
             [*own, "--silent", "--show-error", "--fail-with-body", "--output", "-"],
             capture_output=True, check=False, timeout=PATIENCE, env=environment_of_others(),
+            cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, (command, done)
 
