@@ -7,8 +7,7 @@
 #include "core/protocol/sasl.h"
 #include "core/protocol/smtp_message.h"
 
-/* RFC 5321, 3.1: who is refused is to say QUIT; RFC 7504, 3: he need not be waited for after 521.
- */
+/* Who is refused is to say QUIT (RFC 5321, 3.1), and is not waited for after 521 (RFC 7504, 3). */
 static void answer_connect(bk_smtp_session *s, const char *reply) {
     if (reply == NULL || (reply[0] == '2' && strncmp(reply, "220 ", 4) != 0)) {
         bk_smtp_greet(s);

@@ -510,16 +510,23 @@ static bool is_over(void *context, bk_smtp_session *s, const char *verb) {
     return true;
 }
 
-static void hook_connect(void *context, bk_smtp_session *s) {
-    if (!(rules_of(context, s)->asks & ASKS_CONNECT)) {
+/* The connection, whose handler is to be asked. NULL, answered for: about this it is not, or there
+   is none. */
+static SmtpConnectionObject *asked(void *context, bk_smtp_session *s, unsigned about) {
+    if (!(rules_of(context, s)->asks & about)) {
         bk_smtp_answer(s, NULL);
-        return;
+        return NULL;
     }
     SmtpConnectionObject *c = connection_of(context, s);
-    if (c == NULL)
-        return;
-    c->question = QUESTION_OTHER;
-    settle(c, handler_call(c, "_connect", "()"));
+    if (c != NULL)
+        c->question = QUESTION_OTHER;
+    return c;
+}
+
+static void hook_connect(void *context, bk_smtp_session *s) {
+    SmtpConnectionObject *c = asked(context, s, ASKS_CONNECT);
+    if (c != NULL)
+        settle(c, handler_call(c, "_connect", "()"));
 }
 
 static void hook_helo(void *context, bk_smtp_session *s) {
@@ -704,29 +711,18 @@ static void hook_message(void *context, bk_smtp_session *s, bk_smtp_message *m) 
 static void hook_vrfy(void *context, bk_smtp_session *s, const char *address) {
     if (is_over(context, s, "VRFY"))
         return;
-    if (!(rules_of(context, s)->asks & ASKS_VRFY)) {
-        bk_smtp_answer(s, NULL);
-        return;
-    }
-    SmtpConnectionObject *c = connection_of(context, s);
-    if (c == NULL)
-        return;
-    c->question = QUESTION_OTHER;
-    settle(c, handler_call(c, "_verify", "(O&)", text_of, address));
+    SmtpConnectionObject *c = asked(context, s, ASKS_VRFY);
+    if (c != NULL)
+        settle(c, handler_call(c, "_verify", "(O&)", text_of, address));
 }
 
 /* Verb "": a line that challenge_auth() waits for, in a task that answers when it is done. */
 static void hook_command(void *context, bk_smtp_session *s, const char *verb, const char *arg) {
     if (verb[0] != '\0' && is_over(context, s, verb))
         return;
-    SmtpConnectionObject *c = bk_smtp_user(s);
-    if (!(rules_of(context, s)->asks & ASKS_COMMAND)) {
-        bk_smtp_answer(s, NULL);
+    SmtpConnectionObject *c = asked(context, s, ASKS_COMMAND);
+    if (c == NULL)
         return;
-    }
-    if ((c = connection_of(context, s)) == NULL)
-        return;
-    c->question = QUESTION_OTHER;
     PyObject *result = handler_call(c, verb[0] == '\0' ? "_line" : "_command", "(O&O&)", text_of,
                                     verb, text_of, arg);
     if (verb[0] == '\0' && c->task != NULL && result != NULL)

@@ -46,7 +46,7 @@ NO_LIMIT = 2**60  # bytes; said to clients, who need to hear some number
 # As BK_SMTP_… in becket-smtp.h.
 _NO_TRACE, _LMTP, _MAKE_WHOLE, _AUTH_IN_CLEAR = 1, 2, 4, 8
 _AUTH_REQUIRED, _TLS_REQUIRED, _NO_UTF8 = 16, 32, 128
-# As ASKS_… in smtp_handler.c.
+# As ASKS_… in smtp_handler.h.
 _ASKS_HELO, _ASKS_AUTH, _ASKS_VRFY, _ASKS_COMMAND, _ASKS_COUNT = 1, 2, 4, 8, 16
 _ASKS_CONNECT = 32
 
@@ -549,15 +549,12 @@ class SMTP(_becket.SmtpConnection, asyncio.Protocol):
             return "503 Already authenticated"
         if not 1 <= len(args) <= 2:
             return "501 Too many values" if args else "501 Not enough value"
-        hook = self._hooks.get("AUTH")
         self._held = []
-        if hook is not None:
-            found = hook(self, session, self.envelope, args)
-            status = await found if inspect.isawaitable(found) else found
-            held, self._held = self._held, None
-            if status is not MISSING:
-                return status or (held[-1] if held else None)
-            self._held = []
+        status = await self._hook("AUTH", MISSING, args)
+        held, self._held = self._held, None
+        if status is not MISSING:
+            return status or (held[-1] if held else None)
+        self._held = []
         method = self._own_auth.get(args[0])
         if method is None:
             self._held = None
